@@ -1,0 +1,46 @@
+# Every target sets up .venv first, once. ARGS goes to the command behind a target:
+#   make report ARGS="--bits 48"      make test ARGS="-k codes"
+VENV := .venv
+BIN := $(VENV)/bin
+PYTHON ?= $(firstword $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p; done))
+
+.DEFAULT_GOAL := help
+.PHONY: help venv report test lab readme export clean-notebooks docs hooks
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 18
+
+$(VENV)/.installed: settings.ini setup.py
+	@test -n "$(PYTHON)" || { echo "dcwh needs Python 3.11 or newer, and no python3 here is. Install one, or name it: make $(MAKECMDGOALS) PYTHON=/path/to/python3" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "$(PYTHON) cannot make virtual environments. On Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --editable '.[dev]'
+	@touch $@
+
+venv: $(VENV)/.installed  ## make .venv and install the project with all it needs (2 minutes, once)
+
+report: venv  ## train and evaluate on digits at 16 bits; print where the report is, and its mAP
+	$(BIN)/dcwh run $(ARGS)
+
+test: venv  ## run the tests
+	$(BIN)/python -m pytest tests $(ARGS)
+
+lab: venv  ## open the notebooks in JupyterLab, reachable from this machine only
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/jupyter lab --ServerApp.ip=127.0.0.1 --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/nbs $(ARGS)
+
+export: venv  ## write dcwh/*.py from the notebooks
+	$(BIN)/nbdev_export
+
+clean-notebooks: venv  ## drop run times, counters and other noise from the notebooks
+	$(BIN)/nbdev_clean
+
+readme: venv  ## write README.md from nbs/index.ipynb
+	$(BIN)/python workflow/readme.py
+
+docs: venv  ## render the notebooks as a website into _docs/ (needs Quarto)
+	@command -v quarto >/dev/null || { echo "make docs needs Quarto: https://quarto.org/docs/get-started" >&2; exit 1; }
+	touch README.md  # or nbdev would write its own
+	PATH="$(CURDIR)/$(BIN):$$PATH" nbdev_docs
+
+hooks: venv  ## clean notebooks on every save in JupyterLab, merge them cell by cell in git
+	PATH="$(CURDIR)/$(BIN):$$PATH" nbdev_install_hooks

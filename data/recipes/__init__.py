@@ -1,0 +1,1 @@
+"""Settings of each data set; installed as the package `dcwh.recipes`."""
