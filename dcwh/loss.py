@@ -19,6 +19,7 @@ from .codes import sign
 class Criterion(nn.Module):
     "What a trainer calls. Subclasses define `terms`; the rest has defaults."
     weights: dict[str, float] = {}   # of each term in the loss; 1 where not named
+    centres: Tensor | None = None    # class centres (C, K), where the method has such
 
     def terms(self, h: Tensor, y: Tensor) -> dict[str, Tensor]:
         "Each term of the loss, unweighted, as a scalar."

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 import torch
 from torch import Tensor, nn
 from torchvision import models
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from .codes import Codes
 from .data import ImageSet, prepare, square

@@ -12,7 +12,7 @@ import logging
 import torch
 from torch import Tensor
 
-from .loss import Criterion, DCWHLoss, full_precision, least_distance
+from .loss import Criterion, DCWHLoss, least_distance
 
 # %% ../nbs/04_optimizer.ipynb #347e0a2f
 def class_sums(
@@ -49,31 +49,35 @@ class Alternation(Criterion):
         self.register_buffer('collapsed', torch.tensor(0))  # epochs in a row
         self.begin_epoch(0, 1)
 
+    @property
+    def centres(self) -> Tensor: return self.loss.centres
+
     def begin_epoch(self, epoch: int, epochs: int) -> None: self.epoch, self.epochs, self.sums = epoch, epochs, 0.
 
     def terms(self, h: Tensor, y: Tensor) -> dict[str, Tensor]: return self.loss.terms(h, y)
 
     def forward(self, h: Tensor, y: Tensor, index: Tensor | None = None) -> Tensor:
-        if self.rule == 'running' and self.training: self.sums = self.sums + class_sums(h, y, len(self.loss.centres))
+        if self.rule == 'running' and self.training: self.sums = self.sums + class_sums(h, y, len(self.centres))
         return super().forward(h, y)
 
     def end_epoch(self, outputs: Callable[[], tuple[Tensor, Tensor]] | None = None) -> dict:
         "The step of the centres. The exact rule needs `outputs`: (h, y) of all training images. Raises RuntimeError after three collapsed epochs."
-        centres, sigma = self.loss.centres, self.loss.classwise.sigma
-        found = centres.detach()
+        centres, sigma = self.centres, self.loss.classwise.sigma
+        found = centres
         if self.rule in ('running', 'exact') and (self.epoch + 1) % self.every == 0 and self.epoch + 1 > self.hold * self.epochs:
             if self.rule == 'exact':
                 if outputs is None: raise ValueError('the exact rule of centres needs end_epoch(outputs): a function that gives (h, y) of all training images')
                 self.sums = class_sums(*outputs(), len(centres)).to(centres.device)
-            found = class_means(self.sums, found)
-        apart = least_distance(found)
+            found = class_means(self.sums, centres.detach())
+        held = found is not centres and least_distance(found) < sigma
+        if held: log.warning('epoch %d: the two closest class means are %.2f apart, less than sigma = %.2f; the centres are held', self.epoch, least_distance(found), sigma)
+        else: centres.data.copy_(found)
+        apart = least_distance(centres)
         self.collapsed.fill_(self.collapsed + 1 if apart < sigma else 0)
-        if not self.collapsed: centres.data.copy_(found)
-        else: log.warning('epoch %d: the two closest centres are %.2f apart, less than sigma = %.2f; the centres are held', self.epoch, apart, sigma)
         if self.collapsed >= 3:
             raise RuntimeError(f'centres collapsed: for three epochs the two closest were less than sigma = {sigma:.2f} apart (now {apart:.2f}). '
-                               'Hold them longer at their start, learn them by gradient, take more bits or a smaller sigma')
-        return {'least_centre_distance': apart, 'held': bool(self.collapsed)}
+                               'Start them on vertices, take more bits or a smaller sigma')
+        return {'least_centre_distance': apart, 'held': held}
 
 # %% ../nbs/04_optimizer.ipynb #6025e6fe
 class TwoStep(Alternation):

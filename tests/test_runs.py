@@ -1,0 +1,217 @@
+"""Whole runs: the template, the runner, interruptions, and what happens to bad input."""
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from dcwh.codes import Codes
+from dcwh.experiment import report, run, run_name, template_parameters
+from dcwh.training import resolve
+
+ROOT = Path(__file__).parents[1]
+TEMPLATE = ROOT / 'nbs/templates/run.ipynb'
+QUICK = {'dataset': 'digits', 'bits': 16, 'recipe': 'quick'}
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    "300 digits as PNG files in <split>/<class>/."
+    root, digits = tmp_path_factory.mktemp('images'), load_digits()
+    for i in range(300):
+        file = root / ('test' if i % 5 == 0 else 'train') / str(digits.target[i]) / f'{i:03}.png'
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray((digits.images[i] * 15).astype(np.uint8)).save(file)
+    return root
+
+
+def of_folder(root, **settings):
+    return resolve({'backbone': 'small', 'weights': 'none', 'image_size': 16, 'resize': 16, 'flip': False, 'epochs': 2, **settings}, dataset='folder/scans', bits=12, data_dir=str(root))
+
+
+def codes_of(config, runs):
+    return [np.load(f'{runs}/{run_name(config)}/{file}') for file in ('query-outputs.npy', 'database-outputs.npy')] + \
+           [Codes.load(f'{runs}/{run_name(config)}/{side}.npz').packed for side in ('query', 'database')]
+
+
+def same(a, b): return all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+# the template and its runner
+
+def test_papermill_from_the_repository_root(tmp_path):
+    output = tmp_path / 'dcwh-24-seed0.ipynb'
+    subprocess.run([sys.executable, '-m', 'papermill', 'nbs/templates/run.ipynb', output, '-p', 'dataset', 'digits', '-p', 'bits', '24', '-p', 'recipe', 'quick',
+                    '-p', 'detail', 'brief', '-p', 'out', tmp_path / 'reports', '-p', 'runs', tmp_path / 'runs'], cwd=ROOT, check=True, capture_output=True)
+    result = json.loads(next((tmp_path / 'reports').rglob('*.json')).read_text())
+    assert list(result) == ['config', 'protocol', 'metrics', 'history', 'manifest']
+    assert result['config']['bits'] == 24 and result['protocol']['query'] + result['protocol']['train'] == 1797
+    assert result['metrics']['map_pessimistic'] <= result['metrics']['map'] <= result['metrics']['map_optimistic'] and result['metrics']['map'] > .5
+    assert len(result['history']) == 4 and {'class', 'cube', 'vertex', 'stage', 'lr', 'least_centre_distance'} <= result['history'][0].keys()
+    assert f"mAP {result['metrics']['map']:.4f}" in output.read_text()
+
+
+def test_reports_are_whole_skipped_and_identical(tmp_path):
+    options = {**QUICK, 'out': str(tmp_path / 'reports'), 'runs': str(tmp_path / 'runs')}
+    path = report(TEMPLATE, **options)
+    first, figures = path.read_bytes(), [o for c in nbformat.read(path, 4).cells for o in c.get('outputs', []) if 'image/png' in o.get('data', {})]
+    assert len(figures) >= 8 and path.with_suffix('.json').exists()
+    path.write_bytes(b'kept')
+    assert report(TEMPLATE, **options) == path and path.read_bytes() == b'kept'  # the result is there
+    before = json.loads(path.with_suffix('.json').read_text())
+    assert report(TEMPLATE, force=True, **options).read_bytes() == first
+    after = json.loads(path.with_suffix('.json').read_text())
+    assert {**after, 'manifest': 0} == {**before, 'manifest': 0}
+
+
+@pytest.mark.parametrize('wrong, message', [
+    ({'bitz': 8}, 'unknown parameters bitz'), ({'bits': '16'}, 'bits is'), ({'bits': 0}, 'bits is'), ({'method': 'dhn'}, 'unknown method'), ({'settings': {'sigmoid': 1}}, 'unknown setting'),
+    ({'detail': 'none'}, 'unknown detail'), ({'resume': 'yes'}, 'resume is'), ({'precision': 'int8'}, 'precision is'), ({'protocol': 'half'}, 'protocol is'), ({'recipe': 'slow'}, 'unknown recipe'),
+    ({'evaluate_on': 'test'}, 'evaluate_on is')])
+def test_parameters_are_refused_before_anything_starts(tmp_path, wrong, message):
+    with pytest.raises(ValueError, match=message): report(TEMPLATE, **{**QUICK, 'out': str(tmp_path / 'reports'), **wrong})
+    assert not list(tmp_path.iterdir())
+
+
+def test_parameters_of_the_template_are_those_of_the_configuration():
+    from dcwh.training import Config
+    assert template_parameters(TEMPLATE).keys() - Config.model_fields.keys() == {'settings', 'detail', 'resume', 'out', 'runs'}
+
+
+def test_a_failing_run_leaves_its_report_and_no_result(tmp_path):
+    with pytest.raises(Exception, match='not a folder'):
+        report(TEMPLATE, dataset='folder/none', bits=8, weights='none', data_dir=str(tmp_path / 'none'), out=str(tmp_path / 'reports'), runs=str(tmp_path / 'runs'))
+    assert 'not a folder' in next((tmp_path / 'reports').rglob('*.ipynb')).read_text() and not list(tmp_path.rglob('*.json'))
+
+
+# interruptions
+
+RUN = 'import sys; from dcwh.training import resolve; from dcwh.experiment import run; run(resolve(dataset="digits", bits=16, recipe="quick"), sys.argv[1], sys.argv[2])'
+KILL_IN_EPOCH = '''
+import os, signal, dcwh.model
+steps, forward = iter(range(40)), dcwh.model.HashModel.forward
+def dying(self, x):
+    if next(steps, None) is None: os.kill(os.getpid(), signal.SIGKILL)
+    return forward(self, x)
+dcwh.model.HashModel.forward = dying
+'''
+KILL_IN_CHECKPOINT = '''
+import os, signal, torch
+saves, save = iter(range(2)), torch.save
+def dying(state, file):
+    if next(saves, None) is None:
+        file.write(b'half a checkpoint'); file.flush(); os.kill(os.getpid(), signal.SIGKILL)
+    save(state, file)
+torch.save = dying
+'''
+KILL_IN_CODES = '''
+import os, signal, dcwh.codes
+dcwh.codes.Codes.save = lambda self, path: os.kill(os.getpid(), signal.SIGKILL)
+'''
+
+
+@pytest.fixture(scope='module')
+def uninterrupted(tmp_path_factory):
+    where, config = tmp_path_factory.mktemp('whole'), resolve(**QUICK)
+    return run(config, where / 'reports', where / 'runs'), codes_of(config, where / 'runs')
+
+
+@pytest.mark.parametrize('death', [KILL_IN_EPOCH, KILL_IN_CHECKPOINT, KILL_IN_CODES], ids=['inside an epoch', 'while a checkpoint is written', 'before codes are saved'])
+def test_killed_and_resumed_is_the_same_to_the_bit(tmp_path, uninterrupted, death):
+    places, config = [str(tmp_path / 'reports'), str(tmp_path / 'runs')], resolve(**QUICK)
+    killed = subprocess.run([sys.executable, '-c', death + RUN, *places])
+    assert killed.returncode == -signal.SIGKILL and not list(Path(places[0]).rglob('*.json'))
+    subprocess.run([sys.executable, '-c', RUN, *places], check=True)
+    result, codes = uninterrupted
+    assert same(codes_of(config, places[1]), codes)
+    again = json.loads(next(Path(places[0]).rglob('*.json')).read_text())
+    assert {**again, 'manifest': 0} == {**result, 'manifest': 0}
+
+
+def test_results_do_not_depend_on_workers(tmp_path, folder):
+    codes = []
+    for workers in (0, 2):
+        run(of_folder(folder, workers=workers), tmp_path / 'reports', tmp_path / f'runs{workers}', resume=False)
+        codes.append(codes_of(of_folder(folder), tmp_path / f'runs{workers}'))
+    assert same(*codes)
+
+
+# methods, precisions, roles
+
+def test_methods_and_precision(tmp_path):
+    for words in ({'method': 'ce'}, {'method': 'dcwh-learned'}, {'settings': {'centres': 'exact', 'optimizer': 'sgd', 'schedule': 'step', 'lr': .05}}, {'precision': 'bf16'}):
+        result = run(resolve(**QUICK, **words), tmp_path / 'reports', tmp_path / 'runs')
+        assert result['metrics']['map'] > .5, words
+    assert len(list((tmp_path / 'reports').rglob('*.json'))) == 4  # never two under one name
+
+
+def test_validation_never_reads_the_queries(tmp_path, folder):
+    images = tmp_path / 'images'
+    subprocess.run(['cp', '-r', folder, images], check=True)
+    for file in (images / 'test').rglob('*.png'): file.write_bytes(b'no image')
+    result = run(of_folder(images, evaluate_on='validation'), tmp_path / 'reports', tmp_path / 'runs')
+    assert result['protocol']['name'] == 'full, validation' and result['protocol']['query'] + result['protocol']['train'] == 240
+
+
+# bad input
+
+def test_unreadable_images_are_all_listed_before_training(tmp_path, folder):
+    images = tmp_path / 'images'
+    subprocess.run(['cp', '-r', folder, images], check=True)
+    broken = sorted(images.rglob('*.png'))[10:200:60]
+    for n, file in enumerate(broken): file.write_bytes(file.read_bytes()[:70] if n % 2 else b'')
+    with pytest.raises(ValueError, match=f'{len(broken)} images') as error: run(of_folder(images), tmp_path / 'reports', tmp_path / 'runs')
+    assert all(str(file) in str(error.value) for file in broken) and not list((tmp_path / 'runs').rglob('*.*'))
+
+
+def test_folders_that_are_no_image_set(tmp_path, folder):
+    def fails(root, message, kind=ValueError):
+        with pytest.raises(kind, match=message): run(of_folder(root), tmp_path / 'reports', tmp_path / 'runs')
+    fails(tmp_path / 'nowhere', 'not a folder', FileNotFoundError)
+    empty = tmp_path / 'empty'
+    empty.mkdir()
+    fails(empty, 'no image', FileNotFoundError)
+    one = tmp_path / 'one'
+    subprocess.run(['cp', '-r', folder / 'train' / '0', tmp_path / 'only'], check=True)
+    one.mkdir()
+    (tmp_path / 'only').rename(one / 'only')
+    fails(one, 'at least 2')
+    gap = tmp_path / 'gap'
+    subprocess.run(['cp', '-r', folder, gap], check=True)
+    subprocess.run(['rm', '-r', gap / 'train' / '3'], check=True)
+    fails(gap, "no training image, the first '3'")
+
+
+@pytest.mark.parametrize('words, message', [
+    ({'dataset': 'digitz', 'bits': 8}, 'unknown dataset'), ({**QUICK, 'backbone': 'resnet19'}, 'unknown backbone'), ({**QUICK, 'backbone': 'timm/no_such_net'}, 'unknown backbone'),
+    ({**QUICK, 'weights': 'default'}, 'no pretrained weights'), ({**QUICK, 'precision': 'fp16'}, 'precision fp16'), ({**QUICK, 'protocol': 'disjoint'}, 'more than 600')])
+def test_what_the_configuration_alone_cannot_know(tmp_path, words, message):
+    if 'fp16' in message:
+        import torch
+        if torch.cuda.is_available(): pytest.skip('fp16 is to be had on this device')
+    with pytest.raises(ValueError, match=message): run(resolve(**words), tmp_path / 'reports', tmp_path / 'runs')
+
+
+def test_weights_of_another_model(tmp_path):
+    run(resolve(**QUICK), tmp_path / 'reports', tmp_path / 'runs')
+    weights = str(next(tmp_path.rglob('model.safetensors')))
+    for words in ({'bits': 24}, {'backbone': 'alexnet', 'image_size': 64, 'settings': {'resize': 64}}):
+        with pytest.raises(ValueError, match='another architecture or bit length'): run(resolve(**{**QUICK, 'weights': weights, **words}), tmp_path / 'reports', tmp_path / 'runs')
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason='root may write anywhere')
+def test_a_folder_that_cannot_be_written(tmp_path):
+    (tmp_path / 'locked').mkdir(mode=0o500)
+    with pytest.raises(PermissionError, match='give another folder'): run(resolve(**QUICK), tmp_path / 'locked' / 'reports', tmp_path / 'runs')
+
+
+def test_a_file_where_a_folder_should_be(tmp_path):
+    (tmp_path / 'reports').write_text('')
+    with pytest.raises(OSError, match='give another folder'): run(resolve(**QUICK), tmp_path / 'reports', tmp_path / 'runs')
