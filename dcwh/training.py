@@ -86,7 +86,7 @@ class Config(Task):
     @property
     def hash(self) -> str:
         "16 hex digits over everything that the result depends on."
-        what = self.model_dump(exclude={'data_dir', 'workers'})
+        what = self.model_dump(exclude={'data_dir', 'workers'}, exclude_defaults=True)  # a field that comes later with a default renames no earlier run
         return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
 
 # %% ../nbs/06_training.ipynb #28ddf320
