@@ -216,7 +216,7 @@ def train(
     model, criterion, optimizer = build(config, len(data.classes), model)
     model, criterion = model.to(accelerator.device), criterion.to(accelerator.device)
     checkpoint, start, history = Path(folder or '') / 'checkpoint.pt', 0, []
-    parts = {'model': model, 'criterion': criterion, 'optimizer': optimizer}
+    parts = {'model': model, 'criterion': criterion, 'optimizer': optimizer} | ({'scaler': accelerator.scaler} if accelerator.scaler else {})  # of fp16
     if folder and resume and checkpoint.exists(): start, history = load_checkpoint(checkpoint, config, **parts)
     net, optimizer = accelerator.prepare(model, optimizer)
     def outputs(): return model.outputs(data.train, workers=config.workers), torch.from_numpy(data.train.labels)
