@@ -112,7 +112,10 @@ def resolve(
     given = {'dataset': 'digits', 'method': 'dcwh', 'recipe': 'default', **meant, **(settings or {})}
     for name, known in {'method': METHODS, 'recipe': ('quick', 'default', 'paper')}.items():
         if given[name] not in known: raise ValueError(f'unknown {name} {given[name]!r}; known are {", ".join(known)}')
-    try: config = Config(**{**recipe_of(given['dataset'], given['recipe'], given['method']), **given})
+    recipe = recipe_of(given['dataset'], given['recipe'], given['method'])
+    if isinstance(side := given.get('image_size'), int): # the other lengths in pixels keep their proportion to it
+        recipe |= {name: round(recipe[name] * side / recipe['image_size']) for name in ('resize', 'padding')}
+    try: config = Config(**{**recipe, **given})
     except ValidationError as e: raise ValueError('; '.join(_explain(error) for error in e.errors())) from e
     if (config.method == 'dcwh-learned') != (config.centres == 'gradient') and config.method != 'ce':
         raise ValueError(f"method {config.method} cannot have centres={config.centres!r}: centres by gradient, and only those, are 'dcwh-learned'")
