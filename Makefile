@@ -20,7 +20,7 @@ $(VENV)/.installed: settings.ini setup.py
 venv: $(VENV)/.installed  ## make .venv and install the project with all it needs (2 minutes, once)
 
 report: venv  ## train and evaluate on digits at 16 bits; print where the report is, and its mAP
-	$(BIN)/dcwh run $(ARGS)
+	$(BIN)/dcwh run --out runs/report $(ARGS)
 
 test: venv  ## run the tests
 	$(BIN)/python -m pytest tests $(ARGS)

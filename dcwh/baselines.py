@@ -47,6 +47,7 @@ def two_step(config, num_classes: int, generator: torch.Generator) -> TwoStep:
 
 METHODS: dict[str, Method] = {
     'dcwh': Method(two_step, 'Zhe, Chen, Yan: Deep Class-Wise Hashing (arXiv 1803.04137), centres in closed form'),
+    'dcwh-fixed': Method(two_step, 'the same with centres that stay on the vertices where they start', {'centres': 'fixed'}),
     'dcwh-learned': Method(two_step, 'the same with centres learned by gradient', {'centres': 'gradient'}),
     'ce': Method(lambda config, num_classes, generator: CrossEntropy(num_classes, config.bits), 'yardstick: cross-entropy on K linear units, then the sign'),
 }

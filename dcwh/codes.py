@@ -27,7 +27,8 @@ def pack(
     h: Tensor | np.ndarray,   # real-valued outputs or signs, shape (N, K)
 ) -> np.ndarray:              # uint8, shape (N, ceil(K/8)): bit 1 where h >= 0, padding bits zero
     "Pack the signs of `h` into bytes. Raises ValueError if `h` is not two-dimensional or holds a NaN."
-    h = h.detach().cpu().float().numpy() if isinstance(h, Tensor) else np.asarray(h)
+    if isinstance(h, Tensor): h = (h.float() if h.dtype in (torch.float16, torch.bfloat16) else h).detach().cpu().numpy()  # numpy has no bfloat16
+    h = np.asarray(h)
     if h.ndim != 2 or h.shape[1] < 1: raise ValueError(f'h has shape {h.shape}; outputs have shape (N, K) with K >= 1')
     if np.isnan(h).any(): raise ValueError(f'h holds {np.isnan(h).sum()} NaN; a NaN has no sign, and outputs with one come from a training that diverged')
     return np.packbits(h >= 0, axis=1)
@@ -101,7 +102,7 @@ class Codes:
     ) -> 'Codes':
         "The codes of a network's outputs."
         if labels is not None:
-            labels = np.asarray(labels)
+            labels = np.asarray(labels.cpu() if isinstance(labels, Tensor) else labels)
             if labels.dtype != bool: labels = labels.astype(np.int64)
         return cls(pack(h), h.shape[1], labels, np.arange(len(h)) if ids is None else np.asarray(ids))
 

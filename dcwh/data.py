@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['IMAGES', 'PROTOCOLS', 'HELD', 'SOURCES', 'EVALUATE_ON', 'Source', 'digits', 'cifar', 'folder', 'from_dataset', 'draw',
-           'full', 'sampled', 'disjoint', 'square', 'ImageSet', 'read_all', 'RetrievalSet', 'find_source', 'load',
-           'prepare', 'epoch_draws']
+           'full', 'sampled', 'disjoint', 'square', 'ImageSet', 'read_all', 'RetrievalSet', 'check_source',
+           'find_source', 'load', 'prepare', 'epoch_draws']
 
 # %% ../nbs/01_data.ipynb #844eca4c
 from collections.abc import Callable, Iterator
@@ -30,6 +30,7 @@ class Source:
     labels: np.ndarray                         # int64 (N,): one label an image, or bool (N, C): several
     classes: tuple[str, ...]                   # names of the C classes
     test: np.ndarray | None = None             # bool (N,): the official test images, if there is such a split
+    files: tuple[str, ...] = ()                # names of files, relative to their folder, where images come from files
 
     def __post_init__(self):
         n, c = len(self.labels), len(self.classes)
@@ -80,7 +81,7 @@ def folder(name: str, data_dir: str | Path) -> Source:
     stray = ['/'.join(r) for r in rows if len(r) != (3 if split else 2)]
     if stray: raise ValueError(f'{len(stray)} images of {root} are not at {"<split>/" if split else ""}<class>/<image>, the first {stray[0]}')
     classes, labels = np.unique([r[-2] for r in rows], return_inverse=True)
-    return Source(name, files, labels.astype(np.int64), tuple(classes.tolist()), np.array([r[0] == split for r in rows]) if split else None)
+    return Source(name, files, labels.astype(np.int64), tuple(classes.tolist()), np.array([r[0] == split for r in rows]) if split else None, tuple('/'.join(r) for r in rows))
 
 # %% ../nbs/01_data.ipynb #a46f36ce
 def from_dataset(
@@ -141,12 +142,14 @@ def square(
     image: Image.Image | Tensor | Path,
     side: int,    # pixels
 ) -> Tensor:      # uint8, shape (3, side, side)
-    "Decode, scale the short side to `side` (antialiased), cut the centre."
+    "Decode upright, transparency on white; scale the short side to `side` (bicubic, antialiased) and cut the centre. Raises ValueError or OSError."
     if isinstance(image, Path):
         with Image.open(image) as opened:
             opened.draft('RGB', (side, side))
-            image = opened.convert('RGB')
+            image = ImageOps.exif_transpose(opened)
     elif isinstance(image, Tensor): image = to_pil_image(image)
+    if image.mode.startswith(('I', 'F')): raise ValueError(f'an image of mode {image.mode} has more than 8 bits a channel; convert it to RGB')
+    if image.has_transparency_data: image = Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image.convert('RGBA'))
     return pil_to_tensor(ImageOps.fit(image.convert('RGB'), (side, side), Image.Resampling.BICUBIC))
 
 # %% ../nbs/01_data.ipynb #1bd0743f
@@ -233,10 +236,10 @@ class RetrievalSet:
 
     def split_hash(self) -> str:
         "First 16 hex digits of the SHA-256 of positions, labels and file names."
-        h, images = hashlib.sha256(), self.query.source.images
+        h, files = hashlib.sha256(), self.query.source.files
         for role in (self.query, self.train, self.database):
             h.update(role.ids.astype('<i8').tobytes() + role.labels.tobytes())
-            if isinstance(images, list): h.update('\n'.join('/'.join(images[i].parts[-3:]) for i in role.ids).encode())
+            if files: h.update('\n'.join(files[i] for i in role.ids).encode())
         return h.hexdigest()[:16]
 
     def describe(self) -> dict:
@@ -250,15 +253,18 @@ class RetrievalSet:
         source = read_all(self.query.source, used, side, workers)
         return replace(self, **{role: ImageSet(source, getattr(self, role).ids) for role in ('query', 'train', 'database')})
 
-# %% ../nbs/01_data.ipynb #87847036
+# %% ../nbs/01_data.ipynb #3fb0ef3c
 SOURCES: dict[str, Callable] = {'digits': digits, 'cifar10': lambda d: cifar('cifar10', d), 'cifar100': lambda d: cifar('cifar100', d)}
 EVALUATE_ON = ('query', 'validation')
 
+def check_source(name: str) -> None:
+    "Raises ValueError listing the known ones, if `name` is none."
+    if name not in SOURCES and not (name.startswith('folder/') and len(name) > 7): raise ValueError(f'unknown dataset {name!r}; known are {", ".join(SOURCES)}, and folder/<name of yours> with data_dir')
+
 def find_source(name: str, data_dir: str | Path = 'data/cache') -> Source:
     "The source called `name`: one of `SOURCES`, or `folder/<any name>` for the tree at `data_dir`."
-    if name.startswith('folder/') and len(name) > 7: return folder(name, data_dir)
-    if name not in SOURCES: raise ValueError(f'unknown dataset {name!r}; known are {", ".join(SOURCES)}, and folder/<name of yours> with data_dir')
-    return SOURCES[name](data_dir)
+    check_source(name)
+    return SOURCES[name](data_dir) if name in SOURCES else folder(name, data_dir)
 
 # %% ../nbs/01_data.ipynb #cd042978
 def load(
@@ -293,9 +299,10 @@ def prepare(
     flip: bool = False,           # mirror those with a third draw below one half
 ) -> Tensor:                      # float32 in [0, 1], shape (B, 3, image_size, image_size)
     "Scale, cut and, in training, mirror a batch."
+    if images.dtype != torch.uint8: raise ValueError(f'images are {images.dtype}; uint8 (N, 3, H, W) is expected, 0 to 255')
     x, (height, width), short = images.float() / 255, images.shape[-2:], max(resize, image_size)
     size = [round(n * short / min(height, width)) for n in (height, width)]
-    if size != [height, width]: x = interpolate(x, size, mode='bilinear', antialias=True).clamp(0, 1)
+    if size != [height, width]: x = interpolate(x, size, mode='bicubic', antialias=True).clamp(0, 1)
     if draws is None:
         top, left = ((n - image_size) // 2 for n in size)
         return x[..., top:top + image_size, left:left + image_size]

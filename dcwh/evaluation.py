@@ -211,6 +211,7 @@ def _mixture(H, n, r, m, N0, R0, S0):
     return score
 
 # %% ../nbs/07_evaluation.ipynb #ba0d6012
+@keeps_torch_threads
 def ap_expected(
     items: np.ndarray,          # int, shape (Q, K+1): database items by distance
     relevant: np.ndarray,       # int, shape (Q, K+1): relevant ones

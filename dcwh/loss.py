@@ -48,7 +48,8 @@ def start_centres(
     start: str = 'vertices',   # vertices: corners far from each other; normal: N(0, 1)
     generator: torch.Generator | None = None,
 ) -> Tensor:                   # shape (C, K)
-    "Centres to start from."
+    "Centres to start from. Raises ValueError where there are fewer vertices than classes."
+    if bits < 64 and 2**bits < num_classes: raise ValueError(f'{bits} bits have {2**bits} codes, too few for {num_classes} classes; take {(num_classes - 1).bit_length()} bits or more')
     if start == 'normal': return torch.randn(num_classes, bits, generator=generator)
     if start != 'vertices': raise ValueError(f'unknown start of centres {start!r}; known are vertices, normal')
     corners = sign(torch.randn(16 * num_classes, bits, generator=generator))
@@ -63,7 +64,7 @@ def least_distance(
     centres: Tensor,  # shape (C, K)
 ) -> float:
     "Euclidean distance of the two closest centres."
-    return pdist(full_precision(centres.detach())).min().item()
+    return pdist(full_precision(centres.detach().cpu())).min().item()
 
 # %% ../nbs/03_loss.ipynb #d3a10816
 class ClassWiseLoss(nn.Module):

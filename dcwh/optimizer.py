@@ -21,9 +21,9 @@ def class_sums(
     num_classes: int, # C
 ) -> Tensor:          # shape (C, K + 1), float64: sum of outputs and, in the last column, of images
     "What class means are made of. An image counts 1/|Y| for each of its labels."
-    h = torch.cat([h.detach(), h.new_ones(len(h), 1)], 1).double()
+    h = torch.cat([h.detach(), h.new_ones(len(h), 1)], 1).to(torch.float32 if h.device.type == 'mps' else torch.float64)  # which has no float64
     if y.ndim == 1: return h.new_zeros(num_classes, h.shape[1]).index_add_(0, y, h)
-    return (y.double() / y.sum(1, keepdim=True)).T @ h
+    return (y.to(h.dtype) / y.sum(1, keepdim=True)).T @ h
 
 # %% ../nbs/04_optimizer.ipynb #ab514a4d
 def class_means(

@@ -26,9 +26,9 @@ import yaml
 
 from .baselines import METHODS
 from .codes import write_whole
-from .data import EVALUATE_ON, PROTOCOLS, RetrievalSet, epoch_draws, prepare
+from .data import EVALUATE_ON, PROTOCOLS, RetrievalSet, check_source, epoch_draws, prepare
 from .loss import Criterion
-from .model import HashModel
+from .model import HashModel, check_backbone
 from .optimizer import RULES
 
 # %% ../nbs/06_training.ipynb #f590df92
@@ -106,10 +106,12 @@ def resolve(
     **flat,                        # any field of Config, where 0 and '' mean the recipe's
 ) -> Config:
     "The whole configuration of a run. Raises ValueError naming every unknown or mistyped value."
+    if not isinstance(settings or {}, dict): raise ValueError(f'settings is {settings!r}; give a dictionary of names and values')
     meant = {name: value for name, value in flat.items() if name == 'seed' or isinstance(value, bool) or value not in (0, '')}
     if 'bits' in flat: meant['bits'] = flat['bits']
     if clash := sorted(meant.keys() & (settings or {}).keys()): raise ValueError(f'{", ".join(clash)} given twice, as a parameter and in settings')
     given = {'dataset': 'digits', 'method': 'dcwh', 'recipe': 'default', **meant, **(settings or {})}
+    if not isinstance(given['dataset'], str): raise ValueError(f'dataset is {given["dataset"]!r}; give a name')
     for name, known in {'method': METHODS, 'recipe': ('quick', 'default', 'paper')}.items():
         if given[name] not in known: raise ValueError(f'unknown {name} {given[name]!r}; known are {", ".join(known)}')
     recipe = recipe_of(given['dataset'], given['recipe'], given['method'])
@@ -117,8 +119,12 @@ def resolve(
         recipe |= {name: round(recipe[name] * side / recipe['image_size']) for name in ('resize', 'padding')}
     try: config = Config(**{**recipe, **given})
     except ValidationError as e: raise ValueError('; '.join(_explain(error) for error in e.errors())) from e
-    if (config.method == 'dcwh-learned') != (config.centres == 'gradient') and config.method != 'ce':
-        raise ValueError(f"method {config.method} cannot have centres={config.centres!r}: centres by gradient, and only those, are 'dcwh-learned'")
+    other = {'gradient': 'dcwh-learned', 'fixed': 'dcwh-fixed'}.get(config.centres, 'dcwh')
+    if config.method in METHODS and config.method.startswith('dcwh') and config.method != other:
+        raise ValueError(f"method {config.method} cannot have centres={config.centres!r}; that is method {other!r}")
+    check_source(config.dataset)
+    check_backbone(config.backbone)
+    if config.padding >= config.image_size: raise ValueError(f'padding is {config.padding}; the border is reflected, and has to be smaller than image_size, {config.image_size}')
     return config.model_copy(update={'sigma': config.sigma or config.bits**.5 / 2, 'resize': max(config.resize, config.image_size)})
 
 def _explain(error: dict) -> str:
@@ -138,16 +144,16 @@ def schedule_factor(
     return fall * min(1., progress / warmup if warmup else 1.)
 
 # %% ../nbs/06_training.ipynb #e0964f0c
-def save_checkpoint(path: Path, config: Config, epoch: int, history: list[dict], **parts) -> None:
+def save_checkpoint(path: Path, key: str, epoch: int, history: list[dict], **parts) -> None:
     "Write the state of `parts` (modules, optimizer) after `epoch` epochs."
-    state = {'hash': config.hash, 'epoch': epoch, 'history': history, **{name: part.state_dict() for name, part in parts.items()}}
+    state = {'key': key, 'epoch': epoch, 'history': history, **{name: part.state_dict() for name, part in parts.items()}}
     write_whole(path, lambda f: torch.save(state, f))
 
-def load_checkpoint(path: Path, config: Config, **parts) -> tuple[int, list[dict]]:
+def load_checkpoint(path: Path, key: str, **parts) -> tuple[int, list[dict]]:
     "Restore `parts`; returns (epochs done, history). Raises ValueError if the file is torn or another configuration's."
     try: state = torch.load(path, map_location='cpu', weights_only=True)
     except Exception as e: raise ValueError(f'checkpoint {path} cannot be read ({type(e).__name__}: {str(e).splitlines()[0]}); delete it to start anew') from e
-    if state['hash'] != config.hash: raise ValueError(f'checkpoint {path} belongs to configuration {state["hash"]}, not to {config.hash}; delete it, or give another folder of runs')
+    if state['key'] != key: raise ValueError(f'checkpoint {path} belongs to another configuration or other images ({state["key"]}, not {key}); delete it, or give another folder of runs')
     for name, part in parts.items(): part.load_state_dict(state[name])
     return state['epoch'], state['history']
 
@@ -176,8 +182,10 @@ def build(config: Config, num_classes: int, model: nn.Module | None = None) -> t
 def accelerator_of(precision: str) -> Accelerator:
     "Device and precision; raises ValueError where the device has not that precision."
     AcceleratorState._reset_state(reset_partial_state=True)
-    try: return Accelerator(mixed_precision={'fp32': 'no'}.get(precision, precision))
+    try: accelerator = Accelerator(mixed_precision={'fp32': 'no'}.get(precision, precision))
     except ValueError as e: raise ValueError(f'precision {precision} is not to be had on this device: {e}') from e
+    if accelerator.num_processes > 1: raise ValueError(f'{accelerator.num_processes} processes: training runs in one so far; start it without a launcher')
+    return accelerator
 
 # %% ../nbs/06_training.ipynb #726fcb98
 def train_epoch(config: Config, data: RetrievalSet, epoch: int, accelerator: Accelerator, model: nn.Module, criterion: Criterion, optimizer, progress: bool) -> dict:
@@ -202,8 +210,8 @@ def train_epoch(config: Config, data: RetrievalSet, epoch: int, accelerator: Acc
         accelerator.backward(loss)
         optimizer.step()
         with torch.no_grad(): terms = {**criterion.terms(h, y), 'loss': loss.detach()}
-        for name, term in terms.items(): totals[name] = totals.get(name, 0.) + term.double() * len(positions) / len(images)
-    return {'epoch': epoch + 1, **{name: total.item() for name, total in totals.items()}, 'lr': config.lr * factor}
+        for name, value in zip(terms, torch.stack(list(terms.values())).tolist()): totals[name] = totals.get(name, 0.) + value * len(positions) / len(images)
+    return {'epoch': epoch + 1, **totals, 'lr': config.lr * factor}
 
 # %% ../nbs/06_training.ipynb #98ad666c
 def train(
@@ -218,14 +226,15 @@ def train(
     accelerator = accelerator_of(config.precision)
     model, criterion, optimizer = build(config, len(data.classes), model)
     model, criterion = model.to(accelerator.device), criterion.to(accelerator.device)
-    checkpoint, start, history = Path(folder or '') / 'checkpoint.pt', 0, []
+    checkpoint, key, start, history = Path(folder or '') / 'checkpoint.pt', f'{config.hash}-{data.split_hash()}', 0, []
     parts = {'model': model, 'criterion': criterion, 'optimizer': optimizer} | ({'scaler': accelerator.scaler} if accelerator.scaler else {})  # of fp16
-    if folder and resume and checkpoint.exists(): start, history = load_checkpoint(checkpoint, config, **parts)
+    if folder and resume and checkpoint.exists(): start, history = load_checkpoint(checkpoint, key, **parts)
     net, optimizer = accelerator.prepare(model, optimizer)
     def outputs(): return model.outputs(data.train, workers=config.workers), torch.from_numpy(data.train.labels)
     for epoch in range(start, config.epochs):
         criterion.begin_epoch(epoch, config.epochs)
         means = train_epoch(config, data, epoch, accelerator, net, criterion, optimizer, progress)
         history.append({**means, **criterion.end_epoch(outputs)})
-        if folder: save_checkpoint(checkpoint, config, epoch + 1, history, **parts)
+        if folder: save_checkpoint(checkpoint, key, epoch + 1, history, **parts)
+    accelerator.unwrap_model(net, keep_fp32_wrapper=False)  # or it would encode in another precision than after saving and loading
     return Trained(model, criterion, history)
