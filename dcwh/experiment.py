@@ -114,8 +114,9 @@ def run(
 def _save(path: Path, array: np.ndarray) -> None: write_whole(path, lambda f: np.save(f, array, allow_pickle=False))
 
 # %% ../nbs/10_experiment.ipynb #c61892dd
-def clean(notebook):
-    "Drop what differs between two executions of the same thing: counters, times, bars; in place."
+def clean(notebook, brief: bool = False):
+    "Drop what differs between two executions of the same thing: counters, times, bars; if brief, also the cells tagged `full`. In place."
+    if brief: notebook.cells = [cell for cell in notebook.cells if 'full' not in cell.metadata.get('tags', [])]
     notebook.metadata = {k: v for k, v in notebook.metadata.items() if k == 'kernelspec'}
     for cell in notebook.cells:
         tags = cell.metadata.get('tags')
@@ -156,7 +157,7 @@ def execute(template: str | Path, path: str | Path, parameters: dict) -> None:
         draft = Path(folder) / 'draft.ipynb'
         try: papermill.execute_notebook(str(template), str(draft), parameters, kernel_name='python3', progress_bar=False, stderr_file=sys.stderr if sys.stderr.isatty() else None)
         finally:
-            if draft.exists(): write_whole(path, lambda f: f.write(nbformat.writes(clean(nbformat.read(draft, as_version=4))).encode()))
+            if draft.exists(): write_whole(path, lambda f: f.write(nbformat.writes(clean(nbformat.read(draft, as_version=4), parameters.get('detail') == 'brief')).encode()))
 
 def report(
     template: str | Path = 'nbs/templates/run.ipynb',
