@@ -42,12 +42,12 @@ def commit() -> str | None:
     try: return git('rev-parse', 'HEAD') + ('-modified' if git('status', '--porcelain', '--', 'dcwh', 'data') else '')
     except (OSError, subprocess.CalledProcessError): return None
 
-def manifest(config: Config, seconds: dict[str, float]) -> dict:
+def manifest(config: Config, seconds: dict[str, float], commit: str | None) -> dict:
     "Versions, commit, device, seconds by phase and peak memory."
     weights, device = Path(config.weights), 'cuda' if torch.cuda.is_available() else 'cpu'
     return {
         'versions': {'python': platform.python_version(), **{p: version(p) for p in ('dcwh', 'torch', 'torchvision', 'numpy', 'accelerate')}},
-        'commit': commit(),
+        'commit': commit,
         'device': torch.cuda.get_device_name() if device == 'cuda' else f'{platform.machine()} CPU, {torch.get_num_threads()} threads',
         'weights_sha256': hashlib.sha256(weights.read_bytes()).hexdigest() if weights.is_file() else None,
         'seconds': {phase: round(s, 1) for phase, s in seconds.items()},
@@ -79,7 +79,7 @@ def run(
     progress: bool = False,       # show bars
 ) -> dict:                        # the content of the result file
     "The whole pipeline: data, model, training, codes, evaluation, result file."
-    name, clock, seconds = run_name(config), perf_counter(), {}
+    name, clock, seconds, started_at = run_name(config), perf_counter(), {}, commit()  # which may move on while the run goes on
     out, folder = writable(out), writable(Path(runs) / name)
     codes = {role: folder / f'{role}.npz' for role in ('query', 'database')}
     data = load(config.dataset, config.protocol, config.data_dir, config.seed, config.train_per_class, config.evaluate_on)
@@ -106,7 +106,7 @@ def run(
     lap('encoding')
     metrics = evaluate(**sides, top_k=data.top_k).to_dict()
     lap('evaluation')
-    result = {'config': {**config.model_dump(), 'hash': config.hash}, 'protocol': data.describe(), 'metrics': metrics, 'history': trained.history, 'manifest': manifest(config, seconds)}
+    result = {'config': {**config.model_dump(), 'hash': config.hash}, 'protocol': data.describe(), 'metrics': metrics, 'history': trained.history, 'manifest': manifest(config, seconds, started_at)}
     write_whole(out / f'{name}.json', lambda f: f.write(json.dumps(result, indent=1).encode()))
     (folder / 'checkpoint.pt').unlink()
     return result
