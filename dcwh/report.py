@@ -268,9 +268,10 @@ def nearest(
     queries: np.ndarray,  # positions of a few queries
     k: int,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # shape (Q, k): positions in the database, distances, whether relevant
-    "The first k of the ranking; ties in the order of the database."
+    "The first k of the ranking; ties in a random order, the same each time."
+    shuffled = np.random.default_rng(0).permutation(len(database_codes))   # a database that is sorted by class would show one class of a tie
     d = hamming(query_codes.packed[queries], database_codes.packed)
-    found = np.argsort(d, axis=1, kind='stable')[:, :k]
+    found = shuffled[np.argsort(d[:, shuffled], axis=1, kind='stable')[:, :k]]
     a, b = query_codes.labels[queries][:, None], database_codes.labels[found]
     return found, np.take_along_axis(d, found, 1), a == b if a.ndim == 2 else (a & b).any(2)
 

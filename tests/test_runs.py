@@ -179,7 +179,7 @@ def test_the_command_line_ends_with_one_line(tmp_path):
     images = tmp_path / 'images'
     images.mkdir()
     for words in (['--dataset', 'digitz'], ['--dataset', 'folder/x', '--set', f'data_dir={images}', '--set', 'weights=none'], ['--set', 'sigmoid=1'], ['--set', 'lr=1e30', '--recipe', 'quick']):
-        done = subprocess.run(['dcwh', 'run', *words, '--out', tmp_path / 'reports', '--runs', tmp_path / 'runs'], cwd=ROOT, capture_output=True, text=True)
+        done = subprocess.run([Path(sys.executable).with_name('dcwh'), 'run', *words, '--out', tmp_path / 'reports', '--runs', tmp_path / 'runs'], cwd=ROOT, capture_output=True, text=True)
         assert done.returncode == 2 and 'Traceback' not in done.stderr, done.stderr
 
 
