@@ -27,9 +27,11 @@ class CrossEntropy(Criterion):
         super().__init__()
         self.classifier = nn.Linear(bits, num_classes)
 
+    def logits(self, h: Tensor) -> Tensor: return self.classifier(full_precision(h))
+
     def terms(self, h: Tensor, y: Tensor) -> dict[str, Tensor]:
         with torch.autocast(h.device.type, enabled=False):
-            logits = self.classifier(full_precision(h))
+            logits = self.logits(h)
             return {'class': cross_entropy(logits, y if y.ndim == 1 else y.to(logits.dtype) / y.sum(1, keepdim=True))}
 
 # %% ../nbs/05_baselines.ipynb #9dcb382c

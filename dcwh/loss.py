@@ -25,6 +25,9 @@ class Criterion(nn.Module):
         "Each term of the loss, unweighted, as a scalar."
         raise NotImplementedError
 
+    def logits(self, h: Tensor) -> Tensor | None:
+        "Scores of the classes, (N, K) to (N, C), where the method classifies."
+
     def forward(self, h: Tensor, y: Tensor, index: Tensor | None = None) -> Tensor:
         "The loss of outputs h (N, K) with labels y; `index` (N,) are positions in the training set."
         return sum(self.weights.get(name, 1.) * term for name, term in self.terms(h, y).items())
@@ -132,6 +135,8 @@ class DCWHLoss(Criterion):
 
     @property
     def centres(self) -> Tensor: return self.classwise.centres
+
+    def logits(self, h: Tensor) -> Tensor: return self.classwise.logits(h)
 
     def terms(self, h: Tensor, y: Tensor) -> dict[str, Tensor]:
         "J_class, J_cube / K and J_vertex / K."

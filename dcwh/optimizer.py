@@ -54,6 +54,8 @@ class Alternation(Criterion):
 
     def begin_epoch(self, epoch: int, epochs: int) -> None: self.epoch, self.epochs, self.sums = epoch, epochs, 0.
 
+    def logits(self, h: Tensor) -> Tensor: return self.loss.logits(h)
+
     def terms(self, h: Tensor, y: Tensor) -> dict[str, Tensor]: return self.loss.terms(h, y)
 
     def forward(self, h: Tensor, y: Tensor, index: Tensor | None = None) -> Tensor:

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['COLOURS', 'BLUE', 'ORANGE', 'GREY', 'HALO', 'MEANINGS', 'DASHES', 'RING', 'ELSEWHERE', 'NEEDED', 'COLUMNS', 'MARKERS',
-           'look', 'pictures', 'samples', 'learning_curves', 'metrics_table', 'band', 'by_name', 'precision_recall',
-           'precision_at_n', 'distances', 'plane', 'code_map', 'draw_queries', 'nearest', 'gallery', 'setting',
-           'result_row', 'read_results', 'half_width', 'summary', 'paired', 'published', 'beside', 'comparison',
-           'map_by_bits']
+           'look', 'pictures', 'samples', 'learning_curves', 'metrics_table', 'band', 'by_name', 'ranks',
+           'precision_recall', 'precision_at_n', 'radius_curves', 'distances', 'diagnostics', 'class_table', 'plane',
+           'code_map', 'draw_queries', 'nearest', 'gallery', 'setting', 'result_row', 'read_results', 'half_width',
+           'summary', 'paired', 'published', 'beside', 'comparison', 'map_by_bits']
 
 # %% ../nbs/09_report.ipynb #ae449817
 from itertools import cycle, zip_longest
@@ -29,7 +29,7 @@ try:
     import seaborn as sns
 except ImportError as e: raise ImportError(f"{e.name} is missing, which figures and tables need: pip install 'dcwh[report]'") from e
 
-from .codes import Codes, hamming, pack, unpack
+from .codes import Codes, balance, class_codes, collisions, correlation, entropy, hamming, margins, memberships, pack, unpack
 from .data import ImageSet
 from .evaluation import Evaluation
 from .training import resolve
@@ -113,6 +113,11 @@ MEANINGS = {
     'bits': 'code length',
     'top_k': 'ranks that AP looks at',
     'normaliser': "AP is divided by 'all' relevant, or those 'found'",
+    'map_outputs': 'of the real-valued outputs, before the sign',
+    'map_decisions': 'of the network as a classifier: same decision or not',
+    'ndcg': 'nDCG, gain 2^s - 1 for s shared labels',
+    'acg': 'mean number of shared labels',
+    'weighted_map': 'mAP with shared labels in place of relevance',
 }
 
 # %% ../nbs/09_report.ipynb #390e7489
@@ -160,18 +165,25 @@ def by_name(
     looks = zip(several.items(), cycle(COLOURS), cycle(DASHES))
     return [(e, {'color': colour, 'ls': dash, 'label': f'{name}, mAP {e.map:.3f}'.lstrip(', ')}) for (name, e), colour, dash in looks]
 
-# %% ../nbs/09_report.ipynb #0d17a08e
+# %% ../nbs/09_report.ipynb #dfdfadbd
+def ranks(
+    evaluation: Evaluation,
+) -> np.ndarray:   # at most 150, from 1 to the size of the database
+    "The N at which curves are drawn, evenly spread over their logarithms."
+    return np.unique(np.geomspace(1, evaluation.database, 150).round().astype(int))
+
+# %% ../nbs/09_report.ipynb #75a25752
 def precision_recall(
     evaluation: Evaluation | dict[str, Evaluation],
 ) -> Figure:
-    "Precision against recall, a dot for each Hamming radius, radius 2 ringed."
+    "Precision against recall in the first N answers, in expectation over the orders of tied images; the band if all ties fell wrong, or right."
     fig, ax = plt.subplots(figsize=(5, 3.8), layout='constrained')
     for e, look_of in by_name(evaluation):
-        precision, recall = e.precision_recall()
-        sns.lineplot(x=recall, y=precision, marker='o', ms=5, estimator=None, sort=False, legend=False, ax=ax, **look_of)
-        ax.plot(recall[min(2, e.bits)], precision[min(2, e.bits)], label='_', **RING)
-    ax.plot([], [], label='radius 2', **RING)
-    ax.set(xlabel='recall', ylabel='precision', xlim=(-.03, 1.03), ylim=(-.03, 1.05), title='Within each Hamming radius')
+        ns = ranks(e)
+        ends = [(e.recall_at(ns, ties), e.precision_at(ns, ties)) for ties in ('pessimistic', 'optimistic')]
+        ax.fill(*(np.concatenate([low, high[::-1]]) for low, high in zip(*ends)), color=look_of['color'], alpha=.2, lw=0)
+        sns.lineplot(x=e.recall_at(ns), y=e.precision_at(ns), estimator=None, sort=False, legend=False, ax=ax, **look_of)
+    ax.set(xlabel='recall', ylabel='precision', xlim=(-.03, 1.03), ylim=(-.03, 1.05), title='Precision and recall of the first N')
     fig.legend(loc='outside lower center', ncols=2, frameon=False)
     return fig
 
@@ -179,16 +191,34 @@ def precision_recall(
 def precision_at_n(
     evaluation: Evaluation | dict[str, Evaluation],
 ) -> Figure:
-    "Precision in the first N ranks, in expectation over the orders of tied images."
+    "Precision in the first N ranks, in expectation over the orders of tied images; the band if all ties fell wrong, or right."
     fig, ax = plt.subplots(figsize=(5, 3.8), layout='constrained')
     for e, look_of in by_name(evaluation):
-        ns = np.unique(np.geomspace(1, e.database, 150).round().astype(int))
+        ns = ranks(e)
+        ax.fill_between(ns, e.precision_at(ns, 'pessimistic'), e.precision_at(ns, 'optimistic'), color=look_of['color'], alpha=.2, lw=0)
         sns.lineplot(x=ns, y=e.precision_at(ns), legend=False, ax=ax, **look_of)
         relevant = e.relevant.sum(1).mean()
     ax.axvline(relevant, color='0.3', ls=':', label=f'{relevant:,.0f} relevant images a query')
     ax.set(xscale='log', xlabel='first N ranks', ylabel='precision', ylim=(-.03, 1.05), title='Precision at N')
     ax.xaxis.set_major_formatter('{x:,.0f}')
     fig.legend(loc='outside lower center', ncols=2, frameon=False)
+    return fig
+
+# %% ../nbs/09_report.ipynb #e3d62763
+def radius_curves(
+    evaluation: Evaluation | dict[str, Evaluation],
+) -> Figure:
+    "Precision, recall and the share of queries that find nothing, within each Hamming radius; radius 2 marked."
+    fig, axes = plt.subplots(1, 3, figsize=(9, 3), layout='constrained', sharey=True)
+    for e, look_of in by_name(evaluation):
+        for ax, values in zip(axes, (*e.precision_recall(), e.queries_empty() / e.queries)):
+            sns.lineplot(x=np.arange(e.bits + 1), y=values, marker='o', ms=4, legend=False, ax=ax, **look_of)
+            ax.plot(min(2, e.bits), values[min(2, e.bits)], label='_', **RING)
+    for ax, title in zip(axes, ('precision', 'recall', 'queries that find nothing')):
+        ax.set(xlabel='radius (bits)', ylabel='', ylim=(-.03, 1.05), title=title)
+        ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    axes[0].plot([], [], label='radius 2', **RING)
+    fig.legend(*axes[0].get_legend_handles_labels(), loc='outside lower center', ncols=3, frameon=False)
     return fig
 
 # %% ../nbs/09_report.ipynb #a8e962df
@@ -205,6 +235,43 @@ def distances(
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.legend()
     return fig
+
+# %% ../nbs/09_report.ipynb #d0418ad9
+def diagnostics(
+    codes: Codes,   # with labels
+) -> Figure:
+    "Balance and entropy of bits, their correlation, distances between class codes, and margins of images."
+    fig, axes = plt.subplots(2, 2, figsize=(8.5, 5.4), layout='constrained')
+    (bits, pairs), (classes, room) = axes
+    bits.bar(np.arange(codes.bits), balance(codes), width=.8, color=BLUE, alpha=.5, label='share of ones')
+    bits.plot(np.arange(codes.bits), entropy(codes), 'o', ms=4, color=ORANGE, label='entropy (bits)')
+    bits.set(xlabel='bit', ylim=(0, 1.05), title=f'Bits carry {entropy(codes).mean():.2f} bits each, by themselves')
+    bits.legend(loc='upper center', bbox_to_anchor=(.5, -.22), ncols=2, frameon=False)
+    sns.heatmap(correlation(codes), vmin=-1, vmax=1, cmap='vlag', square=True, xticklabels=False, yticklabels=False, cbar_kws={'label': 'correlation'}, ax=pairs)
+    pairs.set(xlabel='bit', ylabel='bit', title='Each bit with each')
+    centres, margin = class_codes(codes).packed, margins(codes)
+    between = hamming(centres, centres)[np.triu_indices(len(centres), 1)]
+    for ax, values, xlabel, ylabel in ((classes, between, 'Hamming distance (bits)', 'pairs of classes'), (room, margin, 'margin (bits)', 'images')):
+        if len(values): sns.histplot(x=values, discrete=True, color=BLUE, ax=ax)
+        ax.set(xlabel=xlabel, ylabel=ylabel)
+    classes.set_title(f'Class codes: the closest two {between.min()} apart' if len(between) else 'Only one class')
+    room.set_title(f'{(margin <= 0).mean():.1%} of the images have no margin')
+    room.axvline(0, color='0.3', ls=':')
+    return fig
+
+def class_table(
+    codes: Codes,                    # with labels
+    classes: tuple[str, ...] = (),   # names
+    most: int = 10,
+) -> pd.DataFrame:
+    "Images, distinct codes and collisions of each class; of many, those with the largest share of collisions."
+    table = pd.DataFrame(collisions(codes))
+    if len(classes): table['class'] = [classes[c] for c in table['class']]
+    table['margin'] = [np.median(m) for m in _by_class(codes, margins(codes))]
+    worst = (table['collisions'] / table['images']).sort_values(ascending=False, kind='stable').index[:most]
+    return table.loc[sorted(worst)].set_index('class')
+
+def _by_class(codes, values): return (values[member] for member in memberships(codes)[1].T)
 
 # %% ../nbs/09_report.ipynb #afa497dd
 def plane(

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from dcwh.codes import Codes
-from dcwh.evaluation import ap_expected, ap_in_order, ap_optimistic, ap_pessimistic, evaluate, found_at, histograms
+from dcwh.evaluation import _count_tiles, ap_in_order, average_precision, evaluate, found_at, histograms, ndcg
 
 quick = settings(max_examples=60, deadline=None)   # the first example compiles the kernels
 normalisers = ('found', 'min', 'all')
@@ -35,10 +35,11 @@ def rows(draw):
     return items, rng.binomial(items, rng.random((queries, bins)) ** draw(st.sampled_from([1, 8])))
 
 
-def average_precision(ranked, top_k, normaliser):
-    seen, R = ranked[:top_k], sum(ranked)
+def precision_sum(ranked, top_k, normaliser):
+    "AP of one ranking by its definition; with shared labels in place of 0 and 1, weighted AP."
+    seen, R = ranked[:top_k], sum(map(bool, ranked))
     precisions = [sum(seen[:i + 1]) / (i + 1) for i, hit in enumerate(seen) if hit]
-    return sum(precisions) / max(1, {'found': sum(seen), 'min': min(R, len(seen)), 'all': R}[normaliser])
+    return sum(precisions) / max(1, {'found': len(precisions), 'min': min(R, len(seen)), 'all': R}[normaliser])
 
 
 def orders(groups):
@@ -51,57 +52,98 @@ def orders(groups):
 @given(sides())
 def test_histograms_are_counts(pair):
     query, database = pair
-    items, relevant = np.zeros((2, len(query), query.bits + 1), int)
+    most = max(1, query.labels.sum(1).max()) if query.labels.ndim == 2 else 1
+    naive = np.zeros((len(query), most + 1, query.bits + 1), int)
     for i, j in product(range(len(query)), range(len(database))):
         d = sum(bin(a ^ b).count('1') for a, b in zip(query.packed[i].tolist(), database.packed[j].tolist()))
-        items[i, d] += 1
         a, b = query.labels[i], database.labels[j]
-        relevant[i, d] += (a & b).any() if a.ndim else a == b
-    counted = histograms(query, database)
-    assert (counted[0] == items).all() and (counted[1] == relevant).all()
+        naive[i, int((a & b).sum() if a.ndim else a == b), d] += 1
+    graded, plain = histograms(query, database, graded=True), histograms(query, database)
+    assert (graded == naive).all()
+    assert (plain[:, 0] == naive[:, 0]).all() and (plain[:, 1] == naive[:, 1:].sum(1)).all()
+
+
+@quick
+@given(sides(most=1024), st.booleans(), st.tuples(st.integers(1, 9), st.integers(1, 40)))
+def test_both_paths_count_the_same(pair, graded, rows):
+    counts = histograms(*pair, graded)
+    assert (_count_tiles(*pair, np.zeros_like(counts), 'cpu', rows) == counts).all()
 
 
 @quick
 @given(groups, cuts, st.sampled_from(normalisers))
-def test_expected_ap_is_the_mean_over_all_orders(groups, top_k, normaliser):
-    items, relevant = np.array(groups).T[:, None]
-    listed = [average_precision(ranked, top_k, normaliser) for ranked in orders(groups)]
-    assert ap_expected(items, relevant, top_k, normaliser)[0] == pytest.approx(np.mean(listed), abs=1e-12)
-
-
-@quick
-@given(groups, cuts, st.sampled_from(normalisers))
-def test_relevant_first_and_last_are_two_of_the_orders(groups, top_k, normaliser):
+def test_ap_is_that_of_the_listed_orders(groups, top_k, normaliser):
     items, relevant = np.array(groups).T[:, None]
     first = sum(((1,) * r + (0,) * (n - r) for n, r in groups), ())
     last = sum(((0,) * (n - r) + (1,) * r for n, r in groups), ())
-    assert ap_optimistic(items, relevant, top_k, normaliser)[0] == pytest.approx(average_precision(first, top_k, normaliser), abs=1e-12)
-    assert ap_pessimistic(items, relevant, top_k, normaliser)[0] == pytest.approx(average_precision(last, top_k, normaliser), abs=1e-12)
+    listed = {'expected': np.mean([precision_sum(ranked, top_k, normaliser) for ranked in orders(groups)]),
+              'optimistic': precision_sum(first, top_k, normaliser), 'pessimistic': precision_sum(last, top_k, normaliser)}
+    assert {ties: average_precision(items, relevant, top_k, normaliser, ties)[0] for ties in listed} == pytest.approx(listed, abs=1e-12)
 
 
 @quick
 @given(rows(), st.one_of(st.none(), st.integers(1, 25_000)), st.sampled_from(normalisers))
 def test_ap_lies_between_its_bounds(histogram, top_k, normaliser):
-    low, mid, high = (ap(*histogram, top_k, normaliser) for ap in (ap_pessimistic, ap_expected, ap_optimistic))
+    low, mid, high = (average_precision(*histogram, top_k, normaliser, ties) for ties in ('pessimistic', 'expected', 'optimistic'))
     for ap in (low, mid, high): assert (ap > -1e-9).all() and (ap < 1 + 1e-9).all()
     if top_k is None or normaliser != 'found': assert (low <= mid + 1e-9).all() and (mid <= high + 1e-9).all()
+
+
+def test_found_in_top_k_has_no_bounds():
+    "Relevant first scores below relevant last: 1, then two misses, then a tie of one and one, cut in its middle."
+    items, relevant = np.array([[1, 2, 2]]), np.array([[1, 0, 1]])
+    first, last = (average_precision(items, relevant, 4, 'found', ties)[0] for ties in ('optimistic', 'pessimistic'))
+    assert (first, last) == pytest.approx((.75, 1)) and first < last
+
+
+@quick
+@given(rows(), st.integers(0, 2**32 - 1))
+def test_expected_ap_is_near_the_mean_of_random_orders(histogram, seed):
+    "On groups too large to list: the mean of 200 shuffles, within six standard errors."
+    rng, (items, relevant) = np.random.default_rng(seed), (x[:1] for x in histogram)
+    n, r = items[0][items[0] > 0], relevant[0][items[0] > 0]
+    if not r.sum(): return
+    drawn = []
+    for _ in range(200):
+        ranked = np.concatenate([rng.permutation(np.arange(size) < hits) for size, hits in zip(n, r)])
+        drawn.append((ranked.cumsum() / np.arange(1, len(ranked) + 1))[ranked].mean())
+    assert abs(average_precision(items, relevant)[0] - np.mean(drawn)) <= 6 * np.std(drawn) / 200**.5 + 1e-9
 
 
 @quick
 @given(rows())
 def test_a_cut_at_the_end_is_no_cut(histogram):
     N = int(histogram[0][0].sum())
-    for ap, normaliser in product((ap_pessimistic, ap_expected, ap_optimistic), normalisers):
-        assert ap(*histogram, N, normaliser) == pytest.approx(ap(*histogram), abs=1e-9)
+    for ties, normaliser in product(('pessimistic', 'expected', 'optimistic'), normalisers):
+        assert average_precision(*histogram, N, normaliser, ties) == pytest.approx(average_precision(*histogram, ties=ties), abs=1e-9)
     assert found_at(*histogram, [N])[:, 0] == pytest.approx(histogram[1].sum(1))
+
+
+shares = st.lists(st.lists(st.integers(0, 3), max_size=4), min_size=1, max_size=3).filter(any)
+
+
+@quick
+@given(shares, cuts, st.sampled_from(normalisers))
+def test_graded_measures_are_means_over_all_orders(groups, top_k, normaliser):
+    "`groups` are the numbers of labels that images share with the query, by distance."
+    counts = np.array([[[group.count(s) for group in groups] for s in range(4)]])
+    listed = [sum(parts, ()) for parts in product(*(list(permutations(group)) for group in groups))]
+    gain = lambda ranked: sum((2**s - 1) / np.log2(i + 2) for i, s in enumerate(ranked[:top_k]))
+    best = gain(sorted(listed[0], reverse=True)) or 1
+    assert ndcg(counts, top_k)[0] == pytest.approx(np.mean([gain(ranked) for ranked in listed]) / best, abs=1e-12)
+    weighted = average_precision(counts.sum(1), counts[:, 1:].sum(1), top_k, normaliser, gains=np.arange(4) @ counts)[0]
+    assert weighted == pytest.approx(np.mean([precision_sum(ranked, top_k, normaliser) for ranked in listed]), abs=1e-12)
+    k = min(top_k or len(listed[0]), len(listed[0]))
+    assert found_at(counts.sum(1), np.arange(4) @ counts, k)[0, 0] == pytest.approx(np.mean([sum(ranked[:k]) for ranked in listed]), abs=1e-12)
 
 
 @quick
 @given(groups)
-def test_found_at_is_the_mean_over_all_orders(groups):
+def test_found_at_is_that_of_the_listed_orders(groups):
     items, relevant = np.array(groups).T[:, None]
-    listed = np.mean([np.cumsum(ranked) for ranked in orders(groups)], 0)
-    assert found_at(items, relevant, range(1, items.sum() + 1))[0] == pytest.approx(listed, abs=1e-12)
+    listed = [np.cumsum(ranked) for ranked in orders(groups)]
+    for ties, over in (('expected', np.mean), ('optimistic', np.max), ('pessimistic', np.min)):
+        assert found_at(items, relevant, range(1, items.sum() + 1), ties)[0] == pytest.approx(over(listed, 0), abs=1e-12)
 
 
 @quick
@@ -109,8 +151,7 @@ def test_found_at_is_the_mean_over_all_orders(groups):
 def test_the_order_of_the_database_changes_nothing(pair, top_k, random):
     query, database = pair
     order = random.sample(range(len(database)), len(database))
-    shuffled = Codes(database.packed[order], database.bits, database.labels[order], database.ids[order])
-    assert evaluate(query, shuffled, top_k).to_dict() == evaluate(query, database, top_k).to_dict()
+    assert evaluate(query, database[order], top_k, graded=True).to_dict() == evaluate(query, database, top_k, graded=True).to_dict()
 
 
 @quick
@@ -121,4 +162,4 @@ def test_ap_in_order_follows_a_stable_sort(pair, top_k, normaliser):
         d = [sum(bin(a ^ b).count('1') for a, b in zip(query.packed[i].tolist(), row)) for row in database.packed.tolist()]
         same = (query.labels[i] & database.labels).any(1) if query.labels.ndim == 2 else query.labels[i] == database.labels
         ranked = [int(same[j]) for j in sorted(range(len(d)), key=d.__getitem__)]
-        assert ap == pytest.approx(average_precision(ranked, top_k, normaliser), abs=1e-12)
+        assert ap == pytest.approx(precision_sum(ranked, top_k, normaliser), abs=1e-12)

@@ -1,0 +1,83 @@
+"""mAP of 10,000 queries against 50,000 codes of 48 bits in 10 classes: ours beside what people use today.
+
+    make benchmark
+
+The peers are written here after the form that public code has in common. All run once on the same codes, after a warm-up on few
+queries; what they return stands beside how long they took. The table is benchmarks/evaluation.csv.
+"""
+import faiss
+import numpy as np
+import pytest
+import torch
+
+from dcwh.codes import Codes, unpack
+from dcwh.evaluation import _count_tiles, ap_in_order, evaluate
+
+QUERIES, DATABASE, BITS, CLASSES = 10_000, 50_000, 48, 10
+
+
+@pytest.fixture(scope='module')
+def sides():
+    "Each class a random corner of the cube, each image that corner with a quarter of its bits flipped."
+    rng = np.random.default_rng(0)
+    corners = rng.choice([-1., 1.], (CLASSES, BITS))
+    labels = [rng.integers(0, CLASSES, n) for n in (QUERIES, DATABASE)]
+    return [Codes.from_outputs(corners[y] * np.where(rng.random((len(y), BITS)) < .25, -1, 1), y) for y in labels]
+
+
+@pytest.fixture
+def measure(benchmark, sides):
+    def measured(f, name, rounds=3, warm=100):
+        f(sides[0][:warm], sides[1])
+        benchmark.extra_info['name'], benchmark.extra_info['map'] = name, benchmark.pedantic(f, sides, rounds=rounds)
+        return benchmark.extra_info['map']
+    return measured
+
+
+def ours(query, database):
+    numbers = evaluate(query, database).to_dict()
+    return numbers['map'], numbers['map_pessimistic'], numbers['map_optimistic']
+
+
+def loop_of_numpy(query, database):
+    "A matrix product, an argsort and a mean of precisions for each query."
+    q, d = (unpack(side.packed, side.bits).astype(np.float32) for side in (query, database))
+    total = 0.
+    for code, label in zip(q, query.labels):
+        relevant = (database.labels == label).astype(np.float32)
+        ranked = relevant[np.argsort(.5 * (BITS - code @ d.T))]
+        places = np.flatnonzero(ranked) + 1.
+        if len(places): total += np.mean(np.arange(1, len(places) + 1) / places)
+    return total / len(q)
+
+
+def topk_of_torch(query, database, rows=100):
+    "Distances of a hundred queries at a time, ranked by a topk over the whole database."
+    q, d = (torch.from_numpy(unpack(side.packed, side.bits)).float() for side in (query, database))
+    y, z, total = torch.from_numpy(query.labels), torch.from_numpy(database.labels), 0.
+    for part, labels in zip(q.split(rows), y.split(rows)):
+        _, order = (.5 * (BITS - part @ d.T)).topk(len(d), largest=False)
+        ranked = (labels[:, None] == z).gather(1, order).float()
+        precision = ranked.cumsum(1) / torch.arange(1, len(d) + 1)
+        total += ((precision * ranked).sum(1) / ranked.sum(1).clamp(min=1)).sum().item()
+    return total / len(q)
+
+
+def nearest_of_faiss(query, database):
+    "Not a mAP: the one nearest neighbour of each query, by exhaustive search."
+    index = faiss.IndexBinaryFlat(database.packed.shape[1] * 8)
+    index.add(database.packed)
+    index.search(query.packed, 1)
+
+
+def test_ours(measure):
+    expected, pessimistic, optimistic = measure(ours, 'dcwh evaluate: mAP, its bounds, radius 2')
+    assert pessimistic < expected < optimistic
+
+
+def count_by_torch(query, database): _count_tiles(query, database, np.zeros((len(query), 2, BITS + 1), np.int32), 'cpu')
+def test_ours_on_torch(measure): measure(count_by_torch, 'dcwh histograms by torch, here on the CPU', rounds=1)
+def test_ours_in_order(measure): measure(lambda q, d: float(ap_in_order(q, d).mean()), 'dcwh ap_in_order: ties in the order of the database')
+def test_numpy(measure): measure(loop_of_numpy, 'numpy: argsort for each query', rounds=1)
+def test_torch(measure): measure(topk_of_torch, 'torch: topk over the database, 100 queries at a time', rounds=1)
+def test_faiss(measure): measure(nearest_of_faiss, 'faiss IndexBinaryFlat: one nearest neighbour, no mAP')
