@@ -85,8 +85,8 @@ class Codes:
         if self.bits < 1: raise ValueError(f'bits is {self.bits}; a code has at least 1 bit')
         if self.packed.dtype != np.uint8 or self.packed.shape != (n, b):
             raise ValueError(f'packed is {self.packed.dtype} of shape {self.packed.shape}; codes of {self.bits} bits are uint8 of shape (N, {b})')
-        for name, part in (('packed', self.packed), ('labels', self.labels)):
-            if part is not None and not part.flags.c_contiguous: raise ValueError(f'{name} is not contiguous in memory; give np.ascontiguousarray({name})')
+        if scattered := [name for name, part in vars(self).items() if isinstance(part, np.ndarray) and not part.flags.c_contiguous]:
+            raise ValueError(f'{scattered[0]} is not contiguous in memory; give np.ascontiguousarray({scattered[0]})')
         if self.bits % 8 and (self.packed[:, -1] & (0xFF >> self.bits % 8)).any():
             raise ValueError(f'padding bits of packed are not zero; only the first {self.bits} bits may be set')
         if self.labels is not None and not (self.labels.dtype == np.int64 and self.labels.shape == (n,) or self.labels.dtype == bool and self.labels.ndim == 2 and len(self.labels) == n):
@@ -105,15 +105,13 @@ class Codes:
         ids: np.ndarray | None = None,              # shape (N,); None numbers them
     ) -> 'Codes':
         "The codes of a network's outputs."
-        if labels is not None:
-            labels = np.ascontiguousarray(labels.cpu() if isinstance(labels, Tensor) else labels)
-            if labels.dtype != bool: labels = labels.astype(np.int64)
+        if isinstance(labels, Tensor): labels = labels.cpu()
+        if labels is not None: labels = np.ascontiguousarray(labels, bool if np.asarray(labels).dtype == bool else np.int64)
         return cls(pack(h), h.shape[1], labels, np.arange(len(h)) if ids is None else np.asarray(ids))
 
     def save(self, path: str | Path) -> None:
         "Write one .npz file, whole or not at all."
-        parts = {name: part for name, part in vars(self).items() if part is not None}
-        write_whole(path, lambda f: np.savez(f, **parts))
+        write_whole(path, lambda f: np.savez(f, **{name: part for name, part in vars(self).items() if part is not None}))
 
     @classmethod
     def load(cls, path: str | Path) -> 'Codes':

@@ -6,8 +6,8 @@
 __all__ = ['FIRST', 'TIES', 'REPORTED', 'GRADED', 'words', 'label_words', 'ones', 'trips', 'differing', 'shared',
            'keeps_torch_threads', 'check_sides', 'blocks', 'histograms', 'harmonic', 'precision_sum', 'split_ties',
            'check_cut', 'tie_groups', 'divisor', 'hypergeometric', 'group_sum', 'average_precision', 'ap_in_order',
-           'within_radius', 'found_at', 'discounts', 'dcg', 'ndcg', 'Evaluation', 'evaluate', 'ap_of_outputs',
-           'decisions']
+           'within_radius', 'found_at', 'discounts', 'dcg', 'ndcg', 'Histograms', 'Evaluation', 'evaluate',
+           'ap_of_outputs', 'decisions']
 
 # %% ../nbs/07_evaluation.ipynb #810349ca
 from dataclasses import dataclass, field
@@ -363,8 +363,8 @@ GRADED = ('ndcg', 'acg', 'weighted_map')
 
 # %% ../nbs/07_evaluation.ipynb #3a92f79f
 @dataclass(frozen=True, eq=False)
-class Evaluation:
-    "How well queries retrieve from a database; everything is derived from histograms. Means are over all queries, and over tie orders where ties matter."
+class Histograms:
+    "What one pass over a database has counted, and means over queries of what follows from it."
     counts: np.ndarray = field(repr=False)   # int, shape (Q, S+1, K+1): what `histograms` gives
     top_k: int | None = None                 # length of the ranking; None: the whole database
     graded: bool = False                     # whether shared labels were counted
@@ -376,6 +376,32 @@ class Evaluation:
     database = property(lambda self: int(self.counts[0].sum()))
     normaliser = property(lambda self: 'all' if self.top_k is None else 'found')
 
+    def mean(self, measure, numbers: int = 2**18) -> np.ndarray:
+        "The mean over queries of measure(items, relevant, counts), a part of them at a time: the memory it takes grows with neither side."
+        rows = max(1, numbers // (self.bits + 1))
+        parts = (self.counts[start:start + rows] for start in range(0, self.queries, rows))
+        return sum(measure(part.sum(1), part[:, 1:].sum(1), part).sum(0) for part in parts) / self.queries
+
+    def queries_empty(self) -> np.ndarray:
+        "How many queries find nothing within each radius 0 … K, shape (bits + 1,)."
+        return (self.mean(lambda items, relevant, counts: items.cumsum(1) == 0) * self.queries).round().astype(int)
+
+    def precision_recall(self) -> tuple[np.ndarray, np.ndarray]:
+        "Mean precision and mean recall within each radius 0 … K, both of shape (bits + 1,); a query that finds nothing counts 0."
+        return tuple(self.mean(lambda items, relevant, counts: np.stack(within_radius(items, relevant), 1)))
+
+    def precision_at(self, ns, ties: str = 'expected') -> np.ndarray:
+        "Mean precision in the first N ranks, for each N of `ns`."
+        return self.mean(lambda items, relevant, counts: found_at(items, relevant, ns, ties) / np.atleast_1d(ns))
+
+    def recall_at(self, ns, ties: str = 'expected') -> np.ndarray:
+        "Mean recall in the first N ranks, for each N of `ns`."
+        return self.mean(lambda items, relevant, counts: found_at(items, relevant, ns, ties) / np.maximum(relevant.sum(1, keepdims=True), 1))
+
+# %% ../nbs/07_evaluation.ipynb #e7a1c0d4
+@dataclass(frozen=True, eq=False)
+class Evaluation(Histograms):
+    "How well queries retrieve from a database; everything is derived from histograms. Means are over all queries, and over tie orders where ties matter."
     map = cached_property(lambda self: self.map_at(self.top_k))   # the mean of expected AP, which no order of the database changes
     map_optimistic = cached_property(lambda self: self.map_at(self.top_k, ties='optimistic'))
     map_pessimistic = cached_property(lambda self: self.map_at(self.top_k, ties='pessimistic'))
@@ -395,31 +421,9 @@ class Evaluation:
 
     def _gains(self, counts): return np.einsum('s,qsd->qd', np.arange(counts.shape[1]), self._shared(counts))
 
-    def mean(self, measure, numbers: int = 2**18) -> np.ndarray:
-        "The mean over queries of measure(items, relevant, counts), a part of them at a time: the memory it takes grows with neither side."
-        rows = max(1, numbers // (self.bits + 1))
-        parts = (self.counts[start:start + rows] for start in range(0, self.queries, rows))
-        return sum(measure(part.sum(1), part[:, 1:].sum(1), part).sum(0) for part in parts) / self.queries
-
     def map_at(self, top_k: int | None, normaliser: str = 'found', ties: str = 'expected') -> float:
         "mAP of the first k, by one of three normalisers ('found', 'min', 'all') and ways of breaking ties ('expected', 'optimistic', 'pessimistic')."
         return float(self.mean(lambda items, relevant, counts: average_precision(items, relevant, top_k, normaliser, ties)))
-
-    def queries_empty(self) -> np.ndarray:
-        "How many queries find nothing within each radius 0 … K, shape (bits + 1,)."
-        return (self.mean(lambda items, relevant, counts: items.cumsum(1) == 0) * self.queries).round().astype(int)
-
-    def precision_recall(self) -> tuple[np.ndarray, np.ndarray]:
-        "Mean precision and mean recall within each radius 0 … K, both of shape (bits + 1,); a query that finds nothing counts 0."
-        return tuple(self.mean(lambda items, relevant, counts: np.stack(within_radius(items, relevant), 1)))
-
-    def precision_at(self, ns, ties: str = 'expected') -> np.ndarray:
-        "Mean precision in the first N ranks, for each N of `ns`."
-        return self.mean(lambda items, relevant, counts: found_at(items, relevant, ns, ties) / np.atleast_1d(ns))
-
-    def recall_at(self, ns, ties: str = 'expected') -> np.ndarray:
-        "Mean recall in the first N ranks, for each N of `ns`."
-        return self.mean(lambda items, relevant, counts: found_at(items, relevant, ns, ties) / np.maximum(relevant.sum(1, keepdims=True), 1))
 
     def to_dict(self) -> dict:
         "The numbers of a result file and their conventions, as plain floats, integers and names."
