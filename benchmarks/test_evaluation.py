@@ -2,8 +2,9 @@
 
     make benchmark
 
-The peers are written here after the form that public code has in common. All run once on the same codes, after a warm-up on few
-queries; what they return stands beside how long they took. The table is benchmarks/evaluation.csv.
+The peers are written here after the form that public code has in common. All run in one session on the same codes, after a warm-up
+on few queries: the quick ones three times, of which the least counts, the three slow ones once. What they return stands beside how
+long they took. The table is benchmarks/evaluation.csv.
 """
 import faiss
 import numpy as np

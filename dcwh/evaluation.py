@@ -6,8 +6,8 @@
 __all__ = ['FIRST', 'TIES', 'REPORTED', 'GRADED', 'words', 'label_words', 'ones', 'trips', 'differing', 'shared',
            'keeps_torch_threads', 'check_sides', 'blocks', 'histograms', 'harmonic', 'precision_sum', 'split_ties',
            'check_cut', 'tie_groups', 'divisor', 'hypergeometric', 'group_sum', 'average_precision', 'ap_in_order',
-           'within_radius', 'found_at', 'discounts', 'dcg', 'ndcg', 'Histograms', 'Evaluation', 'evaluate',
-           'ap_of_outputs', 'decisions']
+           'within_radius', 'found_at', 'discounts', 'dcg', 'ndcg', 'Counts', 'Evaluation', 'evaluate', 'ap_of_outputs',
+           'decisions']
 
 # %% ../nbs/07_evaluation.ipynb #810349ca
 from dataclasses import dataclass, field
@@ -363,7 +363,7 @@ GRADED = ('ndcg', 'acg', 'weighted_map')
 
 # %% ../nbs/07_evaluation.ipynb #3a92f79f
 @dataclass(frozen=True, eq=False)
-class Histograms:
+class Counts:
     "What one pass over a database has counted, and means over queries of what follows from it."
     counts: np.ndarray = field(repr=False)   # int, shape (Q, S+1, K+1): what `histograms` gives
     top_k: int | None = None                 # length of the ranking; None: the whole database
@@ -400,7 +400,7 @@ class Histograms:
 
 # %% ../nbs/07_evaluation.ipynb #e7a1c0d4
 @dataclass(frozen=True, eq=False)
-class Evaluation(Histograms):
+class Evaluation(Counts):
     "How well queries retrieve from a database; everything is derived from histograms. Means are over all queries, and over tie orders where ties matter."
     map = cached_property(lambda self: self.map_at(self.top_k))   # the mean of expected AP, which no order of the database changes
     map_optimistic = cached_property(lambda self: self.map_at(self.top_k, ties='optimistic'))

@@ -21,17 +21,10 @@ from .evaluation import check_cut, evaluate
 # %% ../nbs/08_metrics.ipynb #49f57f3f
 class TwoSides(Metric):
     "Codes and labels of queries and database, as they come in batches."
-    is_differentiable, higher_is_better, full_state_update = False, True, False
+    is_differentiable, full_state_update = False, False
 
-    def __init__(
-        self,
-        top_k: int | None = None,   # length of the ranking; None: the whole database
-        graded: bool = False,       # shared labels too: nDCG, ACG and weighted mAP
-        **options,                  # of torchmetrics.Metric
-    ):
-        check_cut(top_k)
+    def __init__(self, **options):   # of torchmetrics.Metric
         super().__init__(**options)
-        self.top_k, self.graded = top_k, graded
         self.add_state('bits', torch.tensor(0), dist_reduce_fx='max')
         for side in ('query', 'database'):
             for part in ('packed', 'labels', 'ids'): self.add_state(f'{side}_{part}', [], dist_reduce_fx='cat')
@@ -58,9 +51,6 @@ class TwoSides(Metric):
 
     def forward(self, *args, **kwargs): raise TypeError('one batch is no retrieval: call update with each batch of both sides, then compute')
 
-# %% ../nbs/08_metrics.ipynb #b3f09a52
-class HashRetrieval(TwoSides):
-    "Retrieval by hash codes: mAP in expectation over ties, its bounds, precision and recall within radius 2, and the other numbers of `Evaluation.to_dict()`."
     def collected(self, side: str) -> Codes:
         "The codes of a side, each image once. Raises ValueError where there are none."
         parts = {part: getattr(self, f'{side}_{part}') for part in ('packed', 'labels', 'ids')}
@@ -70,6 +60,21 @@ class HashRetrieval(TwoSides):
         if len(ids) != len(packed): raise ValueError(f'ids were given for {len(ids)} of {len(packed)} images ({side}); give them with every batch, or with none')
         first = np.unique(ids, return_index=True)[1]
         return Codes(packed[first], int(self.bits), labels[first], ids[first])
+
+# %% ../nbs/08_metrics.ipynb #b3f09a52
+class HashRetrieval(TwoSides):
+    "Retrieval by hash codes: mAP in expectation over ties, its bounds, precision and recall within radius 2, and the other numbers of `Evaluation.to_dict()`."
+    higher_is_better = True
+
+    def __init__(
+        self,
+        top_k: int | None = None,   # length of the ranking; None: the whole database
+        graded: bool = False,       # shared labels too: nDCG, ACG and weighted mAP
+        **options,                  # of torchmetrics.Metric
+    ):
+        check_cut(top_k)
+        super().__init__(**options)
+        self.top_k, self.graded = top_k, graded
 
     def compute(self) -> dict[str, float]:
         "All numbers of the evaluation, by name."

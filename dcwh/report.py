@@ -264,14 +264,13 @@ def class_table(
     classes: tuple[str, ...] = (),   # names
     most: int = 10,
 ) -> pd.DataFrame:
-    "Images, distinct codes and collisions of each class; of many, those with the largest share of collisions."
+    "Images, distinct codes, collisions and median margin of each class; of many, those with the largest share of collisions."
     table = pd.DataFrame(collisions(codes))
     if len(classes): table['class'] = [classes[c] for c in table['class']]
-    table['margin'] = [np.median(m) for m in _by_class(codes, margins(codes))]
+    margin = margins(codes)
+    table['margin'] = [np.median(margin[member]) for member in memberships(codes)[1].T]
     worst = (table['collisions'] / table['images']).sort_values(ascending=False, kind='stable').index[:most]
     return table.loc[sorted(worst)].set_index('class')
-
-def _by_class(codes, values): return (values[member] for member in memberships(codes)[1].T)
 
 # %% ../nbs/09_report.ipynb #afa497dd
 def plane(
