@@ -254,6 +254,7 @@ def diagnostics(
     for ax, values, xlabel, ylabel in ((classes, between, 'Hamming distance (bits)', 'pairs of classes'), (room, margin, 'margin (bits)', 'images')):
         if len(values): sns.histplot(x=values, discrete=True, color=BLUE, ax=ax)
         ax.set(xlabel=xlabel, ylabel=ylabel)
+    for ax in (bits, classes, room): ax.xaxis.set_major_locator(MaxNLocator(8, integer=True))
     classes.set_title(f'Class codes: the closest two {between.min()} apart' if len(between) else 'Only one class')
     room.set_title(f'{(margin <= 0).mean():.1%} of the images have no margin')
     room.axvline(0, color='0.3', ls=':')
