@@ -243,7 +243,7 @@ def _precisions(items, relevant, gains, top_k, by_found):
         N0, R0, G0, S, k = 0, 0, 0., 0., min(top_k, items[q].sum())
         for n, r, g in zip(items[q], relevant[q], gains[q]):
             m, gain = min(n, k - N0), g / max(r, 1)
-            if m == k - N0 and by_found:   # the last group that the cut reaches
+            if m == k - N0 and by_found:   # the cut falls into this group or on its end; S, R0, G0 are of the groups before it
                 low, p = hypergeometric(n, r, m)
                 for x in range(low, low + len(p)): score[q] += p[x - low] * (S + group_sum(m, x, m, gain, N0, G0)) / max(R0 + x, 1)
                 break
@@ -265,6 +265,7 @@ def average_precision(
 ) -> np.ndarray:                    # float64, shape (Q,)
     "AP of each query (McSherry and Najork, ECIR 2008). The two ends are bounds, except for 'found' with a top_k."
     check_cut(top_k, normaliser)
+    if gains is not None and ties != 'expected': raise ValueError(f'ties is {ties!r}, and gains are only averaged over all orders; leave one of the two')
     by_found = top_k is not None and normaliser == 'found'
     items, relevant = split_ties(items, relevant, ties)
     score = _precisions(items, relevant, relevant if gains is None else gains, top_k or 2**62, by_found)
@@ -318,6 +319,7 @@ def found_at(
 ) -> np.ndarray:             # float64, shape (Q, len(ns))
     "The number of relevant items in the first N ranks, or their summed gain."
     ns = np.atleast_1d(ns)
+    if ties != 'expected' and (relevant > items).any(): raise ValueError(f'ties is {ties!r}, and gains are only averaged over all orders; give counts of relevant items, or ties=\'expected\'')
     if ns.min() < 1 or ns.max() > items[0].sum(): raise ValueError(f'ns go from {ns.min()} to {ns.max()}; the ranks of this database are 1 to {items[0].sum()}')
     ends = [np.pad(counts.cumsum(1), ((0, 0), (1, 0))) for counts in split_ties(items, relevant, ties)]
     return np.array([np.interp(ns, N, R) for N, R in zip(*ends)])
@@ -455,9 +457,9 @@ def ap_of_outputs(
     check_cut(top_k, normaliser)
     y, z = (torch.from_numpy(labels).to(query.device) for labels in (query_labels, database_labels))
     k, rows, scores = min(top_k or len(z), len(z)), max(1, 2**22 // len(z)), []
-    for q, y_q in zip(query.float().split(rows), y.split(rows)):
+    for q, y_q in zip(query.double().split(rows), y.split(rows)):
         relevant = y_q[:, None] == z if y.ndim == 1 else y_q.float() @ z.float().T > 0
-        ranked = relevant.gather(1, torch.cdist(q, database.float()).argsort(dim=1, stable=True)[:, :k])
+        ranked = relevant.gather(1, torch.cdist(q, database.double()).argsort(dim=1, stable=True)[:, :k])
         precisions = ranked.cumsum(1).double() / torch.arange(1, k + 1, device=query.device) * ranked
         R, found = (counted.sum(1).cpu().numpy() for counted in (relevant, ranked))
         scores.append(precisions.sum(1).cpu().numpy() / divisor(R, found, top_k, normaliser))
