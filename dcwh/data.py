@@ -5,11 +5,10 @@
 # %% auto #0
 __all__ = ['PROTOCOLS', 'HELD', 'EVALUATE_ON', 'draw', 'shuffled', 'stratified', 'full', 'sampled', 'disjoint', 'official',
            'smallest', 'square', 'ImageSet', 'decode', 'content_hash', 'decoded', 'read_all', 'RetrievalSet', 'load',
-           'check', 'prepare', 'epoch_draws']
+           'check', 'unit', 'prepare', 'epoch_draws']
 
 # %% ../nbs/02_data.ipynb #844eca4c
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 import hashlib
@@ -182,8 +181,9 @@ def decode(
 def content_hash(images: Files, ids: np.ndarray) -> str:
     "First 16 hex digits of the SHA-256 of positions, lengths and bytes of these files."
     h = hashlib.sha256(ids.astype('<i8').tobytes())
-    with ThreadPoolExecutor(8) as readers:
-        for content in readers.map(lambda i: images[i].read_bytes(), ids.tolist()): h.update(len(content).to_bytes(8, 'little') + content)
+    for i in ids.tolist():
+        with open(f'{images.root}/{images.names[i]}', 'rb', 0) as file: content = file.read()
+        h.update(len(content).to_bytes(8, 'little') + content)
     return h.hexdigest()[:16]
 
 def decoded(images: Files, ids: np.ndarray, side: int) -> Path | None:
@@ -290,6 +290,10 @@ def check(source: Source, workers: int = 0) -> tuple[dict, list[str]]:
             'source_hash': source.hash, **({'content_hash': content_hash(source.images, ids)} if isinstance(source.images, Files) else {})}, wrong
 
 # %% ../nbs/02_data.ipynb #9fd8213b
+def unit(x: Tensor) -> Tensor:
+    "As floats in [0, 1]: bytes are divided by 255, floats are so already."
+    return x if x.is_floating_point() else x.float().div_(255)
+
 def prepare(
     images: Tensor,               # uint8, shape (B, 3, H, W)
     image_size: int,              # side of the result, in pixels
@@ -300,18 +304,17 @@ def prepare(
 ) -> Tensor:                      # float32 in [0, 1], shape (B, 3, image_size, image_size)
     "Scale, cut and, in training, mirror a batch."
     if images.dtype != torch.uint8: raise ValueError(f'images are {images.dtype}; uint8 (N, 3, H, W) is expected, 0 to 255')
-    x, (height, width), short = images.float() / 255, images.shape[-2:], max(resize, image_size)
+    x, (height, width), short = images, images.shape[-2:], max(resize, image_size)
     size = [round(n * short / min(height, width)) for n in (height, width)]
-    if size != [height, width]: x = interpolate(x, size, mode='bicubic', antialias=True).clamp(0, 1)
+    if size != [height, width]: x = interpolate(x.float() / 255, size, mode='bicubic', antialias=True).clamp(0, 1)
     if draws is None:
         top, left = ((n - image_size) // 2 for n in size)
-        return x[..., top:top + image_size, left:left + image_size]
-    draws = draws.to(x.device)
+        return unit(x[..., top:top + image_size, left:left + image_size])
     if padding: x = pad(x, [padding] * 4, mode='reflect')
-    places = [(draws[:, i] * (n - image_size + 1)).long() for i, n in enumerate(x.shape[-2:])]
-    rows, columns = (p[:, None] + torch.arange(image_size, device=x.device) for p in places)
-    if flip: columns = torch.where(draws[:, 2:] < .5, columns.flip(1), columns)
-    return x[torch.arange(len(x), device=x.device)[:, None, None], :, rows[:, :, None], columns[:, None]].permute(0, 3, 1, 2)
+    places = [(draws[:, i] * (n - image_size + 1)).long().tolist() for i, n in enumerate(x.shape[-2:])]
+    cut = (image[:, top:top + image_size, left:left + image_size] for image, top, left in zip(x, *places))
+    mirror = (draws[:, 2] < .5).tolist() if flip else [False] * len(x)
+    return unit(torch.stack([image.flip(2) if mirrored else image for image, mirrored in zip(cut, mirror)]))
 
 # %% ../nbs/02_data.ipynb #cd954873
 def epoch_draws(

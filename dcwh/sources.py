@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['IMAGES', 'SPLITS', 'ONE', 'BENCHMARKS', 'LISTS', 'SOURCES', 'KINDS', 'MISSING', 'Files', 'Split', 'Source', 'digest',
-           'hashed_parts', 'check_labels', 'digits', 'digit_pairs', 'fetch', 'unpack_archive', 'cifar', 'folder',
-           'rows_of', 'table', 'present', 'labels_of', 'read_list', 'find_lists', 'read_lists', 'lists', 'from_dataset',
-           'check_source', 'find_source']
+           'hashed_parts', 'check_labels', 'digits', 'digit_pairs', 'fetch', 'unpack_archive', 'cifar', 'found_below',
+           'folder', 'rows_of', 'table', 'present', 'labels_of', 'read_list', 'find_lists', 'read_lists', 'lists',
+           'from_dataset', 'check_source', 'find_source']
 
 # %% ../nbs/01_sources.ipynb #19812303
 from collections.abc import Iterator, Sequence
@@ -76,7 +76,7 @@ def hashed_parts(images: np.ndarray | Files | Dataset) -> Iterator[bytes]:
     "What a source's hash sees of its images."
     if isinstance(images, np.ndarray): yield np.ascontiguousarray(images)
     elif isinstance(images, Files):
-        for i, name in enumerate(images.names): yield f'{name}\0{images[i].stat().st_size}\n'.encode()
+        for name in images.names: yield f'{name}\0{os.stat(f"{images.root}/{name}").st_size}\n'.encode()
 
 # %% ../nbs/01_sources.ipynb #8f3414f9
 def check_labels(source: Source) -> None:
@@ -164,14 +164,20 @@ def cifar(name: str, data_dir: str | Path) -> Source:
 # %% ../nbs/01_sources.ipynb #9163aaa4
 IMAGES = {'.jpg', '.jpeg', '.png', '.bmp', '.webp', '.ppm', '.tif', '.tiff', '.gif'}
 
+def found_below(root: Path) -> Iterator[tuple[str, ...]]:
+    "The parts of the path of each image file; what begins with a dot is left out."
+    for folder, folders, files in os.walk(root):
+        folders[:] = [name for name in folders if not name.startswith('.')]
+        parts = Path(folder).relative_to(root).parts
+        yield from ((*parts, file) for file in files if not file.startswith('.') and os.path.splitext(file)[1].lower() in IMAGES)
+
 def folder(name: str, data_dir: str | Path) -> Source:
     "A tree of `<class>/<image>` or `<train|test>/<class>/<image>`. Raises FileNotFoundError or ValueError if there is nothing of the kind."
     root = Path(data_dir)
     if not root.is_dir(): raise FileNotFoundError(f'data_dir {root} is not a folder; give one that holds <class>/<image> or <train|test>/<class>/<image>')
-    files = sorted(f for f in root.rglob('*') if f.suffix.lower() in IMAGES and not any(p.startswith('.') for p in f.relative_to(root).parts))
-    if not files: raise FileNotFoundError(f'data_dir {root} holds no image ({", ".join(sorted(IMAGES))})')
+    rows = sorted(found_below(root))
+    if not rows: raise FileNotFoundError(f'data_dir {root} holds no image ({", ".join(sorted(IMAGES))})')
     split = next((s for s in ('test', 'val') if (root / s).is_dir() and (root / 'train').is_dir()), None)
-    rows = [f.relative_to(root).parts for f in files]
     if split: rows = [row for row in rows if row[0] in ('train', split)]
     stray = ['/'.join(r) for r in rows if len(r) != (3 if split else 2)]
     if stray: raise ValueError(f'{len(stray)} images of {root} are not at {"<split>/" if split else ""}<class>/<image>, the first {stray[0]}')
