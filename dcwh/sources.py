@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['IMAGES', 'SPLITS', 'ONE', 'BENCHMARKS', 'LISTS', 'SOURCES', 'KINDS', 'MISSING', 'Files', 'Split', 'Source', 'digest',
-           'hashed_parts', 'check_labels', 'digits', 'digit_pairs', 'fetch', 'unpack_archive', 'cifar', 'found_below',
-           'folder', 'rows_of', 'table', 'present', 'labels_of', 'read_list', 'find_lists', 'read_lists', 'lists',
-           'from_dataset', 'check_source', 'find_source']
+           'hashed_parts', 'check_labels', 'digits', 'digit_pairs', 'locked', 'fetch', 'unpack_archive', 'cifar',
+           'found_below', 'folder', 'rows_of', 'table', 'present', 'labels_of', 'read_list', 'find_lists', 'read_lists',
+           'lists', 'from_dataset', 'check_source', 'find_source']
 
 # %% ../nbs/01_sources.ipynb #19812303
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 import csv
@@ -18,6 +19,7 @@ import hashlib
 import os
 import shutil
 import tarfile
+import zlib
 
 from filelock import FileLock
 import numpy as np
@@ -116,6 +118,13 @@ def digit_pairs(data_dir: str | Path = '') -> Source:
     return Source('digit-pairs', images, labels, single.classes, Split.by_test(np.arange(len(pairs)) < 800))
 
 # %% ../nbs/01_sources.ipynb #03e2893d
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    "One process at a time; no lock file is left."
+    with FileLock(f'{path}.lock'):
+        try: yield
+        finally: Path(f'{path}.lock').unlink(missing_ok=True)
+
 def fetch(
     url: str,
     known_hash: str,         # such as md5:… or sha256:…
@@ -126,37 +135,43 @@ def fetch(
     "A file from the network, whole and checked; what is there already is not downloaded again. Raises OSError saying what went wrong and what to do."
     try: import pooch, requests
     except ImportError as e: raise ImportError("downloads need pooch: pip install 'dcwh[data]'") from e
-    path = Path(folder) / (name or url.rsplit('/', 1)[-1])
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path = Path(folder).expanduser() / (name or url.rsplit('/', 1)[-1])
     pooch.get_logger().setLevel('WARNING')
     store = pooch.create(path=path.parent, base_url='', registry={path.name: known_hash}, urls={path.name: url}, retry_if_failed=tries - 1)
-    with FileLock(f'{path}.lock'):
-        try: return Path(store.fetch(path.name, downloader=pooch.HTTPDownloader(progressbar=os.isatty(2), timeout=60)))
-        except (requests.RequestException, ValueError) as e: raise OSError(f'{url} could not be downloaded in {tries} tries ({e}); try again later, or get the file elsewhere and put it at {path}') from e
-        except OSError as e: raise OSError(f'{url} could not be stored at {path} ({e.strerror}); make room, or give another folder') from e
-        finally: Path(f'{path}.lock').unlink(missing_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with locked(path): return Path(store.fetch(path.name, downloader=pooch.HTTPDownloader(progressbar=os.isatty(2), timeout=60)))
+    except (requests.RequestException, ValueError) as e: raise OSError(f'{url} could not be downloaded in {tries} tries ({e}); try again later, or get the file elsewhere and put it at {path}') from e
+    except OSError as e: raise OSError(f'{url} could not be stored at {path} ({e.strerror or e}); make room, or give another folder') from e
 
 # %% ../nbs/01_sources.ipynb #840af4c7
 def unpack_archive(archive: Path, member: str, folder: Path) -> None:
-    "Put one folder of a tar archive into `folder`, whole or not at all."
+    "Put one folder of a tar.gz archive into `folder`, in place of an older one, whole or not at all. Raises OSError saying what went wrong and what to do."
     part = folder / f'.{member}.part'
     shutil.rmtree(part, ignore_errors=True)
     try:
-        with tarfile.open(archive) as tar: tar.extractall(part, filter='data')
+        with gzip.open(archive) as file, tarfile.open(fileobj=file, mode='r:') as tar:
+            tar.extractall(part, filter='data')
+            file.read()   # to the end, where the checksum is
+        if not (part / member).is_dir(): raise tarfile.ReadError(f'no folder {member} in it')
         shutil.rmtree(folder / member, ignore_errors=True)
         (part / member).rename(folder / member)
-    except (tarfile.TarError, EOFError) as e: raise OSError(f'{archive} is not a whole archive ({e}); remove it and try again') from e
+    except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as e: raise OSError(f'{archive} is not a whole archive ({e}); remove it and try again') from e
+    except OSError as e: raise OSError(f'{archive} could not be unpacked into {folder} ({e.strerror or e}); make room, or give another folder') from e
     finally: shutil.rmtree(part, ignore_errors=True)
 
 def cifar(name: str, data_dir: str | Path) -> Source:
     "CIFAR-10 or CIFAR-100 at 32 x 32 pixels, official split of 50,000 and 10,000; downloaded to `data_dir` where missing."
     from torchvision import datasets
-    kind, folder = {'cifar10': datasets.CIFAR10, 'cifar100': datasets.CIFAR100}[name], Path(data_dir)
-    try: kind(str(folder), train=True)
-    except RuntimeError:   # not there, or not whole
+    kind, folder = {'cifar10': datasets.CIFAR10, 'cifar100': datasets.CIFAR100}[name], Path(data_dir).expanduser()
+    def whole():
+        try: return bool(kind(str(folder), train=False))
+        except RuntimeError: return False
+    if not whole():
         try: archive = fetch(kind.url, f'md5:{kind.tgz_md5}', folder)
         except OSError as e: raise FileNotFoundError(f'{name} is not in {folder}. {e}. Or, where there is a network: dcwh data fetch {name} --data-dir {folder}') from e
-        with FileLock(f'{archive}.lock'): unpack_archive(archive, kind.base_folder, folder)
+        with locked(archive):
+            if not whole(): unpack_archive(archive, kind.base_folder, folder)   # or another process has, meanwhile
     train, test = (kind(str(folder), train=t) for t in (True, False))
     labels = np.array(train.targets + test.targets, np.int64)
     return Source(name, np.concatenate([train.data, test.data]), labels, tuple(train.classes), Split.by_test(np.arange(len(labels)) >= len(train)))
