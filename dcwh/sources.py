@@ -317,6 +317,7 @@ def lists(
     lost = [names[i] for i in np.flatnonzero(~there)[:3]]
     if lost and (missing != 'skip' or not there.any()): raise FileNotFoundError(f'{(~there).sum()} of {len(names)} images of {name} are not below {data_dir}, the first {", ".join(lost)}; get them (data/README.md), or leave them out with missing=skip')
     called = name if [sums['query'][:16], sums['train'][:16]] == known else f'{name.removeprefix("lists/")}-{len(ids["query"])}-{len(ids["train"])}'
+    if lost: called += f', {(~there).sum()} missing'
     place = there.cumsum() - 1
     split = Split(**{role: place[ids[role][there[ids[role]]]] for role in ids}, name=called, top_k=top_k)
     images = Files(Path(data_dir), tuple(np.array(names, object)[there]))
