@@ -6,8 +6,8 @@
 __all__ = ['COLOURS', 'BLUE', 'ORANGE', 'GREY', 'HALO', 'MEANINGS', 'DASHES', 'RING', 'ELSEWHERE', 'NEEDED', 'COLUMNS', 'MARKERS',
            'look', 'pictures', 'samples', 'learning_curves', 'metrics_table', 'band', 'by_name', 'ranks',
            'precision_recall', 'precision_at_n', 'radius_curves', 'distances', 'diagnostics', 'class_table', 'plane',
-           'code_map', 'draw_queries', 'nearest', 'gallery', 'setting', 'result_row', 'read_results', 'half_width',
-           'summary', 'paired', 'published', 'beside', 'comparison', 'map_by_bits']
+           'code_map', 'draw_queries', 'nearest', 'gallery', 'setting', 'result_row', 'read_results', 'protocols',
+           'half_width', 'summary', 'paired', 'published', 'beside', 'comparison', 'map_by_bits']
 
 # %% ../nbs/10_report.ipynb #ae449817
 from itertools import cycle, zip_longest
@@ -32,7 +32,7 @@ except ImportError as e: raise ImportError(f"{e.name} is missing, which figures 
 from .codes import Codes, balance, class_codes, collisions, correlation, entropy, hamming, margins, memberships, pack, unpack
 from .data import ImageSet
 from .evaluation import Evaluation
-from .training import resolve
+from .training import Config, resolve
 
 # %% ../nbs/10_report.ipynb #0092559a
 COLOURS = sns.color_palette('colorblind')   # ten that all readers can tell apart
@@ -307,7 +307,7 @@ def code_map(
         ax.scatter(*xy[here['place']].T, s=10 * here['images']**.75, color=colour.get(c, '0.75'), alpha=.7, lw=.4, edgecolor='white', label=classes[c] if len(classes) and c in colour else str(c) if c in colour else '_')
     _stars(ax, xy[place[len(chosen):]], colour, classes)
     ax.set(xlabel='t-SNE, first axis', ylabel='second axis', xticks=[], yticks=[], title=f'{len(chosen):,} codes of {codes.bits} bits, {len(np.unique(place[:len(chosen)])):,} of them different')
-    ax.legend(loc='center left', bbox_to_anchor=(1, .5), title=None if number <= 10 else f'10 of {number} classes', frameon=False)
+    ax.legend(loc='center left', bbox_to_anchor=(1, .5), title='\n'.join(['first label'] * (codes.labels.ndim - 1) + [f'10 of {number} classes'] * int(number > 10)) or None, frameon=False)
     return fig
 
 def _stars(ax, xy, colour, classes):
@@ -399,9 +399,10 @@ def result_row(
     missing = [key for key in NEEDED if key not in result] or [f'{key}: {name}' for key, names in NEEDED.items() for name in names if name not in result[key]]
     if missing: raise ValueError(f'it has no {", no ".join(missing)}')
     config, protocol, metrics = result['config'], result['protocol'], result['metrics']
+    defaults = {name: field.default for name, field in Config.model_fields.items() if not field.is_required()}   # of fields that came later
     limit = f", {config['train_per_class']} training images a class" if config.get('train_per_class') else ''
     return {'dataset': protocol['source'], 'protocol': protocol['name'] + limit, 'top_k': protocol['top_k'], 'setting': setting(config), **{name: config[name] for name in ('method', 'backbone', 'bits', 'seed')}, **metrics,
-            'same': json.dumps({name: value for name, value in config.items() if name not in ('seed', 'data_dir', 'workers', 'hash')}, sort_keys=True), 'result': result}
+            'same': json.dumps({name: value for name, value in config.items() if name not in ('seed', 'data_dir', 'lists_dir', 'workers', 'hash') and value != defaults.get(name)}, sort_keys=True), 'result': result}
 
 # %% ../nbs/10_report.ipynb #e21d9aea
 def read_results(
@@ -420,6 +421,16 @@ def read_results(
     for _, twice in table[table.duplicated(['same', 'seed'], keep=False)].groupby(['same', 'seed']):
         raise ValueError(f'these files below {folder} hold the same run; keep one of them: {", ".join(twice["file"])}')
     return table[[*COLUMNS, *table.columns.difference(COLUMNS, sort=False)]]
+
+# %% ../nbs/10_report.ipynb #d6beb019
+def protocols(
+    results: pd.DataFrame,   # from `read_results`
+) -> pd.DataFrame:           # one row a data set and protocol
+    "Sizes, classes, labels an image, k and hashes of each protocol that results were made under."
+    rows = pd.DataFrame([{'dataset': r.dataset, 'protocol': r.protocol, **{name: value for name, value in r.result['protocol'].items() if name not in ('source', 'name')}} for r in results.sort_values('seed', kind='stable').itertuples()])
+    if rows.empty: return rows
+    rows['top_k'] = rows['top_k'].map(lambda k: 'all' if pd.isna(k) else int(k))
+    return rows.groupby(['dataset', 'protocol'], sort=False).agg(lambda column: ', '.join(dict.fromkeys(column.dropna().astype(str)))).sort_index()
 
 # %% ../nbs/10_report.ipynb #4ca80ce6
 def half_width(
