@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PYTHON ?= $(firstword $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p; done))
 
 .DEFAULT_GOAL := help
-.PHONY: help venv report test benchmark lab readme export clean-notebooks docs hooks
+.PHONY: help venv report test grid benchmark lab readme export clean-notebooks docs hooks
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -24,6 +24,9 @@ report: venv  ## train and evaluate on digits at 16 bits; print where the report
 
 test: venv  ## run the tests
 	$(BIN)/python -m pytest tests $(ARGS)
+
+grid: venv  ## run every combination of a grid, GRID=smoke or another of workflow/grids; what is done is not done again
+	PATH="$(CURDIR)/$(BIN):$$PATH" snakemake --configfile workflow/grids/$(or $(GRID),smoke).yaml --cores $(or $(CORES),2) $(ARGS)
 
 benchmark: venv  ## measure the evaluation beside what people use, on a quiet machine; writes benchmarks/*.csv
 	@mkdir -p .benchmarks

@@ -1,0 +1,78 @@
+"""Grids of runs: what is done is not done again, what fails stops nothing else, what is killed goes on."""
+from pathlib import Path
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import yaml
+
+pytest.importorskip('snakemake', reason="grids need snakemake: pip install 'dcwh[workflow]'")
+
+ROOT = Path(__file__).parents[1]
+COMMAND = [str(Path(sys.executable).with_name('snakemake')), '--snakefile', str(ROOT / 'workflow/Snakefile'), '--cores', '2']
+ENV = {**os.environ, 'PATH': f'{Path(sys.executable).parent}:{os.environ["PATH"]}'}
+
+
+def snakemake(folder, grid, *more, **config):
+    "Run a grid in a folder of its own; the repository's templates and recipes are linked into it."
+    folder.mkdir(exist_ok=True)
+    for name in ('nbs', 'data'): (folder / name).exists() or (folder / name).symlink_to(ROOT / name)
+    (folder / 'grid.yaml').write_text(json.dumps({'grid': grid, **config}))
+    return subprocess.run([*COMMAND, '--directory', str(folder), '--configfile', str(folder / 'grid.yaml'), *more], capture_output=True, text=True, env=ENV)
+
+
+def results(folder): return {file.name: file.stat().st_mtime_ns for file in sorted((folder / 'reports').rglob('*.json'))}
+
+
+QUICK = {'dataset': 'digits', 'bits': 16, 'recipe': 'quick', 'epochs': 2}
+
+
+@pytest.mark.slow
+def test_the_smoke_grid_runs_and_is_not_run_again(tmp_path):
+    smoke = [{'dataset': 'digits', 'method': ['dcwh', 'ce'], 'bits': 16, 'seed': [0, 1], 'recipe': 'quick'}]
+    assert smoke == yaml.safe_load((ROOT / 'workflow/grids/smoke.yaml').read_text())['grid']
+    done = snakemake(tmp_path / 'a', smoke)
+    assert done.returncode == 0, done.stderr[-3000:]
+    first = results(tmp_path / 'a')
+    assert len(first) == 4 and (tmp_path / 'a/reports/compare.ipynb').is_file()
+    # a fresh clone has the result files, with any times, and nothing else
+    (tmp_path / 'b').mkdir()
+    subprocess.run(['cp', '-r', tmp_path / 'a/reports', tmp_path / 'b/reports'], check=True)
+    again = snakemake(tmp_path / 'b', [*smoke, {**QUICK, 'epochs': 1}])
+    assert again.returncode == 0, again.stderr[-3000:]
+    assert len(results(tmp_path / 'b')) == 5 and len(list((tmp_path / 'b/runs').rglob('*.log'))) == 1   # only the run that was new
+
+
+def test_a_run_that_fails_leaves_its_error_and_no_result_and_the_others_go_on(tmp_path):
+    failed = snakemake(tmp_path, [{**QUICK, 'lr': [1e30, 1e-3]}], detail='brief')
+    assert failed.returncode == 1 and len(results(tmp_path)) == 1
+    reports = ['FloatingPointError' in file.read_text() for file in (tmp_path / 'reports').rglob('dcwh-*.ipynb')]
+    assert sorted(reports) == [False, True] and any('the loss is' in log.read_text() for log in (tmp_path / 'runs').rglob('*.log'))
+
+
+def test_a_killed_grid_goes_on(tmp_path):
+    grid = [{**QUICK, 'seed': [0, 1, 2], 'epochs': 1}]
+    snakemake(tmp_path, grid, '--dry-run', '--quiet')
+    with subprocess.Popen([*COMMAND, '--directory', str(tmp_path), '--configfile', str(tmp_path / 'grid.yaml')], env=ENV, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True) as process:
+        deadline = time.monotonic() + 240
+        while not results(tmp_path) and time.monotonic() < deadline: time.sleep(.1)
+        os.killpg(process.pid, signal.SIGKILL)
+    first = results(tmp_path)
+    assert 1 <= len(first)
+    again = snakemake(tmp_path, grid)
+    assert again.returncode == 0, again.stderr[-3000:]
+    assert len(results(tmp_path)) == 3 and all(results(tmp_path)[name] == when for name, when in first.items())
+
+
+@pytest.mark.parametrize('grid', sorted((ROOT / 'workflow/grids').glob('*.yaml')), ids=lambda file: file.stem)
+def test_every_grid_can_be_planned(grid, tmp_path):
+    plan = subprocess.run([*COMMAND, '--directory', str(tmp_path), '--configfile', str(grid), '--dry-run', '--quiet'], capture_output=True, text=True, env=ENV)
+    assert plan.returncode == 0 and 'run' in plan.stdout, plan.stderr[-3000:]
+
+
+def test_without_a_grid_it_says_which_to_give(tmp_path):
+    assert 'add --configfile workflow/grids/smoke.yaml' in subprocess.run([*COMMAND, '--directory', str(tmp_path)], capture_output=True, text=True, env=ENV).stderr
