@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Subset
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
-from dcwh.data import ImageSet, draw, epoch_draws, full, load, official, prepare, sampled
+from dcwh.data import ImageSet, draw, epoch_draws, full, load, prepare, sampled
 from dcwh.sources import Split, find_lists, find_source, labels_of, read_lists
 
 CIFAR = Path(__file__).parents[1] / 'data/cache/cifar10'
@@ -97,7 +97,7 @@ def listed(million):
     return labels_of(member), Split(**ids), member
 
 
-@pytest.mark.parametrize('protocol', (full, sampled, official))
+@pytest.mark.parametrize('protocol', (full, sampled))
 def test_protocols(measure, listed, protocol):
     labels, split, _ = listed
     assert len(measure(lambda: protocol(labels, None if protocol is full else split, np.random.default_rng(0)), f'protocol {protocol.__name__} of 1.3 M images', LINES).query)
