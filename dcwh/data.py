@@ -221,7 +221,7 @@ class RetrievalSet:
     def __post_init__(self):
         for role in (self.train, self.database):
             if np.isin(self.query.ids, role.ids).any(): raise ValueError(f'{self.protocol}: {np.isin(self.query.ids, role.ids).sum()} queries are among the other images')
-        if self.protocol.startswith('disjoint') and np.isin(self.train.ids, self.database.ids).any(): raise ValueError('disjoint: training images are in the database')
+        if self.protocol == 'disjoint' and np.isin(self.train.ids, self.database.ids).any(): raise ValueError('disjoint: training images are in the database')
         labels, classes = self.train.labels, self.query.source.classes
         seen = np.bincount(labels, minlength=len(classes)) if labels.ndim == 1 else labels.sum(0)
         if (seen == 0).any(): raise ValueError(f'{(seen == 0).sum()} classes have no training image, the first {classes[(seen == 0).argmax()]!r}; every class needs one')

@@ -329,13 +329,14 @@ def from_dataset(
     name: str,                      # goes into every result
     classes: tuple[str, ...] = (),  # names; () numbers them
     test: np.ndarray | None = None, # bool (N,): the official test images
+    version: str = '',              # what tells these images from others with the same labels; goes into the hash
 ) -> Source:
     "A source made of anybody's Dataset."
     labels = getattr(dataset, 'targets', getattr(dataset, 'labels', None))
     labels = np.asarray([np.asarray(dataset[i][1]) for i in range(len(dataset))] if labels is None else labels)
     labels = labels.astype(bool if labels.ndim == 2 else np.int64)
     number = labels.shape[1] if labels.ndim == 2 else int(labels.max()) + 1
-    return Source(name, dataset, labels, tuple(classes or getattr(dataset, 'classes', ()) or map(str, range(number))), None if test is None else Split.by_test(test))
+    return Source(name, dataset, labels, tuple(classes or getattr(dataset, 'classes', ()) or map(str, range(number))), None if test is None else Split.by_test(test), hash=digest(labels.tobytes(), version.encode()))
 
 # %% ../nbs/01_sources.ipynb #0c863933
 SOURCES = {'digits': digits, 'digit-pairs': digit_pairs, 'cifar10': lambda d: cifar('cifar10', d), 'cifar100': lambda d: cifar('cifar100', d)}

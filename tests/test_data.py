@@ -10,7 +10,7 @@ from PIL import Image
 import dcwh.sources
 from dcwh.data import ImageSet, load
 from dcwh.experiment import retrieval_set, run
-from dcwh.sources import digit_pairs, digits, find_source, from_dataset, lists
+from dcwh.sources import Source, digit_pairs, digits, find_source, from_dataset, lists
 from dcwh.training import resolve
 
 PAIRS, DIGITS = digit_pairs(), digits()
@@ -72,6 +72,16 @@ def test_validation_never_reads_the_real_queries(source, protocol, tmp_path):
     share = lambda labels: labels.sum(0) if labels.ndim == 2 else np.bincount(labels, minlength=len(of.classes))
     assert abs(share(data.query.labels) - .1 * (share(data.query.labels) + share(data.train.labels))).max() < 4   # stratified: of every label a tenth, but for a few images
     with pytest.raises(ValueError, match='80 images'): load(of, protocol).read(16)   # which would have been read otherwise
+
+
+@pytest.mark.parametrize('source', (DIGITS, PAIRS, np.arange(8).repeat(700)), ids=('digits', 'pairs', 'large'))
+@pytest.mark.parametrize('protocol', ('full', 'sampled', 'disjoint'))
+def test_validation_leaves_drawn_queries_out(source, protocol):
+    if not isinstance(source, Source): source = Source('large', np.zeros((len(source), 1, 1, 3), np.uint8), source, tuple('abcdefgh'))
+    if protocol == 'disjoint' and source.name == 'digits': pytest.skip('classes of digits are too small for disjoint')
+    real, validation = (load(source, protocol, evaluate_on=on) for on in ('query', 'validation'))
+    used = np.concatenate([validation.query.ids, validation.train.ids, validation.database.ids])
+    assert not np.isin(real.query.ids, used).any() and set(used.tolist()) <= set(real.train.ids.tolist()) and validation.top_k == real.top_k
 
 
 @pytest.mark.parametrize('source', (as_folder, as_csv, as_lists, as_dataset, lambda root: DIGITS, lambda root: PAIRS), ids=('folder', 'csv', 'lists', 'dataset', 'digits', 'pairs'))
