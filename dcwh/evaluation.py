@@ -360,7 +360,7 @@ def ndcg(
 
 # %% ../nbs/08_evaluation.ipynb #8e5659a4
 REPORTED = ('map', 'map_optimistic', 'map_pessimistic', 'map_with_relevant', 'precision_radius_2', 'recall_radius_2', 'queries_empty_radius_2',
-            'queries_without_relevant', 'queries', 'database', 'bits', 'top_k', 'normaliser')
+            'distance_within', 'distance_between', 'overlap', 'queries_without_relevant', 'queries', 'database', 'bits', 'top_k', 'normaliser')
 GRADED = ('ndcg', 'acg', 'weighted_map')
 
 # %% ../nbs/08_evaluation.ipynb #3a92f79f
@@ -383,6 +383,11 @@ class Counts:
         rows = max(1, numbers // (self.bits + 1))
         parts = (self.counts[start:start + rows] for start in range(0, self.queries, rows))
         return sum(measure(part.sum(1), part[:, 1:].sum(1), part).sum(0) for part in parts) / self.queries
+
+    def distance_shares(self) -> tuple[np.ndarray, np.ndarray]:
+        "The share of pairs at each distance 0 … K, of relevant ones and of all others, both of shape (bits + 1,)."
+        of_relevant, of_all = (counts.sum(0, dtype=np.int64) for counts in (self.counts[:, 1:].sum(1), self.counts.sum(1)))
+        return tuple(counts / max(1, counts.sum()) for counts in (of_relevant, of_all - of_relevant))
 
     def queries_empty(self) -> np.ndarray:
         "How many queries find nothing within each radius 0 … K, shape (bits + 1,)."
@@ -412,6 +417,9 @@ class Evaluation(Counts):
     precision_radius_2 = property(lambda self: float(self.precision_recall()[0][min(2, self.bits)]))
     recall_radius_2 = property(lambda self: float(self.precision_recall()[1][min(2, self.bits)]))
     queries_empty_radius_2 = property(lambda self: int(self.queries_empty()[min(2, self.bits)]))
+    distance_within = property(lambda self: float(self.distance_shares()[0] @ np.arange(self.bits + 1)))
+    distance_between = property(lambda self: float(self.distance_shares()[1] @ np.arange(self.bits + 1)))
+    overlap = property(lambda self: float(np.minimum(*self.distance_shares()).sum()))
     ndcg = property(lambda self: float(self.mean(lambda items, relevant, counts: ndcg(self._shared(counts), self.top_k))))
     acg = property(lambda self: float(self.mean(lambda items, relevant, counts: found_at(items, self._gains(counts), self._last) / self._last)[0]))
     weighted_map = property(lambda self: float(self.mean(lambda items, relevant, counts: average_precision(items, relevant, self.top_k, gains=self._gains(counts)))))

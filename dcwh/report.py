@@ -107,6 +107,9 @@ MEANINGS = {
     'precision_radius_2': 'within Hamming distance 2; nothing there counts 0',
     'recall_radius_2': 'share of relevant images within distance 2',
     'queries_empty_radius_2': 'queries with nothing within distance 2',
+    'distance_within': 'mean Hamming distance to relevant images',
+    'distance_between': 'mean Hamming distance to all others',
+    'overlap': 'area that the distributions of the two share',
     'queries_without_relevant': 'queries nothing is relevant to; they count 0',
     'queries': 'number of queries; means are over all of them',
     'database': 'number of images searched',
@@ -114,6 +117,8 @@ MEANINGS = {
     'top_k': 'ranks that AP looks at',
     'normaliser': "AP is divided by 'all' relevant, or those 'found'",
     'map_outputs': 'of the real-valued outputs, before the sign',
+    'distinct_codes': 'different codes in the database',
+    'collisions': 'share of the database whose code another class has too',
     'map_decisions': 'of the network as a classifier: same decision or not',
     'ndcg': 'nDCG, gain 2^s - 1 for s shared labels',
     'acg': 'mean number of shared labels',
@@ -226,12 +231,11 @@ def distances(
     evaluation: Evaluation,
 ) -> Figure:
     "Hamming distances of queries to relevant and to other images, and how much the two overlap."
-    within, between = (counts / max(1, counts.sum()) for counts in (evaluation.relevant.sum(0), (evaluation.items - evaluation.relevant).sum(0)))
+    within, between = evaluation.distance_shares()
     fig, ax = plt.subplots(figsize=(6, 3), layout='constrained')
     for share, label, colour, hatch in ((within, 'within classes', BLUE, None), (between, 'between classes', ORANGE, '///')):
         ax.bar(np.arange(evaluation.bits + 1), share, width=1, color=colour, alpha=.55, edgecolor='white', lw=.5, hatch=hatch, label=label)
-    overlap = np.minimum(within, between).sum()
-    ax.set(xlabel='Hamming distance (bits)', ylabel='share of pairs', title=f'Distances within and between classes: {overlap:.1%} overlap')
+    ax.set(xlabel='Hamming distance (bits)', ylabel='share of pairs', title=f'Distances within and between classes: {evaluation.overlap:.1%} overlap')
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.legend()
     return fig
