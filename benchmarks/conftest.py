@@ -20,8 +20,16 @@ def rows_of_loading(found):
         yield [info['name'], f'{s:.3g}', f'{info["images"] / s:.0f}', *([f'{seconds[info["peer"]] / s:.3g}', info['peer']] if info['peer'] else ['', ''])]
 
 
+def rows_of_training(found):
+    "Milliseconds of a step, what the loss keeps between steps and, within one, for the backward pass."
+    yield ['method', 'batch', 'bits', 'classes', 'images', 'milliseconds', 'state (MB)', 'kept for backward (MB)']
+    for b in found:
+        info = b['extra_info']
+        yield [*(info[name] for name in ('method', 'batch', 'bits', 'classes', 'images')), f'{1000 * b["stats"]["min"] / info.get("steps", 1):.4g}', *('' if info[name] is None else f'{info[name]:.3g}' for name in ('state', 'kept'))]
+
+
 def pytest_benchmark_update_json(config, benchmarks, output_json):
-    for table, rows in {'evaluation': rows_of_evaluation, 'loading': rows_of_loading}.items():
+    for table, rows in {'evaluation': rows_of_evaluation, 'loading': rows_of_loading, 'training': rows_of_training}.items():
         found = [b for b in output_json['benchmarks'] if f'test_{table}.py' in b['fullname']]
         if not found: continue
         with open(Path(__file__).parent / f'{table}.csv', 'w', newline='') as f: csv.writer(f, lineterminator='\n').writerows(rows(found))

@@ -1,0 +1,115 @@
+"""What a step of each loss costs alone, and what the method adds to a whole training step.
+
+    make benchmark ARGS="-k training"
+
+Losses: forward and backward on random outputs, without a network, on one thread; one number is varied at a time around a batch of 128, 48 bits, 10 classes and
+50,000 training images. `exp, sum, log` is the class-wise loss in the form that public code has. Whole steps: the small network on digits, beside a bare loop of the
+same network, cross-entropy and SGD; epochs of the same with centres in closed form, and without. The table is benchmarks/training.csv.
+"""
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from dcwh.baselines import METHODS
+from dcwh.data import load, prepare
+from dcwh.loss import ClassWiseLoss, DCWHLoss
+from dcwh.optimizer import TwoStep
+from dcwh.training import build, resolve
+
+BASE = {'batch': 128, 'bits': 48, 'classes': 10, 'images': 50_000}
+VARIED = [BASE, *({**BASE, name: value} for name, values in {'batch': (32, 512), 'bits': (16, 1024), 'classes': (100, 1_000, 10_000), 'images': (5_000, 1_000_000)}.items() for value in values)]
+
+
+class ExpSumLog(nn.Module):
+    "The class-wise loss by exponentials of squared distances, their sum, a small constant and a logarithm."
+    def __init__(self, classes, bits):
+        super().__init__()
+        self.centres, self.variance = nn.Parameter(torch.randn(classes, bits)), bits / 4
+
+    def forward(self, h, y):
+        density = torch.exp(-(h[:, None] - self.centres[None]).square().sum(2) / (2 * self.variance))
+        return -torch.log(density.gather(1, y[:, None]).squeeze(1) / (density.sum(1) + 1e-6) + 1e-6).mean()
+
+
+def criterion_of(method, point):
+    config = resolve(dataset='digits', method=method, bits=point['bits'])
+    return METHODS[method].build(config, point['classes'], point['images'], torch.Generator().manual_seed(0))
+
+
+def batch_of(point):
+    g = torch.Generator().manual_seed(0)
+    return torch.randn(point['batch'], point['bits'], generator=g), torch.randint(point['classes'], (point['batch'],), generator=g), torch.randint(point['images'], (point['batch'],), generator=g)
+
+
+def kept_for_backward(step):
+    "Megabytes of the tensors that autograd keeps, each storage once."
+    seen = {}
+    def pack(t):
+        seen[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
+        return t
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t): step()
+    return sum(seen.values()) / 1e6
+
+
+@pytest.fixture
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def measured(benchmark, name, point, criterion, loss):
+    h, y, index = batch_of(point)
+    def step():
+        h.requires_grad_().grad = None
+        loss(h, y, index).backward()
+    step()
+    state = sum(t.nbytes for t in [*criterion.parameters(), *criterion.buffers()]) / 1e6
+    benchmark.extra_info.update(method=name, **point, state=state, kept=kept_for_backward(step))
+    benchmark.pedantic(step, rounds=7, iterations=3, warmup_rounds=1)
+
+
+@pytest.mark.parametrize('point', VARIED, ids=lambda p: '-'.join(map(str, p.values())))
+@pytest.mark.parametrize('method', METHODS)
+def test_loss(benchmark, one_thread, method, point):
+    try: criterion = criterion_of(method, point).train()
+    except ValueError as e: pytest.skip(str(e))   # 10,000 classes have no 10,000 corners of 16 bits far apart
+    criterion.begin_epoch(0, 2)
+    if hasattr(criterion, 'memory'): criterion.memory.seen[:] = True   # as after the first epoch
+    measured(benchmark, method, point, criterion, criterion)
+
+
+@pytest.mark.parametrize('point', [{**BASE, 'classes': c} for c in (10, 100, 1_000)], ids=lambda p: str(p['classes']))
+@pytest.mark.parametrize('form', ('class-wise term alone', 'exp, sum, log'))
+def test_form(benchmark, one_thread, form, point):
+    criterion = ClassWiseLoss(point['classes'], point['bits']) if form != 'exp, sum, log' else ExpSumLog(point['classes'], point['bits'])
+    measured(benchmark, form, point, criterion, lambda h, y, index: criterion(h, y))
+
+
+@pytest.mark.parametrize('what', ('whole step: bare loop, cross-entropy', 'whole step: dcwh', 'epoch: dcwh, centres in closed form', 'epoch: dcwh-fixed, centres that stay'))
+def test_whole_steps(benchmark, one_thread, what):
+    from accelerate import Accelerator
+    from dcwh.training import accelerator_of, train_epoch
+    data = load('digits')
+    config = resolve(dataset='digits', bits=48, method='dcwh-fixed' if 'fixed' in what else 'dcwh', batch_size=128, settings={'optimizer': 'sgd', 'workers': 0})
+    images, labels = torch.from_numpy(data.train.source.images[data.train.ids]).permute(0, 3, 1, 2), torch.from_numpy(data.train.labels)
+    model, criterion, optimizer = build(config, 10, images=len(labels))
+    head = nn.Linear(48, 10)
+    if 'bare' in what: optimizer = torch.optim.SGD([*model.parameters(), *head.parameters()], lr=.01, momentum=.9, weight_decay=.01)
+    model.train()
+    def bare():
+        for rows in torch.randperm(len(labels)).split(128):
+            x = prepare(images[rows], config.image_size, config.resize, torch.rand(len(rows), 3), config.padding)
+            optimizer.zero_grad()
+            cross_entropy(head(model(x.contiguous(memory_format=torch.channels_last))), labels[rows]).backward()
+            optimizer.step()
+    def ours():
+        criterion.begin_epoch(1, 3)
+        train_epoch(config, data, 1, accelerator_of('fp32'), model, criterion, optimizer, False)
+        if 'epoch' in what: criterion.end_epoch(lambda: (_ for _ in ()).throw(AssertionError('no second pass')))
+    steps = -(-len(labels) // 128)
+    benchmark.extra_info.update(method=what, batch=128, bits=48, classes=10, images=len(labels), state=None, kept=None, steps=steps)
+    benchmark.pedantic(bare if 'bare' in what else ours, rounds=7, warmup_rounds=1)
