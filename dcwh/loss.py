@@ -20,8 +20,9 @@ class Criterion(nn.Module):
     "What a trainer calls. Subclasses define `terms`; the rest has defaults."
     weights: dict[str, float] = {}   # of each term in the loss; 1 where not named
     centres: Tensor | None = None    # class centres (C, K), where the method has such
+    last: dict[str, Tensor] = {}     # the terms of the last call, detached
 
-    def terms(self, h: Tensor, y: Tensor) -> dict[str, Tensor]:
+    def terms(self, h: Tensor, y: Tensor, index: Tensor | None = None) -> dict[str, Tensor]:
         "Each term of the loss, unweighted, as a scalar."
         raise NotImplementedError
 
@@ -30,7 +31,9 @@ class Criterion(nn.Module):
 
     def forward(self, h: Tensor, y: Tensor, index: Tensor | None = None) -> Tensor:
         "The loss of outputs h (N, K) with labels y; `index` (N,) are positions in the training set."
-        return sum(self.weights.get(name, 1.) * term for name, term in self.terms(h, y).items())
+        terms = self.terms(h, y, index)
+        self.last = {name: term.detach() for name, term in terms.items()}
+        return sum(self.weights.get(name, 1.) * term for name, term in terms.items())
 
     def begin_epoch(self, epoch: int, epochs: int) -> None:
         "Called before epoch `epoch` of `epochs`, counted from 0."
@@ -118,6 +121,7 @@ def vertex_loss(
 # %% ../nbs/04_loss.ipynb #14d4c39d
 class DCWHLoss(Criterion):
     "Class-wise loss + cube_weight * J_cube / K + vertex_weight * J_vertex / K."
+    refining: tuple[str, ...] = ('vertex',)   # terms that the first step does without
     def __init__(
         self,
         num_classes: int,             # C
@@ -138,6 +142,6 @@ class DCWHLoss(Criterion):
 
     def logits(self, h: Tensor) -> Tensor: return self.classwise.logits(h)
 
-    def terms(self, h: Tensor, y: Tensor) -> dict[str, Tensor]:
+    def terms(self, h: Tensor, y: Tensor, index: Tensor | None = None) -> dict[str, Tensor]:
         "J_class, J_cube / K and J_vertex / K."
         return {'class': self.classwise(h, y), 'cube': cube_loss(h, self.margin) / h.shape[1], 'vertex': vertex_loss(h) / h.shape[1]}

@@ -56,11 +56,11 @@ class Alternation(Criterion):
 
     def logits(self, h: Tensor) -> Tensor: return self.loss.logits(h)
 
-    def terms(self, h: Tensor, y: Tensor) -> dict[str, Tensor]: return self.loss.terms(h, y)
+    def terms(self, h: Tensor, y: Tensor, index: Tensor | None = None) -> dict[str, Tensor]: return self.loss.terms(h, y, index)
 
     def forward(self, h: Tensor, y: Tensor, index: Tensor | None = None) -> Tensor:
         if self.rule == 'running' and self.training: self.sums = self.sums + class_sums(h, y, len(self.centres))
-        return super().forward(h, y)
+        return super().forward(h, y, index)
 
     def end_epoch(self, outputs: Callable[[], tuple[Tensor, Tensor]] | None = None) -> dict:
         "The step of the centres. The exact rule needs `outputs`: (h, y) of all training images. Raises RuntimeError after three collapsed epochs."
@@ -99,6 +99,6 @@ class TwoStep(Alternation):
     def stage(self) -> str: return 'refine' if self.epoch >= self.refine_after * self.epochs else 'establish'
 
     @property
-    def weights(self) -> dict[str, float]: return self.loss.weights if self.stage == 'refine' else {**self.loss.weights, 'vertex': 0.}
+    def weights(self) -> dict[str, float]: return self.loss.weights if self.stage == 'refine' else self.loss.weights | dict.fromkeys(self.loss.refining, 0.)
 
     def end_epoch(self, outputs: Callable[[], tuple[Tensor, Tensor]] | None = None) -> dict: return {'stage': self.stage, **super().end_epoch(outputs)}

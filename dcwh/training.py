@@ -212,7 +212,7 @@ def train_epoch(config: Config, data: RetrievalSet, epoch: int, accelerator: Acc
                                      'The usual cause is a learning rate that is too high; with fp16, precision bf16 or fp32 helps')
         accelerator.backward(loss)
         optimizer.step()
-        with torch.no_grad(): terms = {**criterion.terms(h, y), 'loss': loss.detach()}
+        terms = {**criterion.last, 'loss': loss.detach()}
         for name, value in zip(terms, torch.stack(list(terms.values())).tolist()): totals[name] = totals.get(name, 0.) + value * len(positions) / len(images)
     return {'epoch': epoch + 1, **totals, 'lr': config.lr * factor}
 
