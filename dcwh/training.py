@@ -85,6 +85,7 @@ class Config(Task):
     centres_every: Count                           # epochs between steps of the centres
     centres_hold: Share                            # share of the epochs for which they stay at their start
     centres_start: Literal['vertices', 'normal']
+    method_settings: dict[str, Number] = {}        # of other methods: {'eta': 0.2}; `METHODS[method].defaults` has the names
 
     @property
     def hash(self) -> str:
@@ -125,10 +126,15 @@ def resolve(
     other = {'gradient': 'dcwh-learned', 'fixed': 'dcwh-fixed'}.get(config.centres, 'dcwh')
     if config.method in METHODS and config.method.startswith('dcwh') and config.method != other:
         raise ValueError(f"method {config.method} cannot have centres={config.centres!r}; that is method {other!r}")
+    for name, value in METHODS[config.method].settings.items():
+        if getattr(config, name) != value: raise ValueError(f'method {config.method} has {name}={value!r} by definition; it cannot be {getattr(config, name)!r}')
+    own = METHODS[config.method].defaults
+    if unknown := config.method_settings.keys() - own.keys():
+        raise ValueError(f'unknown method_settings {", ".join(sorted(unknown))}; those of {config.method} are {", ".join(own) or "none, it has fields of Config"}')
     check_source(config.dataset)
     check_backbone(config.backbone)
     if config.padding >= config.image_size: raise ValueError(f'padding is {config.padding}; the border is reflected, and has to be smaller than image_size, {config.image_size}')
-    return config.model_copy(update={'sigma': config.sigma or config.bits**.5 / 2, 'resize': max(config.resize, config.image_size)})
+    return config.model_copy(update={'sigma': config.sigma or config.bits**.5 / 2, 'resize': max(config.resize, config.image_size), 'method_settings': own | config.method_settings})
 
 def _explain(error: dict) -> str:
     name, kind = '.'.join(map(str, error['loc'])), error['type']
@@ -168,15 +174,15 @@ class Trained:
     criterion: Criterion
     history: list[dict]  # one an epoch: each term, loss, learning rate, and what the criterion reports
 
-def build(config: Config, num_classes: int, model: nn.Module | None = None) -> tuple[HashModel, Criterion, torch.optim.Optimizer]:
-    "Model, criterion and optimizer of a configuration, all from its seed."
+def build(config: Config, num_classes: int, model: nn.Module | None = None, images: int = 0) -> tuple[HashModel, Criterion, torch.optim.Optimizer]:
+    "Model, criterion (for so many training `images`, if it remembers their outputs) and optimizer of a configuration, all from its seed."
     torch.manual_seed(config.seed)
     if not isinstance(model, HashModel):
         model = HashModel(model or config.backbone, config.bits, config.weights, config.image_size, config.resize)
     if model.bits != config.bits: raise ValueError(f'the model gives {model.bits} bits, the configuration asks for {config.bits}')
     model = model.to(memory_format=torch.channels_last)
     torch.manual_seed(config.seed)
-    criterion = METHODS[config.method].build(config, num_classes, torch.Generator().manual_seed(config.seed))
+    criterion = METHODS[config.method].build(config, num_classes, images, torch.Generator().manual_seed(config.seed))
     head = [*model.hash_layer.parameters(), *(p for p in criterion.parameters() if p.requires_grad)]
     groups = [{'params': model.backbone.parameters(), 'factor': 1.}, {'params': head, 'factor': config.head_lr}]
     kind, options = {'sgd': (torch.optim.SGD, {'momentum': config.momentum}), 'adamw': (torch.optim.AdamW, {})}[config.optimizer]
@@ -227,7 +233,7 @@ def train(
 ) -> Trained:
     "Train to the last epoch. Killed and called again, it goes on and ends the same."
     accelerator = accelerator_of(config.precision)
-    model, criterion, optimizer = build(config, len(data.classes), model)
+    model, criterion, optimizer = build(config, len(data.classes), model, len(data.train))
     model, criterion = model.to(accelerator.device), criterion.to(accelerator.device)
     checkpoint, key, start, history = Path(folder or '') / 'checkpoint.pt', f'{config.hash}-{data.split_hash()}', 0, []
     parts = {'model': model, 'criterion': criterion, 'optimizer': optimizer} | ({'scaler': accelerator.scaler} if accelerator.scaler else {})  # of fp16

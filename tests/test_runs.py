@@ -134,6 +134,16 @@ def test_killed_and_resumed_is_the_same_to_the_bit(tmp_path, uninterrupted, deat
     assert {**again, 'manifest': 0} == {**result, 'manifest': 0}
 
 
+def test_a_method_that_remembers_outputs_resumes_the_same_to_the_bit(tmp_path):
+    config, script = resolve(**QUICK, method='dsdh'), RUN.replace('recipe="quick"', 'recipe="quick", method="dsdh"')
+    whole = run(config, tmp_path / 'whole', tmp_path / 'whole')
+    killed = subprocess.run([sys.executable, '-c', KILL_IN_EPOCH + script, tmp_path / 'reports', tmp_path / 'runs'])
+    assert killed.returncode == -signal.SIGKILL
+    subprocess.run([sys.executable, '-c', script, tmp_path / 'reports', tmp_path / 'runs'], check=True)
+    assert same(codes_of(config, tmp_path / 'runs'), codes_of(config, tmp_path / 'whole'))
+    assert json.loads(next((tmp_path / 'reports').rglob('*.json')).read_text())['history'] == whole['history']
+
+
 def test_results_do_not_depend_on_workers(tmp_path, folder, monkeypatch):
     monkeypatch.setattr('dcwh.data.HELD', 0)   # nothing is kept in memory: every batch comes from the workers
     codes = []
@@ -146,10 +156,10 @@ def test_results_do_not_depend_on_workers(tmp_path, folder, monkeypatch):
 # methods, precisions, roles
 
 def test_methods_and_precision(tmp_path):
-    for words in ({'method': 'ce'}, {'method': 'dcwh-learned'}, {'settings': {'centres': 'exact', 'optimizer': 'sgd', 'schedule': 'step', 'lr': .05}}, {'precision': 'bf16'}, {'precision': 'fp16'}):
+    for words in ({'method': 'ce'}, {'method': 'dcwh-learned'}, {'method': 'dch', 'settings': {'method_settings': {'gamma': 10}}}, {'settings': {'centres': 'exact', 'optimizer': 'sgd', 'schedule': 'step', 'lr': .05}}, {'precision': 'bf16'}, {'precision': 'fp16'}):
         result = run(resolve(**QUICK, **words), tmp_path / 'reports', tmp_path / 'runs')
         assert result['metrics']['map'] > .5, words
-    assert len(list((tmp_path / 'reports').rglob('*.json'))) == 5  # never two under one name
+    assert len(list((tmp_path / 'reports').rglob('*.json'))) == 6  # never two under one name
 
 
 def test_a_saved_model_gives_the_codes_of_its_run(tmp_path):
