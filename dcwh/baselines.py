@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['METHODS', 'similar', 'pairs', 'mean_over', 'balanced_mean', 'in_full_precision', 'pair_loss', 'label_loss', 'Memory',
            'CrossEntropy', 'DPSH', 'HashNet', 'DCH', 'DTSH', 'discrete_step', 'DSDH', 'straight_through', 'GreedyHash',
-           'hash_centres', 'CSQ', 'OrthoHash', 'IDCWHLoss', 'own_settings', 'Method', 'two_step']
+           'hash_centres', 'CSQ', 'OrthoHash', 'IDCWHLoss', 'Squashed', 'own_settings', 'Method', 'two_step']
 
 # %% ../nbs/06_baselines.ipynb #03c4d6ff
 from collections.abc import Callable
@@ -351,6 +351,34 @@ class IDCWHLoss(DCWHLoss):
         apart = {'similarity': mean_over(softplus(h.shape[1] / 2 * unit @ unit.T), two), 'corner': (mu.abs() - 1).square().mean()}
         return super().terms(h, y) | apart
 
+# %% ../nbs/06_baselines.ipynb #a9388458
+class Squashed(Criterion):
+    "A criterion on tanh of the outputs; logs the mean slope, as a share of that at 0."
+    def __init__(
+        self,
+        criterion: Criterion,   # of the squashed outputs
+        slope: float = 1.,      # 1: tanh; 1/2: a sigmoid, from -1 to 1
+    ):
+        super().__init__()
+        self.criterion, self.slope = criterion, slope
+
+    @property
+    def centres(self) -> Tensor | None: return self.criterion.centres
+    @property
+    def weights(self) -> dict[str, float]: return {**self.criterion.weights, 'passed': 0.}
+
+    def squash(self, h: Tensor) -> Tensor: return torch.tanh(self.slope * full_precision(h))
+    def logits(self, h: Tensor) -> Tensor | None: return self.criterion.logits(self.squash(h))
+    def terms(self, h, y, index=None): return self.criterion.terms(self.squash(h), y, index)
+
+    def forward(self, h: Tensor, y: Tensor, index: Tensor | None = None) -> Tensor:
+        loss = self.criterion(z := self.squash(h), y, index)
+        self.last = self.criterion.last | {'passed': 1 - z.detach().square().mean()}
+        return loss
+
+    def begin_epoch(self, epoch: int, epochs: int) -> None: self.criterion.begin_epoch(epoch, epochs)
+    def end_epoch(self, outputs=None) -> dict: return self.criterion.end_epoch(outputs and (lambda: (self.squash((given := outputs())[0]), given[1])))
+
 # %% ../nbs/06_baselines.ipynb #156360b3
 def own_settings(criterion: type) -> dict[str, float]:
     "What a criterion asks for by keyword only, and its defaults."
@@ -375,15 +403,18 @@ class Method:
         return cls(build, reference, defaults=own_settings(criterion), remembers='images' in asked)
 
 # %% ../nbs/06_baselines.ipynb #4a8f1252
-def two_step(config, num_classes: int, images: int, generator: torch.Generator, loss: type = DCWHLoss) -> TwoStep:
-    "The paper's method as configured."
+def two_step(config, num_classes: int, images: int, generator: torch.Generator, loss: type = DCWHLoss, squash: float = 0.) -> Criterion:
+    "The paper's method as configured; on squashed outputs, if a slope is given."
     loss = loss(num_classes, config.bits, config.sigma, config.cube_margin, config.cube_weight, config.vertex_weight, config.centres_start, generator, **config.method_settings)
-    return TwoStep(loss, config.refine_after, config.centres, config.centres_every, config.centres_hold)
+    criterion = TwoStep(loss, config.refine_after, config.centres, config.centres_every, config.centres_hold)
+    return Squashed(criterion, squash) if squash else criterion
 
 METHODS: dict[str, Method] = {
     'dcwh': Method(two_step, 'Zhe, Chen, Yan: Deep Class-Wise Hashing (arXiv 1803.04137), centres in closed form'),
     'dcwh-fixed': Method(two_step, 'the same with centres that stay on the vertices where they start', {'centres': 'fixed'}),
     'dcwh-learned': Method(two_step, 'the same with centres learned by gradient', {'centres': 'gradient'}),
+    'dcwh-tanh': Method(partial(two_step, squash=1.), 'dcwh on tanh of the outputs in place of the cube, to see gradients vanish'),
+    'dcwh-sigmoid': Method(partial(two_step, squash=.5), 'the same with a sigmoid'),
     'idcwh': Method(partial(two_step, loss=IDCWHLoss), 'Zhang, Yan: Improved Deep Classwise Hashing (ICPR 2020, arXiv 2103.09442), our reading of its abstract', {'centres': 'gradient'}, own_settings(IDCWHLoss)),
     'ce': Method.of(CrossEntropy, 'yardstick: cross-entropy on K linear units, then the sign'),
     'dpsh': Method.of(DPSH, 'Li, Wang, Kang: Deep Supervised Hashing with Pairwise Labels (IJCAI 2016, arXiv 1511.03855)'),
