@@ -37,11 +37,11 @@ def judged(rows: pd.DataFrame, least: float = 0.) -> str:
     return 'not reproduced' if below > above else 'undecided'
 
 def counted(rows: pd.DataFrame) -> str:
-    "How often above, level and below, in words."
+    "How often above, level and below, and on which sets, in words."
     rows = rows[rows['n'] >= 3] if len(rows) else rows
     if not len(rows): return 'no cell with three seeds'
     n = rows['standing'].value_counts()
-    return f'above in {n.get("above", 0)}, level in {n.get("level", 0)}, below in {n.get("below", 0)} of {len(rows)} cells; mean difference {rows["difference"].mean():+.3f} mAP'
+    return f'above in {n.get("above", 0)}, level in {n.get("level", 0)}, below in {n.get("below", 0)} of {len(rows)} cells on {", ".join(sorted(set(rows["dataset"])))}; mean difference {rows["difference"].mean():+.3f} mAP'
 
 # %% ../nbs/13_claims.ipynb #471a2c81
 def more_compact(results: pd.DataFrame) -> tuple[Verdict, pd.DataFrame]:
