@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 import dcwh.sources
-from dcwh.data import ImageSet, load
+from dcwh.data import load
 from dcwh.experiment import retrieval_set, run
 from dcwh.sources import Source, digit_pairs, digits, find_source, from_dataset, lists
 from dcwh.training import resolve
