@@ -79,6 +79,7 @@ class Codes:
     bits: int                   # code length K
     labels: np.ndarray | None   # int64 (N,): one label an image, bool (N, C): several, None: unknown
     ids: np.ndarray             # shape (N,), a name or number of each image
+    model: str = ''             # identity of the model that made them; empty: unknown
 
     def __post_init__(self):
         n, b = len(self.packed), -(-self.bits // 8)
@@ -103,11 +104,12 @@ class Codes:
         h: Tensor | np.ndarray,                     # real-valued outputs, shape (N, K)
         labels: Tensor | np.ndarray | None = None,  # int (N,) or bool (N, C); None: unknown
         ids: np.ndarray | None = None,              # shape (N,); None numbers them
+        model: str = '',                            # identity of the model that gave them
     ) -> 'Codes':
         "The codes of a network's outputs."
         if isinstance(labels, Tensor): labels = labels.cpu()
         if labels is not None: labels = np.ascontiguousarray(labels, bool if np.asarray(labels).dtype == bool else np.int64)
-        return cls(pack(h), h.shape[1], labels, np.arange(len(h)) if ids is None else np.asarray(ids))
+        return cls(pack(h), h.shape[1], labels, np.arange(len(h)) if ids is None else np.asarray(ids), model)
 
     def save(self, path: str | Path) -> None:
         "Write one .npz file, whole or not at all."
@@ -116,7 +118,7 @@ class Codes:
     @classmethod
     def load(cls, path: str | Path) -> 'Codes':
         "Read what `save` wrote. Nothing is unpickled."
-        with np.load(path, allow_pickle=False) as z: return cls(z['packed'], int(z['bits']), z.get('labels'), z['ids'])
+        with np.load(path, allow_pickle=False) as z: return cls(z['packed'], int(z['bits']), z.get('labels'), z['ids'], str(z.get('model', '')))
 
 # %% ../nbs/00_codes.ipynb #f09f07d4
 def balance(

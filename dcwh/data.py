@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PROTOCOLS', 'HELD', 'EVALUATE_ON', 'draw', 'shuffled', 'stratified', 'full', 'sampled', 'disjoint', 'official',
-           'smallest', 'square', 'ImageSet', 'decode', 'content_hash', 'decoded', 'read_all', 'RetrievalSet', 'load',
-           'check', 'unit', 'prepare', 'epoch_draws']
+           'smallest', 'square', 'ImageSet', 'decode', 'content_hash', 'decoded', 'read_all', 'readable',
+           'RetrievalSet', 'load', 'check', 'unit', 'prepare', 'epoch_draws']
 
 # %% ../nbs/02_data.ipynb #844eca4c
 from collections.abc import Callable, Iterator
@@ -207,6 +207,22 @@ def read_all(
         if kept: write_whole(kept, lambda f: np.save(f, held, allow_pickle=False))
     except OSError: pass   # no room or no right to write: the next start decodes again
     return source if held is None else replace(source, images=held)
+
+# %% ../nbs/02_data.ipynb #e01a2fee
+def readable(
+    images: ImageSet,
+    batch_size: int,
+    side: int,               # files are decoded to squares of this many pixels
+    workers: int,
+    unreadable: list[str],   # takes a line on each image that cannot be read; those are left out
+) -> Iterator[tuple[Tensor, np.ndarray]]:
+    "Batches as `ImageSet.batches` gives them, of those images that can be read."
+    chunks = np.array_split(np.arange(len(images)), -(-len(images) // batch_size))
+    attempts = DataLoader(_Attempts(images.source, images.ids, side), batch_sampler=[chunk.tolist() for chunk in chunks], num_workers=workers, collate_fn=list, generator=torch.Generator())
+    for batch, chunk in zip(attempts, chunks):
+        good = [not isinstance(a, str) for a in batch]
+        unreadable += [a for a in batch if isinstance(a, str)]
+        if any(good): yield torch.from_numpy(np.stack([a for a in batch if not isinstance(a, str)])), chunk[good]
 
 # %% ../nbs/02_data.ipynb #aa760c52
 @dataclass(frozen=True, eq=False)

@@ -126,7 +126,7 @@ def run(
     for role, file in codes.items():
         images = getattr(data, role)
         h = outputs[role] = trained.model.outputs(images, workers=config.workers, progress=progress)
-        sides[role] = Codes.from_outputs(h, images.labels, images.ids)
+        sides[role] = Codes.from_outputs(h, images.labels, images.ids, trained.model.identity())
         _save(folder / f'{role}-outputs.npy', h.numpy().astype(np.float16))
         sides[role].save(file)
     lap('encoding')

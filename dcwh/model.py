@@ -4,21 +4,24 @@
 
 # %% auto #0
 __all__ = ['CLASSIFIERS', 'small', 'check_backbone', 'find_timm', 'backbone_named', 'timm_backbone', 'read_weights',
-           'load_weights', 'HashNetwork', 'HashModel']
+           'load_weights', 'HashNetwork', 'Encoder', 'HashModel']
 
 # %% ../nbs/03_model.ipynb #f6c1eaa4
 from pathlib import Path
+import hashlib
 
 from huggingface_hub import PyTorchModelHubMixin
 from PIL import Image
 from safetensors.torch import load_file
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torchvision import models
 from tqdm import tqdm
 
 from .codes import Codes
-from .data import ImageSet, prepare, square
+from .data import ImageSet, prepare, readable, square
+from .sources import Files, Source
 
 # %% ../nbs/03_model.ipynb #c8985181
 CLASSIFIERS = {'googlenet': 'fc', 'resnet18': 'fc', 'resnet50': 'fc', 'vgg19_bn': 'classifier.6', 'alexnet': 'classifier.6'}  # torchvision: where the last layer is
@@ -129,39 +132,67 @@ class HashNetwork(nn.Module):
     def forward(self, images: Tensor) -> Tensor: return self.hash_layer(self.backbone((images - self.mean) / self.std))
 
 # %% ../nbs/03_model.ipynb #bbfb86b7
-def _batches(images, side: int, batch_size: int, workers: int):
-    "uint8 batches of whatever holds images."
-    if isinstance(images, ImageSet): yield from (x for x, _ in images.batches(batch_size, side, workers=workers))
-    elif isinstance(images, Tensor): yield from images.split(batch_size)
-    else: yield from (torch.stack([square(Path(i) if isinstance(i, str) else i, side) for i in images[n:n + batch_size]]) for n in range(0, len(images), batch_size))
+def _batches(images, side: int, batch_size: int, workers: int, unreadable: list[str] | None):
+    "uint8 batches of whatever holds images, and the positions of the images in it."
+    if isinstance(images, ImageSet):
+        yield from images.batches(batch_size, side, workers=workers) if unreadable is None or isinstance(images.source.images, np.ndarray) else readable(images, batch_size, side, workers, unreadable)
+    else:
+        for rows in np.array_split(np.arange(len(images)), -(-len(images) // batch_size)):
+            yield images[rows] if isinstance(images, Tensor) else torch.stack([square(Path(i) if isinstance(i, str) else i, side) for i in (images[row] for row in rows)]), rows
 
-# %% ../nbs/03_model.ipynb #86f39885
-class HashModel(HashNetwork, PyTorchModelHubMixin, library_name='dcwh', tags=['image-retrieval', 'hashing']):
-    "A network with its preprocessing: from pixels to codes, saved and loaded as one thing. Arguments as for `HashNetwork`."
+# %% ../nbs/03_model.ipynb #4b176628
+class Encoder:
+    "From images to outputs and codes. A kind of it has `bits`, `image_size`, `resize`, `device`, an `identity`, and is called with images in [0, 1]."
 
-    @torch.inference_mode()
+    def _encode(self, images, batch_size: int = 256, workers: int = 0, progress: bool = False, unreadable: list[str] | None = None) -> tuple[Tensor, np.ndarray]:
+        "Outputs, and positions of the images that they are of."
+        if not len(images): raise ValueError('no images to encode')
+        h, rows, batches = [torch.zeros(0, self.bits)], [], _batches(images, self.resize, batch_size, workers, unreadable)
+        with tqdm(total=len(images), desc='encode', unit=' images', disable=not progress, leave=False) as bar:
+            for x, positions in batches:
+                x = prepare(x.to(self.device), self.image_size, self.resize).contiguous(memory_format=torch.channels_last)
+                h.append(self(x).float().cpu())
+                rows.append(positions)
+                bar.update(len(positions))
+        return torch.cat(h), np.concatenate(rows or [np.arange(0)])
+
     def outputs(
         self,
-        images: ImageSet | Tensor | list[Image.Image | Path | str],  # a tensor is uint8, shape (N, 3, H, W)
-        batch_size: int = 256,
-        workers: int = 0,       # processes that decode, for an ImageSet of files
-        progress: bool = False, # show a bar
-    ) -> Tensor:                # float32 on the CPU, shape (N, K)
-        "Real-valued outputs, in evaluation mode, with the model's own preprocessing."
-        if not len(images): raise ValueError('no images to encode')
-        training, device, h = self.training, self.hash_layer.weight.device, []
-        self.eval()
-        batches = _batches(images, self.resize, batch_size, workers)
-        for x in tqdm(batches, total=-(-len(images) // batch_size), desc='encode', disable=not progress, leave=False):
-            x = prepare(x.to(device), self.image_size, self.resize).contiguous(memory_format=torch.channels_last)
-            h.append(self(x).float().cpu())
-        self.train(training)
-        return torch.cat(h)
+        images: ImageSet | Files | Tensor | list[Image.Image | Path | str],  # a tensor is uint8, shape (N, 3, H, W)
+        **options,   # batch_size=256; workers=0, processes that decode files; progress=False, a bar; unreadable=None, a list that takes the names of broken files
+    ) -> Tensor:     # float32 on the CPU, shape (N, K)
+        "Real-valued outputs, with the model's own preprocessing."
+        return self._encode(_as_set(images), **options)[0]
 
-    def encode(self, images: ImageSet | Tensor | list[Image.Image | Path | str], **options) -> Codes:
-        "Binary codes of images, with their labels and ids where `images` is an ImageSet. Options as for `outputs`."
-        known = {'labels': images.labels, 'ids': images.ids} if isinstance(images, ImageSet) else {}
-        return Codes.from_outputs(self.outputs(images, **options), **known)
+    def encode(self, images: ImageSet | Files | Tensor | list[Image.Image | Path | str], **options) -> Codes:
+        "Binary codes of images, with their labels and ids where `images` is an ImageSet, with names as ids where it is Files. Options as for `outputs`."
+        h, rows = self._encode(_as_set(images), **options)
+        known = {'labels': images.labels[rows], 'ids': images.ids[rows]} if isinstance(images, ImageSet) else {'ids': np.array(images.names)[rows]} if isinstance(images, Files) else {}
+        return Codes.from_outputs(h, **known, model=self.identity())
+
+def _as_set(images): return ImageSet(Source('files', images, np.zeros(len(images), np.int64), ('known', 'unknown')), np.arange(len(images))) if isinstance(images, Files) else images
+
+# %% ../nbs/03_model.ipynb #bccb01ab
+class HashModel(HashNetwork, Encoder, PyTorchModelHubMixin, library_name='dcwh', tags=['image-retrieval', 'hashing']):
+    "A network with its preprocessing: from pixels to codes, saved and loaded as one thing. Arguments as for `HashNetwork`."
+
+    @property
+    def device(self) -> torch.device: return self.hash_layer.weight.device
+
+    def identity(self) -> str:
+        "16 hex digits of the SHA-256 of all tensors and of the size of images: the same for a copy, another for another model."
+        h = hashlib.sha256(f'{self.image_size} {self.resize}'.encode())
+        for name, t in [*self.state_dict().items(), ('mean', self.mean), ('std', self.std)]: h.update(name.encode() + t.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+        return h.hexdigest()[:16]
+
+    @torch.inference_mode()
+    def _encode(self, images, precision: str = 'fp32', **options):
+        if precision not in ('fp32', 'bf16'): raise ValueError(f'precision is {precision!r}; known are fp32, bf16')
+        training = self.training
+        self.eval()
+        try:
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=precision == 'bf16'): return super()._encode(images, **options)
+        finally: self.train(training)
 
     def save_pretrained(self, save_directory: str | Path, *, config: dict | None = None, **options):
         "Write config.json, model.safetensors and a model card to a folder."
