@@ -84,12 +84,10 @@ class Codes:
     def __post_init__(self):
         n, b = len(self.packed), -(-self.bits // 8)
         if self.bits < 1: raise ValueError(f'bits is {self.bits}; a code has at least 1 bit')
-        if self.packed.dtype != np.uint8 or self.packed.shape != (n, b):
-            raise ValueError(f'packed is {self.packed.dtype} of shape {self.packed.shape}; codes of {self.bits} bits are uint8 of shape (N, {b})')
+        if self.packed.dtype != np.uint8 or self.packed.shape != (n, b): raise ValueError(f'packed is {self.packed.dtype} of shape {self.packed.shape}; codes of {self.bits} bits are uint8 of shape (N, {b})')
         if scattered := [name for name, part in vars(self).items() if isinstance(part, np.ndarray) and not part.flags.c_contiguous]:
             raise ValueError(f'{scattered[0]} is not contiguous in memory; give np.ascontiguousarray({scattered[0]})')
-        if self.bits % 8 and (self.packed[:, -1] & (0xFF >> self.bits % 8)).any():
-            raise ValueError(f'padding bits of packed are not zero; only the first {self.bits} bits may be set')
+        if self.bits % 8 and (self.packed[:, -1] & (0xFF >> self.bits % 8)).any(): raise ValueError(f'padding bits of packed are not zero; only the first {self.bits} bits may be set')
         if self.labels is not None and not (self.labels.dtype == np.int64 and self.labels.shape == (n,) or self.labels.dtype == bool and self.labels.ndim == 2 and len(self.labels) == n):
             raise ValueError(f'labels are {self.labels.dtype} of shape {self.labels.shape}; {n} images need int64 ({n},), or bool ({n}, C) for several labels each')
         if self.ids.shape != (n,): raise ValueError(f'ids have shape {self.ids.shape}; {n} images need ({n},)')
