@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['STRUCTURES', 'KINDS', 'table_of', 'conditions', 'CodeIndex', 'faiss_library', 'flat', 'hnsw', 'ivf', 'multihash',
-           'nearest', 'Rows', 'FaissIndex', 'write_index', 'read_index', 'lance_table', 'sql', 'arrow', 'Table',
+           'nearest', 'Rows', 'FaissIndex', 'write_index', 'read_index', 'lance_table', 'arrow', 'sql', 'Table',
            'LanceIndex']
 
 # %% ../nbs/13_search.ipynb #51e31f9a
@@ -274,6 +274,12 @@ def lance_table(path: str | Path, options: dict, create=None):
         if 'not found' in str(e) or 'does not exist' in str(e): raise FileNotFoundError(f'no index at {path}; CodeIndex.build(codes, kind="lance", path=…) makes one') from e
         raise OSError(f'{path} cannot be opened ({type(e).__name__}: {str(e).splitlines()[0][:200]})') from e
 
+def arrow(codes: Codes, columns: dict[str, np.ndarray], header: dict | None = None):
+    "Ids, codes and columns as an arrow table, with a header in its schema."
+    import pyarrow as pa
+    packed = pa.FixedSizeListArray.from_arrays(pa.array(codes.packed.reshape(-1)), codes.packed.shape[1])
+    return pa.table({'id': codes.ids, 'code': packed, **columns}).replace_schema_metadata({'dcwh': json.dumps(header)} if header else {})
+
 def sql(where: dict | str | None, columns: Sequence[str]) -> str | None:
     "A filter as SQL: columns and values, or SQL as it is."
     def literal(v): return "'" + str(v).replace("'", "''") + "'" if isinstance(v, str) else json.dumps(v.item() if isinstance(v, np.generic) else v)
@@ -281,14 +287,8 @@ def sql(where: dict | str | None, columns: Sequence[str]) -> str | None:
     return ' AND '.join(f'{name} IN ({", ".join(map(literal, values))})' if values else 'false' for name, values in conditions(where, columns).items())
 
 # %% ../nbs/13_search.ipynb #770e2e2a
-def arrow(codes: Codes, columns: dict[str, np.ndarray], header: dict | None = None):
-    "Ids, codes and columns as an arrow table, with a header in its schema."
-    import pyarrow as pa
-    packed = pa.FixedSizeListArray.from_arrays(pa.array(codes.packed.reshape(-1)), codes.packed.shape[1])
-    return pa.table({'id': codes.ids, 'code': packed, **columns}).replace_schema_metadata({'dcwh': json.dumps(header)} if header else {})
-
 class Table(CodeIndex):
-    "Codes and columns in a table of LanceDB, looked up by id."
+    "Codes and columns in a table of LanceDB, looked up and searched."
     kind = 'lance'
 
     def __init__(self, table, path: str | Path):
@@ -322,6 +322,19 @@ class Table(CodeIndex):
         conditions({column: []}, self.columns)
         return self.table.search().select([column]).to_arrow()[column].unique().sort().to_pylist()
 
+    def search(self, codes: Codes, k: int = 10, where: dict | str | None = None) -> tuple[np.ndarray, np.ndarray]:
+        "As `FaissIndex.search`, with equal distances in the order of the ids."
+        self.check(codes)
+        if k < 1: raise ValueError(f'k is {k}; ask for at least 1')
+        distances, ids = np.full((len(codes), k), -1, np.int32), []
+        for row, query in enumerate(codes.packed):
+            found = self.table.search(query, vector_column_name='code').distance_type('hamming').where(sql(where, self.columns)).limit(k).select(['id', '_distance']).to_arrow()
+            names, near = found['id'].to_numpy(), found['_distance'].to_numpy()
+            order = np.lexsort((names, near))
+            distances[row, :len(order)], nothing = near[order], '' if names.dtype == object else -1
+            ids.append([*names[order].tolist(), *[nothing] * (k - len(order))])
+        return distances, np.array(ids)
+
 # %% ../nbs/13_search.ipynb #fd9d78bd
 class LanceIndex(Table):
     "An index in a folder or an object store; what a call changed is there when it returns."
@@ -337,19 +350,6 @@ class LanceIndex(Table):
         Table.__init__(index, lance_table(path, storage_options or {}), path)
         if version: index.table.checkout(version)
         return index
-
-    def search(self, codes: Codes, k: int = 10, where: dict | str | None = None) -> tuple[np.ndarray, np.ndarray]:
-        "As `FaissIndex.search`, with equal distances in the order of the ids."
-        self.check(codes)
-        if k < 1: raise ValueError(f'k is {k}; ask for at least 1')
-        distances, ids = np.full((len(codes), k), -1, np.int32), []
-        for row, query in enumerate(codes.packed):
-            found = self.table.search(query, vector_column_name='code').distance_type('hamming').where(sql(where, self.columns)).limit(k).select(['id', '_distance']).to_arrow()
-            names, near = found['id'].to_numpy(), found['_distance'].to_numpy()
-            order = np.lexsort((names, near))
-            distances[row, :len(order)], nothing = near[order], '' if names.dtype == object else -1
-            ids.append([*names[order].tolist(), *[nothing] * (k - len(order))])
-        return distances, np.array(ids)
 
     def add(self, codes: Codes, metadata: dict | None = None) -> None:
         "Extend the index. Raises ValueError, with nothing added, if an id is there already or the columns are others."
