@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PROTOCOLS', 'HELD', 'EVALUATE_ON', 'draw', 'shuffled', 'stratified', 'full', 'sampled', 'disjoint', 'official',
-           'smallest', 'square', 'ImageSet', 'decode', 'content_hash', 'decoded', 'read_all', 'readable',
+           'class_sizes', 'square', 'ImageSet', 'decode', 'content_hash', 'decoded', 'read_all', 'readable',
            'RetrievalSet', 'load', 'check', 'unit', 'prepare', 'epoch_draws']
 
 # %% ../nbs/02_data.ipynb #844eca4c
@@ -78,7 +78,7 @@ def full(labels: np.ndarray, split: Split | None, rng: np.random.Generator) -> S
 
 def sampled(labels: np.ndarray, split: Split | None, rng: np.random.Generator) -> Split:
     "100 queries and 500 training images a class from all; all but the queries are the database. Small classes: 50 and 100, as `sampled-50-100`."
-    everything, least = np.arange(len(labels)), smallest(labels)
+    everything, least = np.arange(len(labels)), class_sizes(labels).min()
     name, queries, per_class = ('sampled', 100, 500) if least > 600 else ('sampled-50-100', 50, 100)
     if least < queries + per_class: raise ValueError(f'sampled needs at least {queries + per_class} images in every class, and the smallest has {least}; use full')
     query = draw(labels, everything, queries, rng)
@@ -88,7 +88,7 @@ def sampled(labels: np.ndarray, split: Split | None, rng: np.random.Generator) -
 def disjoint(labels: np.ndarray, split: Split | None, rng: np.random.Generator) -> Split:
     "As `sampled`, with the training images taken out of the database."
     drawn = sampled(labels, split, rng)
-    if drawn.name != 'sampled': raise ValueError(f'disjoint needs more than 600 images in every class, and the smallest has {smallest(labels)}: the database would be empty; use sampled or full')
+    if drawn.name != 'sampled': raise ValueError(f'disjoint needs more than 600 images in every class, and the smallest has {class_sizes(labels).min()}: the database would be empty; use sampled or full')
     return replace(drawn, database=np.setdiff1d(drawn.database, drawn.train), name='disjoint')
 
 def official(labels: np.ndarray, split: Split | None, rng: np.random.Generator) -> Split:
@@ -98,9 +98,12 @@ def official(labels: np.ndarray, split: Split | None, rng: np.random.Generator) 
 
 PROTOCOLS: dict[str, Callable] = {'full': full, 'sampled': sampled, 'disjoint': disjoint, 'official': official}
 
-def smallest(labels: np.ndarray) -> int:
-    "How many images the smallest class has."
-    return int((np.bincount(labels) if labels.ndim == 1 else labels.sum(0)).min())
+def class_sizes(
+    labels: np.ndarray,  # int64 (N,) or bool (N, C)
+    classes: int = 0,    # how many there are, where the last may have no image
+) -> np.ndarray:         # int64, shape (C,)
+    "How many images each class has."
+    return np.bincount(labels, minlength=classes) if labels.ndim == 1 else labels.sum(0)
 
 # %% ../nbs/02_data.ipynb #ee7404c9
 def square(
@@ -238,8 +241,7 @@ class RetrievalSet:
         for role in (self.train, self.database):
             if np.isin(self.query.ids, role.ids).any(): raise ValueError(f'{self.protocol}: {np.isin(self.query.ids, role.ids).sum()} queries are among the other images')
         if self.protocol == 'disjoint' and np.isin(self.train.ids, self.database.ids).any(): raise ValueError('disjoint: training images are in the database')
-        labels, classes = self.train.labels, self.query.source.classes
-        seen = np.bincount(labels, minlength=len(classes)) if labels.ndim == 1 else labels.sum(0)
+        classes, seen = self.classes, class_sizes(self.train.labels, len(self.classes))
         if (seen == 0).any(): raise ValueError(f'{(seen == 0).sum()} classes have no training image, the first {classes[(seen == 0).argmax()]!r}; every class needs one')
 
     @property
@@ -296,8 +298,7 @@ def load(
 # %% ../nbs/02_data.ipynb #49cdde08
 def check(source: Source, workers: int = 0) -> tuple[dict, list[str]]:
     "What a source holds, having read all of it; and everything that is wrong with it, a line each."
-    labels, ids = source.labels, np.arange(len(source.labels))
-    counts, wrong = (np.bincount(labels, minlength=len(source.classes)) if labels.ndim == 1 else labels.sum(0)), []
+    ids, counts, wrong = np.arange(len(source.labels)), class_sizes(source.labels, len(source.classes)), []
     try: decode(source, ids, 8, workers) if not isinstance(source.images, np.ndarray) else None
     except ValueError as e: wrong += str(e).splitlines()
     wrong += [f'no image of class {source.classes[c]!r}' for c in np.flatnonzero(counts == 0)] + ([f'{source.missing} listed images are not there'] if source.missing else [])

@@ -5,18 +5,19 @@
 # %% auto #0
 __all__ = ['IMAGES', 'SPLITS', 'ONE', 'BENCHMARKS', 'LISTS', 'SOURCES', 'KINDS', 'MISSING', 'Files', 'Split', 'Source', 'digest',
            'hashed_parts', 'check_labels', 'digits', 'digit_pairs', 'locked', 'fetch', 'unpack_archive', 'cifar',
-           'found_below', 'folder', 'rows_of', 'table', 'present', 'labels_of', 'read_list', 'find_lists', 'read_lists',
-           'lists', 'from_dataset', 'check_source', 'find_source']
+           'found_below', 'folder', 'rows_of', 'table', 'present', 'labels_of', 'typed', 'read_columns', 'catalogue',
+           'read_list', 'find_lists', 'read_lists', 'lists', 'from_dataset', 'check_source', 'find_source']
 
 # %% ../nbs/01_sources.ipynb #19812303
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 import csv
 import gzip
 import hashlib
 import os
+import re
 import shutil
 import tarfile
 import zlib
@@ -241,6 +242,40 @@ def present(images: Files) -> np.ndarray:
 def labels_of(member: np.ndarray) -> np.ndarray:
     "Labels of a boolean (N, C): int64 (N,) where every row has exactly one."
     return member.argmax(1) if (member.sum(1) == 1).all() else member
+
+# %% ../nbs/01_sources.ipynb #43e26f5c
+def typed(values: list[str]) -> np.ndarray:
+    "Whole numbers or numbers where every value is written as one, text otherwise (so that 007 stays what it is)."
+    for kind in (int, float):
+        try: numbers = np.array([kind(v) for v in values])
+        except ValueError: continue
+        if np.isfinite(numbers).all() and not any(re.match(r'0\d', v) for v in values): return numbers
+    return np.array(values)
+
+def read_columns(
+    file: str | Path,
+    key: str,          # the column that names the images, such as path or id
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    "The names of the images of a CSV, and its other columns. Raises ValueError naming what is wrong."
+    if not Path(file).is_file(): raise FileNotFoundError(f'{file} is not there; give a CSV with a column {key}')
+    with open(file, newline='', encoding='utf-8-sig') as text: head, *rows = [row for row in csv.reader(text)] or [[]]
+    if key not in head: raise ValueError(f'{file} has no column {key}; the columns are {", ".join(head) or "none"}')
+    if uneven := [n for n, row in enumerate(rows, 2) if len(row) != len(head)]: raise ValueError(f'{file}, row {uneven[0]}: {len(rows[uneven[0] - 2])} columns, where the first row has {len(head)}')
+    if not rows: raise ValueError(f'{file} names no images')
+    columns = dict(zip(head, map(list, zip(*rows))))
+    names = np.array(columns.pop(key))
+    if len(np.unique(names)) < len(names): raise ValueError(f'{file} names {len(names) - len(np.unique(names))} images more than once')
+    return names, {name: typed(values) for name, values in columns.items()}
+
+def catalogue(where: str | Path) -> tuple[Files, dict[str, np.ndarray]]:
+    "The image files of a folder, or of a CSV with a column `path`, and what is known of each: the columns of the CSV; `label`, the folder in which a file lies, where all lie in one. Raises FileNotFoundError or ValueError."
+    if Path(where).suffix.lower() == '.csv':
+        names, columns = read_columns(where, 'path')
+        return Files(Path(where).parent, tuple(names.tolist())), columns
+    if not Path(where).is_dir(): raise FileNotFoundError(f'{where} is neither a folder of images nor a CSV')
+    rows = sorted(found_below(Path(where)))
+    if not rows: raise FileNotFoundError(f'{where} holds no image ({", ".join(sorted(IMAGES))})')
+    return Files(Path(where), tuple('/'.join(r) for r in rows)), {'label': np.array([r[-2] for r in rows])} if min(map(len, rows)) > 1 else {}
 
 # %% ../nbs/01_sources.ipynb #3fc5b7d1
 ONE = int.from_bytes(b' 1', 'little')
