@@ -7,6 +7,8 @@ __all__ = ['CLASSIFIERS', 'small', 'check_backbone', 'find_timm', 'backbone_name
            'load_weights', 'HashNetwork', 'Encoder', 'HashModel']
 
 # %% ../nbs/03_model.ipynb #f6c1eaa4
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 import hashlib
 
@@ -144,10 +146,10 @@ def _batches(images, side: int, batch_size: int, workers: int, unreadable: list[
 class Encoder:
     "From images to outputs and codes. A kind of it has `bits`, `image_size`, `resize`, `device`, an `identity`, and is called with images in [0, 1]."
 
-    def _encode(self, images, batch_size: int = 256, workers: int = 0, progress: bool = False, unreadable: list[str] | None = None) -> tuple[Tensor, np.ndarray]:
-        "Outputs, and positions of the images that they are of."
+    def outputs_at(self, images, batch_size: int = 256, workers: int = 0, progress: bool = False, unreadable: list[str] | None = None) -> tuple[Tensor, np.ndarray]:
+        "Outputs as `outputs` gives them, and the positions of the images that they are of: all, but for those that are unreadable."
         if not len(images): raise ValueError('no images to encode')
-        h, rows, batches = [torch.zeros(0, self.bits)], [], _batches(images, self.resize, batch_size, workers, unreadable)
+        h, rows, batches = [torch.zeros(0, self.bits)], [], _batches(_as_set(images), self.resize, batch_size, workers, unreadable)
         with tqdm(total=len(images), desc='encode', unit=' images', disable=not progress, leave=False) as bar:
             for x, positions in batches:
                 x = prepare(x.to(self.device), self.image_size, self.resize).contiguous(memory_format=torch.channels_last)
@@ -162,15 +164,15 @@ class Encoder:
         **options,   # batch_size=256; workers=0, processes that decode files; progress=False, a bar; unreadable=None, a list that takes the names of broken files
     ) -> Tensor:     # float32 on the CPU, shape (N, K)
         "Real-valued outputs, with the model's own preprocessing."
-        return self._encode(_as_set(images), **options)[0]
+        return self.outputs_at(images, **options)[0]
 
     def encode(self, images: ImageSet | Files | Tensor | list[Image.Image | Path | str], **options) -> Codes:
         "Binary codes of images, with their labels and ids where `images` is an ImageSet, with names as ids where it is Files. Options as for `outputs`."
-        h, rows = self._encode(_as_set(images), **options)
+        h, rows = self.outputs_at(images, **options)
         known = {'labels': images.labels[rows], 'ids': images.ids[rows]} if isinstance(images, ImageSet) else {'ids': np.array(images.names)[rows]} if isinstance(images, Files) else {}
         return Codes.from_outputs(h, **known, model=self.identity())
 
-def _as_set(images): return ImageSet(Source('files', images, np.zeros(len(images), np.int64), ('known', 'unknown')), np.arange(len(images))) if isinstance(images, Files) else images
+def _as_set(images): return ImageSet(Source('files', images, np.zeros(len(images), np.int64), ('known', 'unknown'), hash='none'), np.arange(len(images))) if isinstance(images, Files) else images
 
 # %% ../nbs/03_model.ipynb #bccb01ab
 class HashModel(HashNetwork, Encoder, PyTorchModelHubMixin, library_name='dcwh', tags=['image-retrieval', 'hashing']):
@@ -186,13 +188,17 @@ class HashModel(HashNetwork, Encoder, PyTorchModelHubMixin, library_name='dcwh',
         return h.hexdigest()[:16]
 
     @torch.inference_mode()
-    def _encode(self, images, precision: str = 'fp32', **options):
+    def outputs_at(self, images, precision: str = 'fp32', **options) -> tuple[Tensor, np.ndarray]:
         if precision not in ('fp32', 'bf16'): raise ValueError(f'precision is {precision!r}; known are fp32, bf16')
         training = self.training
         self.eval()
         try:
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=precision == 'bf16'): return super()._encode(images, **options)
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=precision == 'bf16'): return super().outputs_at(images, **options)
         finally: self.train(training)
+
+    @classmethod
+    def _from_pretrained(cls, **options):
+        with redirect_stdout(StringIO()): return super()._from_pretrained(**options)   # it prints a line, where the answer of a command belongs
 
     def save_pretrained(self, save_directory: str | Path, *, config: dict | None = None, **options):
         "Write config.json, model.safetensors and a model card to a folder."

@@ -6,9 +6,9 @@
 __all__ = ['COLOURS', 'BLUE', 'ORANGE', 'GREY', 'HALO', 'MEANINGS', 'DASHES', 'RING', 'ELSEWHERE', 'NEEDED', 'COLUMNS', 'MARKERS',
            'look', 'pictures', 'samples', 'learning_curves', 'metrics_table', 'band', 'by_name', 'ranks',
            'precision_recall', 'precision_at_n', 'radius_curves', 'distances', 'diagnostics', 'class_table', 'plane',
-           'code_map', 'draw_queries', 'nearest', 'gallery', 'completed', 'setting', 'result_row', 'read_results',
-           'protocols', 'half_width', 'summary', 'paired', 'standings', 'published', 'beside', 'comparison',
-           'map_by_bits']
+           'code_map', 'draw_queries', 'nearest', 'gallery', 'contact_sheet', 'completed', 'setting', 'result_row',
+           'read_results', 'protocols', 'half_width', 'summary', 'paired', 'standings', 'published', 'beside',
+           'comparison', 'map_by_bits']
 
 # %% ../nbs/10_report.ipynb #ae449817
 from itertools import cycle, zip_longest
@@ -378,6 +378,22 @@ def _frame(ax, picture, text, colour, dash):
     ax.set(xticks=[], yticks=[])
     ax.set_xlabel(text, fontsize=7.5, labelpad=3)
     ax.spines[:].set(color=colour, linewidth=3 if colour != '0.2' else 1, linestyle=dash, capstyle='butt', visible=True)
+
+# %% ../nbs/10_report.ipynb #3a07cb0e
+def contact_sheet(
+    rows: list[list[np.ndarray]],   # a row for each query: its picture, shape (H, W, 3), and those of its answers
+    captions: list[list[str]],      # a line for each picture
+) -> Figure:
+    "Queries and the answers of an index, where nobody knows which are right."
+    across = max(map(len, rows))
+    fig, axes = plt.subplots(len(rows), across, figsize=(1.1 * across, 1.35 * len(rows)), squeeze=False)
+    fig.subplots_adjust(left=.01, right=.99, top=.97, bottom=.06, wspace=.12, hspace=.35)
+    for ax in axes.flat: ax.axis('off')
+    for line, texts, places in zip(rows, captions, axes):
+        for n, (picture, text, ax) in enumerate(zip(line, texts, places)):
+            ax.axis('on')
+            _frame(ax, picture, text, GREY if n else '0.2', '-')
+    return fig
 
 # %% ../nbs/10_report.ipynb #0af7d0de
 ELSEWHERE = ('dataset', 'protocol', 'evaluate_on', 'train_per_class', 'bits', 'method', 'seed', 'recipe', 'data_dir', 'lists_dir', 'missing', 'workers', 'hash')  # have columns of their own, or change no result
