@@ -32,6 +32,7 @@ benchmark: venv  ## measure the evaluation beside what people use, on a quiet ma
 	@mkdir -p .benchmarks
 	$(BIN)/python -m pytest benchmarks --benchmark-json=.benchmarks/evaluation.json --benchmark-columns=min,rounds $(ARGS)
 	$(BIN)/python benchmarks/scaling.py
+	$(BIN)/python benchmarks/precision.py
 
 lab: venv  ## open the notebooks in JupyterLab, reachable from this machine only
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/jupyter lab --ServerApp.ip=127.0.0.1 --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/nbs $(ARGS)

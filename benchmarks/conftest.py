@@ -20,6 +20,15 @@ def rows_of_loading(found):
         yield [info['name'], f'{s:.3g}', f'{info["images"] / s:.0f}', *([f'{seconds[info["peer"]] / s:.3g}', info['peer']] if info['peer'] else ['', ''])]
 
 
+def rows_of_encoding(found):
+    "Images a second, and what that is of the backbone alone."
+    alone = {b['extra_info']['backbone']: b['stats']['min'] for b in found if b['extra_info']['name'] == 'backbone alone'}
+    yield ['backbone', 'what', 'images a second', 'of the backbone alone']
+    for b in sorted(found, key=lambda b: b['extra_info']['backbone'], reverse=True):
+        info, s = b['extra_info'], b['stats']['min']
+        yield [info['backbone'], info['name'], f'{info["images"] / s:.0f}', f'{alone[info["backbone"]] / s:.3g}' if info['backbone'] in alone else '']
+
+
 def rows_of_training(found):
     "Milliseconds of a step, what the loss keeps between steps and, within one, for the backward pass."
     yield ['method', 'batch', 'bits', 'classes', 'images', 'milliseconds', 'state (MB)', 'kept for backward (MB)']
@@ -29,7 +38,7 @@ def rows_of_training(found):
 
 
 def pytest_benchmark_update_json(config, benchmarks, output_json):
-    for table, rows in {'evaluation': rows_of_evaluation, 'loading': rows_of_loading, 'training': rows_of_training}.items():
+    for table, rows in {'evaluation': rows_of_evaluation, 'loading': rows_of_loading, 'encoding': rows_of_encoding, 'training': rows_of_training}.items():
         found = [b for b in output_json['benchmarks'] if f'test_{table}.py' in b['fullname']]
         if not found: continue
         with open(Path(__file__).parent / f'{table}.csv', 'w', newline='') as f: csv.writer(f, lineterminator='\n').writerows(rows(found))
