@@ -22,11 +22,10 @@ def rows_of_loading(found):
 
 def rows_of_encoding(found):
     "Images a second, and what that is of the backbone alone."
-    alone = {b['extra_info']['backbone']: b['stats']['min'] for b in found if b['extra_info']['name'] == 'backbone alone'}
-    yield ['backbone', 'what', 'images a second', 'of the backbone alone']
-    for b in sorted(found, key=lambda b: b['extra_info']['backbone'], reverse=True):
-        info, s = b['extra_info'], b['stats']['min']
-        yield [info['backbone'], info['name'], f'{info["images"] / s:.0f}', f'{alone[info["backbone"]] / s:.3g}' if info['backbone'] in alone else '']
+    def point(b): return b['extra_info']['backbone'], b['extra_info']['images']
+    alone = {point(b): b['stats']['min'] for b in found if b['extra_info']['name'] == 'backbone alone'}
+    yield ['backbone', 'images', 'what', 'images a second', 'of the backbone alone']
+    for b in sorted(found, key=point, reverse=True): yield [*point(b), b['extra_info']['name'], f'{point(b)[1] / b["stats"]["min"]:.0f}', f'{alone[point(b)] / b["stats"]["min"]:.2f}']
 
 
 def rows_of_training(found):

@@ -150,7 +150,7 @@ def limits(result: dict) -> list[str]:
             f"One training, seed {c['seed']}. Another seed gives other numbers.",
             *(['Measured on images held out from training for choices, and not on the test images.'] if c['evaluate_on'] == 'validation' else []),
             *([f"{p['missing']:,} listed images were not there and are left out."] if p.get('missing') else []),
-            f"{result['metrics']['queries_empty_radius_2']:,} of {result['metrics']['queries']:,} queries find nothing within radius 2; they count 0 in the precision there.",
+            *([f"{empty:,} of {p['query']:,} queries find nothing within radius 2; they count 0 in the precision there."] if (empty := result['metrics']['queries_empty_radius_2']) else []),
             'The method is reconstructed from the abstract of the paper and from public re-implementations.' if c['method'].startswith('dcwh') else 'The method is a re-implementation in dcwh.']
 
 # %% ../nbs/14_sharing.ipynb #c0159250
