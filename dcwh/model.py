@@ -197,8 +197,8 @@ class HashModel(HashNetwork, Encoder, PyTorchModelHubMixin, library_name='dcwh',
         finally: self.train(training)
 
     @classmethod
-    def _from_pretrained(cls, **options):
-        with redirect_stdout(StringIO()): return super()._from_pretrained(**options)   # it prints a line, where the answer of a command belongs
+    def _from_pretrained(cls, *, strict: bool = True, **options):
+        with redirect_stdout(StringIO()): return super()._from_pretrained(strict=strict, **options)   # it prints a line, where the answer of a command belongs
 
     def save_pretrained(self, save_directory: str | Path, *, config: dict | None = None, **options):
         "Write config.json, model.safetensors and a model card to a folder."
