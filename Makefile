@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PYTHON ?= $(firstword $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p; done))
 
 .DEFAULT_GOAL := help
-.PHONY: help venv report test grid benchmark lab readme export clean-notebooks docs hooks
+.PHONY: help venv report test test-all chromium grid benchmark lab readme export clean-notebooks docs hooks
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -23,7 +23,18 @@ report: venv  ## train and evaluate on digits at 16 bits; print where the report
 	$(BIN)/dcwh run --out runs/report $(ARGS)
 
 test: venv  ## run the tests
-	$(BIN)/python -m pytest tests $(ARGS)
+	$(BIN)/python -m pytest tests -m 'not whole' $(ARGS)
+
+test-all: venv chromium  ## run the tests that need a browser, a server or an environment of their own
+	$(BIN)/python -m pytest tests -m whole $(ARGS)
+
+chromium:  ## install Chromium and its driver with apt-get, where they are missing
+	@missing=; command -v chromedriver >/dev/null || missing=chromium-driver; \
+	command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null || missing="$$missing chromium"; \
+	test -z "$$missing" && exit; \
+	as_root=$$(test "$$(id -u)" = 0 || command -v sudo || echo no); \
+	if command -v apt-get >/dev/null && test "$$as_root" != no && $$as_root apt-get update -qq && DEBIAN_FRONTEND=noninteractive $$as_root apt-get install -y -qq $$missing; then exit; fi; \
+	echo "The tests of the page need $$missing, which could not be installed here. Install Chromium (or Google Chrome) and a chromedriver of the same version, both on the PATH, then: make test-all" >&2; exit 1
 
 grid: venv  ## run every combination of a grid, GRID=smoke or another of workflow/grids; what is done is not done again
 	PATH="$(CURDIR)/$(BIN):$$PATH" snakemake --configfile workflow/grids/$(or $(GRID),smoke).yaml --cores $(or $(CORES),2) $(ARGS)

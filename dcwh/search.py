@@ -151,6 +151,7 @@ class Rows(CodeIndex):
     def model(self) -> str: return self.codes.model
     @property
     def columns(self) -> tuple[str, ...]: return tuple(self.table)
+    ids = property(lambda self: self.codes.ids[~self.gone])   # all, in order
     @cached_property
     def _place(self) -> dict: return {self.codes.ids[row].item(): row for row in np.flatnonzero(~self.gone).tolist()}
 
@@ -365,6 +366,7 @@ class LanceIndex(Table):
         self._of(ids, [])
         self.table.delete(sql({'id': list(ids)}, ('id',)))
 
+    ids = property(lambda self: np.array(self.table.search().select(['id']).to_arrow()['id'].to_pylist()))   # all
     def versions(self) -> list[int]: return [state['version'] for state in self.table.list_versions()]
     def optimize(self) -> None: self.table.optimize()
 
