@@ -153,7 +153,7 @@ def fetch(name: Annotated[str, typer.Argument(help='cifar10 or cifar100')], data
 
 # %% ../nbs/16_cli.ipynb #1a7157dd
 Model = Annotated[str, typer.Option(help='folder of a saved model, its name on the hub, or an .onnx file')]
-Index = Annotated[Path, typer.Argument(help='an index: a file, or a folder that ends in .lance')]
+Index = Annotated[str, typer.Argument(help='an index: a file, or a folder or URI that ends in .lance')]
 Json = Annotated[bool, typer.Option('--json', help='answer with one JSON object')]
 Workers = Annotated[int, typer.Option(help='processes that decode files')]
 
@@ -248,43 +248,54 @@ def build(
 
     dcwh index build photos.index photos.npz --images photos
 
-    dcwh index build photos.index photos.npz --kind hnsw --set links=32
+    dcwh index build photos.index photos.npz --kind ivf --set probes=16
+
+    dcwh index build s3://bucket/photos.lance photos.npz --kind lance
     """
     from dcwh.codes import read_codes
     from dcwh.search import CodeIndex
     try:
-        options = assignments(set or []) | ({'path': str(where)} if kind == 'lance' else {})
-        if kind != 'lance' and where.exists(): raise FileExistsError(f'{where} is there already; dcwh index add extends it')
+        options = assignments(set or []) | ({'path': where} if kind == 'lance' else {})
+        if kind != 'lance' and Path(where).exists(): raise FileExistsError(f'{where} is there already; dcwh index add extends it')
         found = read_codes(codes)
         made = CodeIndex.build(found, kind, _columns(found, codes, table), str(Path(images).resolve()) if images else '', **options)
-        made.save(str(where))
+        made.save(where)
     except Exception as e: _fail(e)
     _answer(_described(made), as_json)
 
 # %% ../nbs/16_cli.ipynb #98952d87
 @index.command()
 def add(where: Index, codes: Codes_, table: Table_ = '', as_json: Json = False) -> None:
-    "Extend an index by codes of the same model."
+    """Extend an index by codes of the same model.
+
+    dcwh index add photos.index more.npz
+    """
     from dcwh.codes import read_codes
     _change(where, as_json, lambda index: index.add(found := read_codes(codes), _columns(found, codes, table)))
 
 @index.command()
 def delete(where: Index, ids: Annotated[list[str], typer.Argument(help='images to take out')], as_json: Json = False) -> None:
-    "Take images out of an index."
+    """Take images out of an index.
+
+    dcwh index delete photos.index holiday/1.jpg holiday/2.jpg
+    """
     _change(where, as_json, lambda index: index.delete(ids))
 
 @index.command()
 def show(where: Index, as_json: Json = False) -> None:
-    "What an index holds."
+    """What an index holds.
+
+    dcwh index show photos.index --json
+    """
     _change(where, as_json, None)
 
-def _change(where: Path, as_json: bool, change) -> None:
+def _change(where: str, as_json: bool, change) -> None:
     from dcwh.search import CodeIndex
     try:
-        found = CodeIndex.load(str(where))
+        found = CodeIndex.load(where)
         if change:
             change(found)
-            found.save(str(where))
+            found.save(where)
     except Exception as e: _fail(e)
     _answer(_described(found), as_json)
 
@@ -311,7 +322,7 @@ def search(
     from dcwh.sources import Files
     unreadable = []
     try:
-        found, encoder = CodeIndex.load(str(where)), encoder_of(model)
+        found, encoder = CodeIndex.load(where), encoder_of(model)
         h, rows = encoder.outputs_at(Files(Path(), tuple(map(str, images))), unreadable=unreadable)
         if not len(h): raise ValueError(f'none of the images can be read; the first: {unreadable[0]}')
         codes, filters = Codes.from_outputs(h, model=encoder.identity()), {}
@@ -404,5 +415,5 @@ def serve(
     """
     from dcwh import app as page
     from dcwh.search import CodeIndex
-    try: page.serve(CodeIndex.load(str(where)), encoder_of(model), images, port)
+    try: page.serve(CodeIndex.load(where), encoder_of(model), images, port)
     except Exception as e: _fail(e)

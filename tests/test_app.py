@@ -1,10 +1,16 @@
 """The page in a real browser: headless Chromium drops files on it, filters, clicks, and asks nobody but this machine."""
 from contextlib import closing
 from pathlib import Path
+from urllib.error import URLError
 from urllib.parse import urlsplit
+from urllib.request import urlopen
 import json
 import shutil
+import signal
 import socket
+import subprocess
+import sys
+import time
 
 from PIL import Image
 import numpy as np
@@ -17,6 +23,12 @@ from dcwh.sources import digits
 
 pytestmark = pytest.mark.whole
 SHOWN = 18   # results, as the page opens
+
+
+def free_port():
+    with closing(socket.socket()) as s:
+        s.bind(('127.0.0.1', 0))
+        return s.getsockname()[1]
 
 
 @pytest.fixture(scope='module')
@@ -33,10 +45,7 @@ def site(tmp_path_factory):
     encoder = HashModel(torch.nn.Flatten(), 48, image_size=8, mean=(.3,) * 3)
     packed = encoder.encode([root / n for n in names]).packed
     index = CodeIndex.build(Codes(packed, 48, None, np.array(names), encoder.identity()), metadata={'label': np.array([n[0] for n in names])}, root=str(root))
-    with closing(socket.socket()) as s:
-        s.bind(('127.0.0.1', 0))
-        port = s.getsockname()[1]
-    blocks = serve(index, encoder, port=port, wait=False)
+    blocks = serve(index, encoder, port=(port := free_port()), wait=False)
     yield f'http://127.0.0.1:{port}/', index, encoder, root
     blocks.close()
 
@@ -198,3 +207,24 @@ def test_nothing_is_asked_of_another_machine(visitor, site):
         setTimeout(() => done(''), 5000);
         document.body.append(Object.assign(new Image(), {src: 'https://example.org/a.png'}));''')
     assert blocked == 'https://example.org/a.png'   # and nothing could be
+
+
+def test_from_a_shell(tmp_path):
+    "`dcwh encode`, `index build` and `serve`, each a process; Ctrl-C ends the page."
+    dcwh, source = Path(sys.executable).with_name('dcwh'), digits()
+    for i in range(30):
+        (tmp_path / 'photos' / str(source.labels[i])).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(source.images[i]).save(tmp_path / f'photos/{source.labels[i]}/{i:03}.png')
+    HashModel('small', 16, 'none', image_size=16).save_pretrained(tmp_path / 'model')
+    for words in (('encode', 'model', 'photos', '--out', 'photos.npz'), ('index', 'build', 'photos.index', 'photos.npz', '--images', 'photos')): subprocess.run([dcwh, *words], cwd=tmp_path, check=True, capture_output=True)
+    port = free_port()
+    with subprocess.Popen([dcwh, 'serve', 'photos.index', '--model', 'model', '--port', str(port)], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as page:
+        try:
+            for _ in range(120):
+                try: said = urlopen(f'http://127.0.0.1:{port}/', timeout=5).read().decode()
+                except URLError: time.sleep(.5)
+                else: break
+                assert page.poll() is None, page.stdout.read()
+            assert '30 images' in said and '16 bits' in said
+        finally: page.send_signal(signal.SIGINT)
+        assert page.wait(30) == 0

@@ -138,6 +138,8 @@ print(len(index), index.search(codes(1), 1)[1].tolist() != [['0.jpg']])
     again = CodeIndex.load(where, storage_options=options)
     assert (len(again), again.bits, again.model) == (1999, 64, 'aaaa')
     assert '0.jpg' in CodeIndex.load(where, version=index.table.version, storage_options=options).search(codes(1), 1)[1]
+    shell = subprocess.run([Path(sys.executable).with_name('dcwh'), 'index', 'show', where], capture_output=True, text=True, env=os.environ | {f'AWS_{name.upper()}': value for name, value in options.items()})
+    assert shell.returncode == 0 and 'images            1999' in shell.stdout, shell   # what the environment says is enough
     with pytest.raises(FileNotFoundError, match='no index at'): CodeIndex.load('s3://photos/all/other.lance', storage_options=options)
     with pytest.raises(FileExistsError, match='is there already'): CodeIndex.build(codes(10), 'lance', path=where, storage_options=options)
     server.stop()
