@@ -5,9 +5,7 @@
 CIFAR-10 as JPEG (data/README.md) and the model of the result named below, which a run of it leaves in runs/. Every fifth test image is a query, every tenth training image is in the database.
 Where either is missing, the table stays as it is.
 """
-from contextlib import redirect_stdout
 from csv import writer
-from io import StringIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -25,7 +23,7 @@ CIFAR, MODEL = ROOT / 'data/cache/cifar10', ROOT / 'runs/cifar10-jpeg-default/dc
 
 
 def rows():
-    with redirect_stdout(StringIO()): model = HashModel.from_pretrained(MODEL)
+    model = HashModel.from_pretrained(MODEL)
     source = find_source('folder/cifar10-jpeg', CIFAR)
     sets = {'query': ImageSet(source, source.split.query[::5]), 'database': ImageSet(source, source.split.train[::10])}
     with TemporaryDirectory() as folder: onnx = OnnxModel(export_onnx(model, f'{folder}/model.onnx'))

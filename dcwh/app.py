@@ -24,6 +24,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 import numpy as np
 
 from .codes import Codes
+from .data import on_white
 from .model import Encoder
 from .search import CodeIndex
 
@@ -51,9 +52,8 @@ def thumbnail(
                 if opened.width * opened.height > LARGEST: return None
                 opened.draft('RGB', (side, side))
                 image = ImageOps.exif_transpose(opened)
-        if image.has_transparency_data: image = Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image.convert('RGBA'))
         larger = max(1, side // max(image.size))
-        return ImageOps.contain(image.convert('RGB').resize((image.width * larger, image.height * larger), Image.Resampling.NEAREST), (side, side))
+        return ImageOps.contain(on_white(image).resize((image.width * larger, image.height * larger), Image.Resampling.NEAREST), (side, side))
     except Exception: return None   # decoders of broken files raise whatever they come upon
 
 # %% ../nbs/15_app.ipynb #62d61c55

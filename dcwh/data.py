@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PROTOCOLS', 'HELD', 'EVALUATE_ON', 'draw', 'shuffled', 'stratified', 'full', 'sampled', 'disjoint', 'official',
-           'class_sizes', 'square', 'ImageSet', 'decode', 'content_hash', 'decoded', 'read_all', 'readable',
+           'class_sizes', 'square', 'on_white', 'ImageSet', 'decode', 'content_hash', 'decoded', 'read_all', 'readable',
            'RetrievalSet', 'load', 'check', 'unit', 'prepare', 'epoch_draws']
 
 # %% ../nbs/02_data.ipynb #844eca4c
@@ -117,8 +117,12 @@ def square(
             image = ImageOps.exif_transpose(opened)
     elif isinstance(image, Tensor): image = to_pil_image(image)
     if image.mode.startswith(('I', 'F')): raise ValueError(f'an image of mode {image.mode} has more than 8 bits a channel; convert it to RGB')
+    return pil_to_tensor(ImageOps.fit(on_white(image), (side, side), Image.Resampling.BICUBIC))
+
+def on_white(image: Image.Image) -> Image.Image:
+    "As RGB, transparency on white."
     if image.has_transparency_data: image = Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image.convert('RGBA'))
-    return pil_to_tensor(ImageOps.fit(image.convert('RGB'), (side, side), Image.Resampling.BICUBIC))
+    return image.convert('RGB')
 
 # %% ../nbs/02_data.ipynb #1bd0743f
 @dataclass(frozen=True, eq=False)

@@ -238,7 +238,7 @@ def _belonging(result: dict, folder: Path) -> HashModel:
     held = json.loads((home / 'config.json').read_text(encoding='utf-8'))
     if other := [f'{name} {held.get(name)!r} instead of {value!r}' for name, value in wanted.items() if held.get(name) != value]: raise ValueError(f'{home} is not the model of this result: {", ".join(other)}')
     try:
-        with _quiet(): model = HashModel.from_pretrained(home, strict=True)
+        model = HashModel.from_pretrained(home)
     except Exception as e: raise ValueError(f'{home} cannot be loaded ({str(e).strip().splitlines()[0]})') from e
     files = {role: folder / f'{role}.npz' for role in ('query', 'database')}
     if all(f.is_file() for f in files.values()):
