@@ -318,8 +318,12 @@ def serve(
     blocks, gr, folder = page(index, encoder, root), find_gradio(), own_folder()
     from starlette.middleware import Middleware
     theme = gr.themes.Base(primary_hue='blue', neutral_hue='slate', font=['system-ui', 'sans-serif'], font_mono=['ui-monospace', 'monospace'])
-    blocks.launch(server_name='127.0.0.1', server_port=port, share=False, quiet=True, inbrowser=open_browser, inline=False, prevent_thread_lock=True, max_file_size=largest, state_session_capacity=100, footer_links=[], theme=theme, css=STYLE,
-                  ssr_mode=False, pwa=False, mcp_server=False, enable_monitoring=False, run_history=False, app_kwargs={'middleware': [Middleware(Gate, folder=folder)]})
-    print(f'http://127.0.0.1:{port} searches {len(index):,} images' + '; Ctrl-C ends it' * wait)
-    if wait: blocks.block_thread()
+    try:
+        blocks.launch(server_name='127.0.0.1', server_port=port, share=False, quiet=True, inbrowser=open_browser, inline=False, prevent_thread_lock=True, max_file_size=largest, state_session_capacity=100, footer_links=[], theme=theme, css=STYLE,
+                      ssr_mode=False, pwa=False, mcp_server=False, enable_monitoring=False, run_history=False, app_kwargs={'middleware': [Middleware(Gate, folder=folder)]})
+        print(f'http://127.0.0.1:{port} searches {len(index):,} images' + '; Ctrl-C ends it' * wait)
+        if wait: blocks.block_thread()
+    except KeyboardInterrupt:   # while it opens: block_thread catches those that come later
+        if not wait: raise
+        blocks.close(verbose=False)
     return blocks
