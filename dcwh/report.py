@@ -407,12 +407,12 @@ def completed(
 
 def setting(
     config: dict,       # of a result file
-    own: bool = True,   # name also what each method chooses for itself on validation images: its learning rate and its own settings
+    own: bool = True,   # name also what each method chooses for itself on validation images: its learning rates and its own settings
 ) -> str:
     "A configuration by its recipe and what it changes in it: `default, epochs=12`."
     try: recipe = completed(resolve(**{name: config[name] for name in ('dataset', 'bits', 'method', 'recipe')}).model_dump())
     except ValueError: recipe = {}   # of a method or a recipe that is no more: everything is named
-    left_out = ELSEWHERE if own else (*ELSEWHERE, 'lr', *config.get('method_settings', {}))
+    left_out = ELSEWHERE if own else (*ELSEWHERE, 'lr', 'head_lr', *config.get('method_settings', {}))
     config = completed(config)
     changed = [name for name in {**recipe, **config} if name not in left_out and config.get(name) != recipe.get(name)]
     def text(name, value): return f'{value:g}' if isinstance(value, float) else Path(value).name if name == 'weights' else value
