@@ -77,12 +77,13 @@ def by_setting(
     change: str,             # what was changed in the recipe, such as cube_weight=0
     measure: str,            # a number of the result files
     method: str = 'dcwh',
+    plain: str = 'default',  # the setting without the change
 ) -> pd.DataFrame:           # one row a data set and code length
-    "The number with the recipe less the number with the change, seed by seed, and half its 95 % interval."
+    "The number without the change less the number with it, seed by seed, and half its 95 % interval."
     keys = ['dataset', 'protocol', 'bits', 'seed']
     rows = results[results['method'] == method].assign(value=lambda r: [x['metrics'].get(measure, np.nan) for x in r['result']])
-    plain, changed = (rows[rows['setting'] == setting].set_index(keys)['value'] for setting in ('default', f'default, {change}'))
-    difference = (plain - changed).dropna().rename('difference').reset_index()
+    without, changed = (rows[rows['setting'] == setting].set_index(keys)['value'] for setting in (plain, f'{plain}, {change}'))
+    difference = (without - changed).dropna().rename('difference').reset_index()
     return difference.groupby(keys[:-1])['difference'].agg(n='size', difference='mean', interval=half_width).reset_index()
 
 def less_overlap(ablation: pd.DataFrame) -> tuple[Verdict, pd.DataFrame]:
