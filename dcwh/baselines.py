@@ -169,8 +169,8 @@ class DTSH(Criterion):
     def __init__(
         self,
         *,
-        margin: float = .5,         # m, as a share of K
-        quantization: float = 1.,   # lambda
+        margin: float = 2.5,        # m
+        quantization: float = .1,   # lambda
     ):
         super().__init__()
         self.margin, self.weights = margin, {'vertex': quantization}
@@ -178,7 +178,7 @@ class DTSH(Criterion):
     @in_full_precision
     def terms(self, h, y, index=None):
         theta, (s, two) = h @ h.T / 2, pairs(y)
-        lead = theta[:, :, None] - theta[:, None, :] - self.margin * h.shape[1]   # of image p over image n, for query q
+        lead = theta[:, :, None] - theta[:, None, :] - self.margin   # of image p over image n, for query q
         return {'triplets': mean_over(softplus(-lead), (s & two)[:, :, None] & ~s[:, None, :]), 'vertex': vertex_loss(h) / h.shape[1]}
 
 # %% ../nbs/06_baselines.ipynb #044674ab
@@ -353,11 +353,11 @@ class IDCWHLoss(DCWHLoss):
 
 # %% ../nbs/06_baselines.ipynb #a9388458
 class Squashed(Criterion):
-    "A criterion on tanh of the outputs; logs the mean slope, as a share of that at 0."
+    "A criterion on tanh of the outputs; logs the mean slope, as a share of that at 0, and the norm of the gradient that arrives."
     def __init__(
         self,
         criterion: Criterion,   # of the squashed outputs
-        slope: float = 1.,      # 1: tanh; 1/2: a sigmoid, from -1 to 1
+        slope: float = 1.,      # 1: tanh; 1/2: a sigmoid, from -1 to 1; 0: the outputs as they are
     ):
         super().__init__()
         self.criterion, self.slope = criterion, slope
@@ -365,15 +365,17 @@ class Squashed(Criterion):
     @property
     def centres(self) -> Tensor | None: return self.criterion.centres
     @property
-    def weights(self) -> dict[str, float]: return {**self.criterion.weights, 'passed': 0.}
+    def weights(self) -> dict[str, float]: return {**self.criterion.weights, 'passed': 0., 'gradient': 0.}
 
-    def squash(self, h: Tensor) -> Tensor: return torch.tanh(self.slope * full_precision(h))
+    def squash(self, h: Tensor) -> Tensor: return torch.tanh(self.slope * full_precision(h)) if self.slope else h
     def logits(self, h: Tensor) -> Tensor | None: return self.criterion.logits(self.squash(h))
     def terms(self, h, y, index=None): return self.criterion.terms(self.squash(h), y, index)
 
     def forward(self, h: Tensor, y: Tensor, index: Tensor | None = None) -> Tensor:
         loss = self.criterion(z := self.squash(h), y, index)
-        self.last = self.criterion.last | {'passed': 1 - z.detach().square().mean()}
+        self.last = self.criterion.last | {'passed': 1 - z.detach().square().mean() if self.slope else z.new_ones(())}
+        if loss.requires_grad and h.requires_grad:   # the loss is a mean over images
+            self.last['gradient'] = len(h) * torch.autograd.grad(loss, h, retain_graph=True)[0].norm(dim=1).mean()
         return loss
 
     def begin_epoch(self, epoch: int, epochs: int) -> None: self.criterion.begin_epoch(epoch, epochs)
@@ -403,11 +405,11 @@ class Method:
         return cls(build, reference, defaults=own_settings(criterion), remembers='images' in asked)
 
 # %% ../nbs/06_baselines.ipynb #4a8f1252
-def two_step(config, num_classes: int, images: int, generator: torch.Generator, loss: type = DCWHLoss, squash: float = 0.) -> Criterion:
-    "The paper's method as configured; on squashed outputs, if a slope is given."
+def two_step(config, num_classes: int, images: int, generator: torch.Generator, loss: type = DCWHLoss, squash: float | None = None) -> Criterion:
+    "The paper's method as configured; with a slope, on squashed outputs."
     loss = loss(num_classes, config.bits, config.sigma, config.cube_margin, config.cube_weight, config.vertex_weight, config.centres_start, generator, **config.method_settings)
     criterion = TwoStep(loss, config.refine_after, config.centres, config.centres_every, config.centres_hold)
-    return Squashed(criterion, squash) if squash else criterion
+    return criterion if squash is None else Squashed(criterion, squash)
 
 METHODS: dict[str, Method] = {
     'dcwh': Method(two_step, 'Zhe, Chen, Yan: Deep Class-Wise Hashing (arXiv 1803.04137), centres in closed form'),
@@ -415,6 +417,7 @@ METHODS: dict[str, Method] = {
     'dcwh-learned': Method(two_step, 'the same with centres learned by gradient', {'centres': 'gradient'}),
     'dcwh-tanh': Method(partial(two_step, squash=1.), 'dcwh on tanh of the outputs in place of the cube, to see gradients vanish'),
     'dcwh-sigmoid': Method(partial(two_step, squash=.5), 'the same with a sigmoid'),
+    'dcwh-cube': Method(partial(two_step, squash=0.), 'dcwh as it is, and what gradient arrives at its outputs is logged'),
     'idcwh': Method(partial(two_step, loss=IDCWHLoss), 'Zhang, Yan: Improved Deep Classwise Hashing (ICPR 2020, arXiv 2103.09442), our reading of its abstract', {'centres': 'gradient'}, own_settings(IDCWHLoss)),
     'ce': Method.of(CrossEntropy, 'yardstick: cross-entropy on K linear units, then the sign'),
     'dpsh': Method.of(DPSH, 'Li, Wang, Kang: Deep Supervised Hashing with Pairwise Labels (IJCAI 2016, arXiv 1511.03855)'),

@@ -124,7 +124,7 @@ def resolve(
     try: config = Config(**{**recipe, **given})
     except ValidationError as e: raise ValueError('; '.join(_explain(error) for error in e.errors())) from e
     other = {'gradient': 'dcwh-learned', 'fixed': 'dcwh-fixed'}.get(config.centres, 'dcwh')
-    if config.method.startswith('dcwh') and config.method.removesuffix('-tanh').removesuffix('-sigmoid') != other:
+    if config.method.startswith('dcwh') and config.method.removesuffix('-tanh').removesuffix('-sigmoid').removesuffix('-cube') != other:
         raise ValueError(f"method {config.method} cannot have centres={config.centres!r}; that is method {other!r}")
     for name, value in METHODS[config.method].settings.items():
         if getattr(config, name) != value: raise ValueError(f'method {config.method} has {name}={value!r} by definition; it cannot be {getattr(config, name)!r}')
