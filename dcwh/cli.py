@@ -12,6 +12,7 @@ __all__ = ['app', 'EXPECTED', 'data', 'Name', 'Where', 'Lists', 'Missing', 'Mode
 from pathlib import Path
 from typing import Annotated, Optional
 import json
+import sys
 
 import typer
 
@@ -72,7 +73,7 @@ def run(
         if detail == 'none':
             config = experiment.resolve(settings=more, **task)
             where = f'{out}/{experiment.run_name(config)}.json'
-            result = not force and experiment.finished(config, out) or experiment.run(config, out, runs, resume=not force, progress=True)
+            result = not force and experiment.finished(config, out) or experiment.run(config, out, runs, resume=not force, progress=sys.stderr.isatty())
         else:
             where = experiment.report(template, force, **task, settings=more, detail=detail, out=out, runs=runs)
             result = json.loads(where.with_suffix('.json').read_text())

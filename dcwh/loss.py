@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, pdist
+from torch.nn.functional import cross_entropy, linear, pdist
 
 from .codes import sign
 
@@ -91,7 +91,8 @@ class ClassWiseLoss(nn.Module):
     def logits(self, h: Tensor) -> Tensor:
         "Log-likelihood of each class up to a constant of each image: (N, K) to (N, C)."
         h, mu = full_precision(h), self.centres.to(torch.promote_types(torch.float32, h.dtype))
-        return (h @ mu.T - mu.square().sum(1) / 2) / self.sigma**2
+        weight = mu / self.sigma**2
+        return linear(h, weight, (weight * mu).sum(1) / -2)
 
     def forward(
         self,
