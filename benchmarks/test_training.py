@@ -76,7 +76,7 @@ def measured(benchmark, name, point, criterion, loss):
     slow = perf_counter() - started > .5   # seconds, of which a hundredth says nothing
     state = sum(t.nbytes for t in [*criterion.parameters(), *criterion.buffers()]) / 1e6
     benchmark.extra_info.update(method=name, **point, state=state, kept=kept_for_backward(step))
-    benchmark.pedantic(step, rounds=2 if slow else 7, iterations=1 if slow else 3, warmup_rounds=0 if slow else 1)
+    benchmark.pedantic(step, rounds=2 if slow else 30, iterations=1 if slow else 3, warmup_rounds=0 if slow else 1)
 
 
 @pytest.mark.parametrize('point', VARIED, ids=lambda p: '-'.join(map(str, p.values())))
