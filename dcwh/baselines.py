@@ -263,9 +263,9 @@ class GreedyHash(CrossEntropy):
 def hash_centres(
     num_classes: int,
     bits: int,
-    generator: torch.Generator | None = None,   # of corners, where there is no Hadamard matrix
+    generator: torch.Generator | None = None,   # of corners, where bits are no power of two
 ) -> Tensor:                                    # -1 or +1, shape (C, K)
-    "Rows of a Hadamard matrix and their negatives where there are enough, corners far from each other where not."
+    "Rows of a Hadamard matrix and their negatives where bits are a power of two and there are enough, corners far from each other where not."
     if bits & (bits - 1) or num_classes > 2 * bits: return start_centres(num_classes, bits, 'vertices', generator)
     rows = torch.ones(1, 1)
     while len(rows) < bits: rows = torch.cat([torch.cat([rows, rows], 1), torch.cat([rows, -rows], 1)])
