@@ -353,7 +353,7 @@ class IDCWHLoss(DCWHLoss):
 
 # %% ../nbs/06_baselines.ipynb #a9388458
 class Squashed(Criterion):
-    "A criterion on tanh of the outputs; logs the mean slope, as a share of that at 0, and the norm of the gradient that arrives."
+    "A criterion on tanh of the outputs; logs the mean slope, as a share of that at 0, and the norms of the gradients that arrive, of the loss and of its class-wise term."
     def __init__(
         self,
         criterion: Criterion,   # of the squashed outputs
@@ -365,7 +365,7 @@ class Squashed(Criterion):
     @property
     def centres(self) -> Tensor | None: return self.criterion.centres
     @property
-    def weights(self) -> dict[str, float]: return {**self.criterion.weights, 'passed': 0., 'gradient': 0.}
+    def weights(self) -> dict[str, float]: return self.criterion.weights | dict.fromkeys(('passed', 'gradient', 'class_gradient'), 0.)
 
     def squash(self, h: Tensor) -> Tensor: return torch.tanh(self.slope * full_precision(h)) if self.slope else h
     def logits(self, h: Tensor) -> Tensor | None: return self.criterion.logits(self.squash(h))
@@ -374,8 +374,9 @@ class Squashed(Criterion):
     def forward(self, h: Tensor, y: Tensor, index: Tensor | None = None) -> Tensor:
         loss = self.criterion(z := self.squash(h), y, index)
         self.last = self.criterion.last | {'passed': 1 - z.detach().square().mean() if self.slope else z.new_ones(())}
-        if loss.requires_grad and h.requires_grad:   # the loss is a mean over images
-            self.last['gradient'] = len(h) * torch.autograd.grad(loss, h, retain_graph=True)[0].norm(dim=1).mean()
+        if loss.requires_grad and h.requires_grad:
+            terms = {'gradient': loss, 'class_gradient': self.criterion.terms(z, y, index)['class']}   # means over images
+            self.last |= {name: len(h) * torch.autograd.grad(term, h, retain_graph=True)[0].norm(dim=1).mean() for name, term in terms.items()}
         return loss
 
     def begin_epoch(self, epoch: int, epochs: int) -> None: self.criterion.begin_epoch(epoch, epochs)

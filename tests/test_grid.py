@@ -48,6 +48,12 @@ def test_the_smoke_grid_runs_and_is_not_run_again(tmp_path):
     again = snakemake(tmp_path / 'b', [*smoke, {**QUICK, 'epochs': 1}])
     assert again.returncode == 0, again.stderr[-3000:]
     assert len(results(tmp_path / 'b')) == 5 and len(list((tmp_path / 'b/runs').rglob('*.log'))) == 1   # only the run that was new
+    # a result under the name of another run, and one that is torn
+    one, other, torn, _ = (next((tmp_path / 'b/reports').rglob(name)) for name in first)
+    other.write_text(one.read_text())
+    torn.write_text(torn.read_text()[:100])
+    refused = snakemake(tmp_path / 'b', smoke)
+    assert refused.returncode == 1 and 'delete them' in refused.stderr and other.name in refused.stderr and torn.name in refused.stderr and one.name not in refused.stderr
 
 
 @pytest.mark.parametrize(('detail', 'with_error'), [('brief', [False, True]), ('none', [True])])
@@ -83,3 +89,10 @@ def test_every_grid_can_be_planned(grid, tmp_path):
 
 def test_without_a_grid_it_says_which_to_give(tmp_path):
     assert 'add --configfile workflow/grids/smoke.yaml' in subprocess.run([*COMMAND, '--directory', str(tmp_path)], capture_output=True, text=True, env=ENV).stderr
+
+
+def test_the_paper_s_grid_can_be_planned_for_a_cluster(tmp_path):
+    grid, profile = ROOT / 'workflow/grids/paper.yaml', ROOT / 'workflow/profiles/slurm'
+    plan = subprocess.run([*COMMAND[:3], '--directory', str(tmp_path), '--configfile', str(grid), '--workflow-profile', str(profile), '--resources', 'gpu=16', '--dry-run'], capture_output=True, text=True, env=ENV)
+    assert plan.returncode == 0, plan.stderr[-3000:]
+    assert len(re.findall('resources: .*gpu=1, runtime=720, mem_mb=32000', plan.stdout)) == 96
