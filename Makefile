@@ -39,11 +39,11 @@ chromium:  ## install Chromium and its driver with apt-get, where they are missi
 grid: venv  ## run every combination of a grid, GRID=smoke or another of workflow/grids; what is done is not done again
 	PATH="$(CURDIR)/$(BIN):$$PATH" snakemake --configfile workflow/grids/$(or $(GRID),smoke).yaml --cores $(or $(CORES),2) $(ARGS)
 
-benchmark: venv  ## measure the evaluation beside what people use, on a quiet machine; writes benchmarks/*.csv
+benchmark: venv  ## measure beside what people use, on a quiet machine; writes benchmarks/*.csv; ARGS="-k training" a part
 	@mkdir -p .benchmarks
 	$(BIN)/python -m pytest benchmarks --benchmark-json=.benchmarks/evaluation.json --benchmark-columns=min,rounds $(ARGS)
-	$(BIN)/python benchmarks/scaling.py
-	$(BIN)/python benchmarks/precision.py
+	$(if $(ARGS),,$(BIN)/python benchmarks/scaling.py)
+	$(if $(ARGS),,$(BIN)/python benchmarks/precision.py)
 
 lab: venv  ## open the notebooks in JupyterLab, reachable from this machine only
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/jupyter lab --ServerApp.ip=127.0.0.1 --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/nbs $(ARGS)

@@ -75,7 +75,8 @@ def measured(benchmark, name, point, criterion, loss):
     started = perf_counter()
     step()
     slow = perf_counter() - started > .5   # seconds, of which a hundredth says nothing
-    state = sum(t.nbytes for t in [*criterion.parameters(), *criterion.buffers()]) / 1e6
+    kept = [*criterion.parameters(), *criterion.buffers(), *(t for t in [getattr(criterion, 'sums', None)] if isinstance(t, torch.Tensor))]   # sums for the class means
+    state = sum(t.nbytes for t in kept) / 1e6
     benchmark.extra_info.update(method=name, **point, state=state, kept=kept_for_backward(step))
     benchmark.pedantic(step, rounds=2 if slow else 30, iterations=1 if slow else 3, warmup_rounds=0 if slow else 1)
 
