@@ -415,6 +415,7 @@ def two_step(config, num_classes: int, images: int, generator: torch.Generator, 
 METHODS: dict[str, Method] = {
     'dcwh': Method(two_step, 'Zhe, Chen, Yan: Deep Class-Wise Hashing (arXiv 1803.04137), centres in closed form'),
     'dcwh-fixed': Method(two_step, 'the same with centres that stay on the vertices where they start', {'centres': 'fixed'}),
+    'dcwh-sparse': Method(two_step, 'the same as dcwh with a start for several labels: each centre has a quarter of its bits at +1', {'centres_start': 'sparse'}),
     'dcwh-learned': Method(two_step, 'the same with centres learned by gradient', {'centres': 'gradient'}),
     'dcwh-tanh': Method(partial(two_step, squash=1.), 'dcwh on tanh of the outputs in place of the cube, to see gradients vanish'),
     'dcwh-sigmoid': Method(partial(two_step, squash=.5), 'the same with a sigmoid'),

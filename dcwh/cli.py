@@ -48,7 +48,7 @@ def _fail(e: Exception) -> None:
 def run(
     dataset: Annotated[str, typer.Option(help='digits, digit-pairs, cifar10, cifar100, nuswide21, imagenet100, coco80, or folder/, csv/, lists/<name>')] = 'digits',
     bits: Annotated[int, typer.Option(help='code length')] = 16,
-    method: Annotated[str, typer.Option(help='dcwh, dcwh-learned, dcwh-fixed, dcwh-tanh, dcwh-sigmoid, dcwh-cube, idcwh, ce, dpsh, dtsh, hashnet, dsdh, dch, greedyhash, csq or orthohash')] = 'dcwh',
+    method: Annotated[str, typer.Option(help='dcwh, dcwh-learned, dcwh-fixed, dcwh-sparse, dcwh-tanh, dcwh-sigmoid, dcwh-cube, idcwh, ce, dpsh, dtsh, hashnet, dsdh, dch, greedyhash, csq or orthohash')] = 'dcwh',
     seed: Annotated[int, typer.Option(help='of split, initialisation, order and augmentation')] = 0,
     recipe: Annotated[str, typer.Option(help='quick, default or paper')] = 'default',
     set: Annotated[Optional[list[str]], typer.Option(help='any other parameter or setting as name=value; may be repeated')] = None,

@@ -28,7 +28,7 @@ import yaml
 from .baselines import METHODS
 from .codes import write_whole
 from .data import EVALUATE_ON, PROTOCOLS, RetrievalSet, epoch_draws, prepare
-from .loss import Criterion
+from .loss import STARTS, Criterion
 from .model import HashModel, check_backbone
 from .optimizer import RULES
 from .sources import MISSING, check_source
@@ -85,7 +85,7 @@ class Config(Task):
     centres: Literal[RULES]                        # running, exact, gradient or fixed
     centres_every: Count                           # epochs between steps of the centres
     centres_hold: Share                            # share of the epochs for which they stay at their start
-    centres_start: Literal['vertices', 'normal']
+    centres_start: Literal[STARTS]                 # vertices, sparse (for several labels) or normal
     method_settings: dict[str, Number] = {}        # of other methods: {'eta': 0.2}; `METHODS[method].defaults` has the names
 
     @property
@@ -124,9 +124,9 @@ def resolve(
         recipe |= {name: round(recipe[name] * side / recipe['image_size']) for name in ('resize', 'padding')}
     try: config = Config(**{**recipe, **given})
     except ValidationError as e: raise ValueError('; '.join(_explain(error) for error in e.errors())) from e
-    other = {'gradient': 'dcwh-learned', 'fixed': 'dcwh-fixed'}.get(config.centres, 'dcwh')
+    other = {'gradient': 'dcwh-learned', 'fixed': 'dcwh-fixed'}.get(config.centres, 'dcwh-sparse' if config.centres_start == 'sparse' else 'dcwh')
     if config.method.startswith('dcwh') and config.method.removesuffix('-tanh').removesuffix('-sigmoid').removesuffix('-cube') != other:
-        raise ValueError(f"method {config.method} cannot have centres={config.centres!r}; that is method {other!r}")
+        raise ValueError(f"method {config.method} cannot have centres={config.centres!r} and centres_start={config.centres_start!r}; that is method {other!r}")
     for name, value in METHODS[config.method].settings.items():
         if getattr(config, name) != value: raise ValueError(f'method {config.method} has {name}={value!r} by definition; it cannot be {getattr(config, name)!r}')
     own = METHODS[config.method].defaults
