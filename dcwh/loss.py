@@ -57,7 +57,7 @@ def start_centres(
     start: str = 'vertices',   # vertices: corners far from each other; sparse: such with a quarter of the bits at +1; normal: N(0, 1)
     generator: torch.Generator | None = None,
 ) -> Tensor:                   # shape (C, K)
-    "Centres to start from. Raises ValueError where there are fewer vertices than classes."
+    "Centres to start from. Raises ValueError at an unknown start, and where there are fewer such corners than classes."
     if start not in STARTS: raise ValueError(f'unknown start of centres {start!r}; known are {", ".join(STARTS)}')
     if bits < 64 and 2**bits < num_classes: raise ValueError(f'{bits} bits have {2**bits} codes, too few for {num_classes} classes; take {(num_classes - 1).bit_length()} bits or more')
     if start == 'normal': return torch.randn(num_classes, bits, generator=generator)
