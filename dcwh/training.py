@@ -124,7 +124,7 @@ def resolve(
         recipe |= {name: round(recipe[name] * side / recipe['image_size']) for name in ('resize', 'padding')}
     try: config = Config(**{**recipe, **given})
     except ValidationError as e: raise ValueError('; '.join(_explain(error) for error in e.errors())) from e
-    other = {'gradient': 'dcwh-learned', 'fixed': 'dcwh-fixed'}.get(config.centres, 'dcwh-sparse' if config.centres_start == 'sparse' else 'dcwh')
+    other = next((m for m in ('dcwh-learned', 'dcwh-fixed', 'dcwh-sparse') if all(getattr(config, name) == value for name, value in METHODS[m].settings.items())), 'dcwh')
     if config.method.startswith('dcwh') and config.method.removesuffix('-tanh').removesuffix('-sigmoid').removesuffix('-cube') != other:
         raise ValueError(f"method {config.method} cannot have centres={config.centres!r} and centres_start={config.centres_start!r}; that is method {other!r}")
     for name, value in METHODS[config.method].settings.items():
