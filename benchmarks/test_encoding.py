@@ -57,6 +57,11 @@ def test_encode(measure, model, images):
     assert len(measure(lambda: model.encode(images, batch_size=BATCH), 'encode')) == len(images)
 
 
+def test_larger_batches(measure, model, images):
+    if len(images) > BATCH: assert len(measure(lambda: model.encode(images, batch_size=256), 'encode, batch_size=256')) == len(images)
+    else: pytest.skip('one image is one batch')
+
+
 def test_half_precision(measure, model, images):
     assert len(measure(lambda: model.encode(images, batch_size=BATCH, precision='bf16'), "encode, precision='bf16'")) == len(images)
 

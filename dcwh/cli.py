@@ -184,7 +184,7 @@ def encode(
     images: Annotated[Path, typer.Argument(help='a folder of images, or a CSV with a column path')],
     out: Annotated[Path, typer.Option(help='the .npz of codes; a .csv of what is known of each image is written beside it')] = Path('codes.npz'),
     workers: Workers = 2,
-    batch_size: Annotated[int, typer.Option(min=1)] = 256,
+    batch_size: Annotated[int, typer.Option(min=1)] = 64,
     precision: Annotated[str, typer.Option(help='fp32, or bf16: faster where the processor has it')] = 'fp32',
     as_json: Json = False,
 ) -> None:

@@ -146,7 +146,7 @@ def _batches(images, side: int, batch_size: int, workers: int, unreadable: list[
 class Encoder:
     "From images to outputs and codes. A kind of it has `bits`, `image_size`, `resize`, `device`, an `identity`, and is called with images in [0, 1]."
 
-    def outputs_at(self, images, batch_size: int = 256, workers: int = 0, progress: bool = False, unreadable: list[str] | None = None) -> tuple[Tensor, np.ndarray]:
+    def outputs_at(self, images, batch_size: int = 64, workers: int = 0, progress: bool = False, unreadable: list[str] | None = None) -> tuple[Tensor, np.ndarray]:
         "Outputs as `outputs` gives them, and the positions of the images that they are of: all, but for those that are unreadable."
         if not len(images): raise ValueError('no images to encode')
         h, rows, batches = [torch.zeros(0, self.bits)], [], _batches(_as_set(images), self.resize, batch_size, workers, unreadable)
@@ -161,7 +161,7 @@ class Encoder:
     def outputs(
         self,
         images: ImageSet | Files | Tensor | list[Image.Image | Path | str],  # a tensor is uint8, shape (N, 3, H, W)
-        **options,   # batch_size=256; workers=0, processes that decode files; progress=False, a bar; unreadable=None, a list that takes the names of broken files
+        **options,   # batch_size=64; workers=0, processes that decode files; progress=False, a bar; unreadable=None, a list that takes the names of broken files
     ) -> Tensor:     # float32 on the CPU, shape (N, K)
         "Real-valued outputs, with the model's own preprocessing."
         return self.outputs_at(images, **options)[0]
