@@ -486,11 +486,12 @@ def paired(
     method: str,
     other: str,              # what it is compared with
 ) -> pd.DataFrame:
-    "Mean difference of mAP between two methods, seed by seed, and half its 95 % interval (NaN from one seed). Raises ValueError where a method was run twice with a seed."
+    "Mean difference of mAP between two methods, seed by seed, and half its 95 % interval (NaN from one seed). Raises ValueError where one was run twice with a seed of the other."
     keys = ['dataset', 'protocol', 'shared', 'bits', 'seed']
     a, b = (results[results['method'] == m].set_index(keys)['map'] for m in (method, other))
+    a, b = a[a.index.isin(b.index)], b[b.index.isin(a.index)]
     if not (a.index.is_unique and b.index.is_unique): raise ValueError(f'{method if b.index.is_unique else other} was run with several settings of its own; keep the files of the one that was chosen')
-    difference = (a - b).dropna().rename('difference').reset_index()
+    difference = (a - b).rename('difference').reset_index()
     rows = difference.groupby(keys[:-1])['difference'].agg(n='size', difference='mean', interval=half_width).reset_index()
     return rows.assign(compared=f'{method} less {other}')[['dataset', 'protocol', 'compared', *keys[2:-1], 'n', 'difference', 'interval']]
 
