@@ -554,26 +554,32 @@ def comparison(
     return wide[[c for c in wide if c not in ('source', 'differs')] + ['source', 'differs']].set_index(['dataset', 'protocol', 'method'])
 
 # %% ../nbs/10_report.ipynb #0262b868
-MARKERS = 'osD^vP*X<>'
+MARKERS = 'osD^vP*X<'   # one fewer than colours, so that the two repeat together after ninety lines only
 
 def map_by_bits(
     table: pd.DataFrame,                  # from `summary`
     others: pd.DataFrame | None = None,   # from `published`
 ) -> Figure:
-    "Mean mAP by code length with 95 % intervals, a panel for each data set and protocol; published numbers in grey."
-    panels = list(table.groupby(['dataset', 'protocol']))
-    lines = table[['method', 'setting']].drop_duplicates().apply(tuple, axis=1).tolist()
-    style = {line: {'color': colour, 'marker': marker} for line, colour, marker in zip(lines, cycle(COLOURS), cycle(MARKERS))}
-    fig, axes = plt.subplots(len(panels), 1, figsize=(9, 3.2 * len(panels)), squeeze=False, layout='constrained')
-    for ax, ((dataset, protocol), ours) in zip(axes.flat, panels):
-        for number, (line, rows) in enumerate(ours.groupby(['method', 'setting'])):
-            x = rows['bits'] + .4 * number   # a little aside, or the intervals hide each other
-            ax.plot(x, rows['map'], label=fill(', '.join(line).replace(', default', ''), 36), **style[line])
-            ax.errorbar(x, rows['map'], rows['interval'], fmt='none', capsize=4, ecolor=style[line]['color'])
+    "Mean mAP by code length with 95 % intervals, a panel for each data set and protocol, as high as its legend; published numbers in grey."
+    panels = []
+    for name, ours in table.groupby(['dataset', 'protocol']):
+        one = ours['setting'].nunique() == 1   # for all: it goes into the title
+        labels = {line: line[0] if one else fill(', '.join(line).replace(', default', ''), 36) for line in ours.groupby(['method', 'setting']).groups}
         theirs = ours[:0] if others is None else beside(ours, others)
+        rows = sum(1 + label.count('\n') for label in labels.values()) + theirs.groupby(['method', 'backbone']).ngroups
+        panels.append((', '.join([*name, *(ours['setting'].iloc[:1].str.removeprefix('default, ') if one else [])]).removesuffix(', default'), ours, labels, theirs, max(3.2, 1 + .21 * rows)))
+    heights = [height for *_, height in panels]
+    names = dict.fromkeys(label for _, _, labels, *_ in panels for label in labels.values())   # alike in all panels
+    style = {name: {'color': colour, 'marker': marker} for name, colour, marker in zip(names, cycle(COLOURS), cycle(MARKERS))}
+    fig, axes = plt.subplots(len(panels), 1, figsize=(9, sum(heights)), height_ratios=heights, squeeze=False, layout='constrained')
+    for ax, (title, ours, labels, theirs, _) in zip(axes.flat, panels):
+        for number, (line, rows) in enumerate(ours.groupby(['method', 'setting'])):
+            label, x = labels[line], rows['bits'] + min(.4, 3 / len(labels)) * number   # a little aside, or the intervals hide each other
+            ax.plot(x, rows['map'], label=label, **style[label])
+            ax.errorbar(x, rows['map'], rows['interval'], fmt='none', capsize=4, ecolor=style[label]['color'])
         for ((method, backbone), rows), marker in zip(theirs.groupby(['method', 'backbone'], sort=False), cycle(MARKERS)):
             ax.plot(rows['bits'], rows['map'], marker=marker, ls='--', lw=1, mfc='none', color='0.45', label=f'{method}, {backbone}')
-        ax.set(xlabel='code length (bits)', ylabel='mAP, mean over seeds', title=f'{dataset}, {protocol}', xticks=sorted({*ours['bits'], *theirs['bits']}))
-        ax.set_xlim(ax.get_xticks()[0] - 4, ax.get_xticks()[-1] + 4)
+        ax.set(xlabel='code length (bits)', ylabel='mAP, mean over seeds', title=title, xticks=sorted({*ours['bits'], *theirs['bits']}))
+        ax.set_xlim(ax.get_xticks()[0] - 4, ax.get_xticks()[-1] + 6)
         ax.legend(loc='center left', bbox_to_anchor=(1, .5), frameon=False)
     return fig
