@@ -227,4 +227,5 @@ def test_from_a_shell(tmp_path):
                 assert page.poll() is None, page.stdout.read()
             assert '30 images' in said and '16 bits' in said
         finally: page.send_signal(signal.SIGINT)
-        assert page.wait(30) == 0
+        try: assert page.wait(30) == 0
+        finally: page.kill()   # or a page that does not hear it would be waited for without end
