@@ -567,7 +567,8 @@ def map_by_bits(
         labels = {line: line[0] if one else fill(', '.join(line).replace(', default', ''), 36) for line in ours.groupby(['method', 'setting']).groups}
         theirs = ours[:0] if others is None else beside(ours, others)
         rows = sum(1 + label.count('\n') for label in labels.values()) + theirs.groupby(['method', 'backbone']).ngroups
-        panels.append((', '.join([*name, *(ours['setting'].iloc[:1].str.removeprefix('default, ') if one else [])]).removesuffix(', default'), ours, labels, theirs, max(3.2, 1 + .21 * rows)))
+        title = ', '.join([*name, *ours['setting'].unique()] if one else name).replace(', default', '')
+        panels.append((title, ours, labels, theirs, max(3.2, 1 + .21 * rows)))
     heights = [height for *_, height in panels]
     names = dict.fromkeys(label for _, _, labels, *_ in panels for label in labels.values())   # alike in all panels
     style = {name: {'color': colour, 'marker': marker} for name, colour, marker in zip(names, cycle(COLOURS), cycle(MARKERS))}
