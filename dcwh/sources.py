@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['IMAGES', 'UNREAD', 'TESTS', 'CELL', 'WIDEST', 'ODD', 'LARGEST', 'SPLITS', 'ONE', 'LONGEST_LIST', 'BENCHMARKS',
            'LISTS', 'SOURCES', 'KINDS', 'MISSING', 'Files', 'Split', 'Source', 'digest', 'hashed_parts', 'check_images',
-           'check_labels', 'check_split', 'printable', 'at_line', 'digits', 'digit_pairs', 'fetch', 'unpack_archive',
-           'cifar', 'folders_below', 'found_below', 'images_below', 'folder', 'check_tree', 'class_folders',
-           'read_text', 'read_cells', 'Rows', 'read_rows', 'check_head', 'check_values', 'names_below', 'image_names',
-           'check_once', 'split_labels', 'labels_in', 'number_labels', 'table', 'split_of', 'present', 'labels_of',
-           'typed', 'typed_columns', 'read_columns', 'catalogue', 'write_table', 'unpacked', 'read_list', 'find_lists',
-           'read_lists', 'lists', 'from_dataset', 'check_source', 'find_source']
+           'is_indexed', 'check_labels', 'check_split', 'printable', 'at_line', 'digits', 'digit_pairs', 'fetch',
+           'unpack_archive', 'cifar', 'folders_below', 'found_below', 'images_below', 'check_tree', 'class_folders',
+           'folder', 'read_text', 'read_cells', 'Rows', 'read_rows', 'check_head', 'check_values', 'names_below',
+           'image_names', 'check_once', 'split_labels', 'labels_in', 'number_labels', 'table', 'split_of', 'present',
+           'labels_of', 'typed', 'typed_columns', 'read_columns', 'catalogue', 'write_table', 'unpacked', 'read_list',
+           'find_lists', 'read_lists', 'lists', 'from_dataset', 'check_source', 'find_source']
 
 # %% ../nbs/01_sources.ipynb #19812303
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -54,7 +54,7 @@ class Split:
 
     @classmethod
     def by_test(cls, test: np.ndarray) -> 'Split':
-        "From a boolean array of official test images, which query all others. Raises ValueError if it is none."
+        "From booleans (N,): test images query all others. Raises ValueError for anything else."
         test = as_array(test, 'test')
         if test.dtype != bool or test.ndim != 1:
             raise ValueError(f'test is {test.dtype} of shape {test.shape}; '
@@ -65,7 +65,7 @@ class Split:
 # %% ../nbs/01_sources.ipynb #4cf3be55
 @dataclass(frozen=True, eq=False)
 class Source:
-    "Labelled images. Raises ValueError where images, labels, classes and split do not fit together."
+    "Labelled images. Raises ValueError where its parts contradict each other."
     name: str                            # goes into every result
     images: np.ndarray | Files | Dataset # uint8 (N, H, W, 3), files, or a Dataset of (image, label)
     labels: np.ndarray                   # int64 (N,): one label per image, or bool (N, C): several
@@ -84,7 +84,8 @@ class Source:
         check_labels(self)
         check_split(self)
         if not self.hash:
-            object.__setattr__(self, 'hash', digest(self.labels.tobytes(), *hashed_parts(self.images)))
+            hashed = digest(self.labels.tobytes(), *hashed_parts(self.images))
+            object.__setattr__(self, 'hash', hashed)
 
 def digest(*parts: bytes) -> str:
     "First 16 hex digits of the SHA-256 of the parts, one after the other."
@@ -112,22 +113,27 @@ def check_images(source: Source) -> None:
     if not isinstance(name, str) or not name:
         raise ValueError(f'the name of a source is {name!r}; give a text that says what it is')
     if isinstance(images, np.ndarray):
-        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3 or 0 in images.shape[1:]:
+        fits = images.ndim == 4 and images.shape[3] == 3 and 0 not in images.shape[1:]
+        if images.dtype != np.uint8 or not fits:
             raise ValueError(f'{name}: images are {images.dtype} of shape {images.shape}; '
                              'images in memory are uint8 (N, H, W, 3)')
-    elif isinstance(images, Tensor) or not hasattr(images, '__len__') or not hasattr(images, '__getitem__'):
-        raise ValueError(f'{name}: images are a {type(images).__name__}; give a uint8 array (N, H, W, 3), '
-                         'Files, or a Dataset with a length, whose items are (image, label)')
+    elif isinstance(images, Tensor) or not is_indexed(images):
+        raise ValueError(f'{name}: images are a {type(images).__name__}; give a uint8 array '
+                         '(N, H, W, 3), Files, or a Dataset of (image, label) with a length')
     if len(images) == 0: raise ValueError(f'{name}: no images')
     if source.labels is None: raise ValueError(f'{name}: labels is None; every image needs a label')
 
+def is_indexed(images) -> bool:
+    "Whether something has a length and items by position, as a Dataset needs here."
+    return hasattr(images, '__len__') and hasattr(images, '__getitem__')
+
+# %% ../nbs/01_sources.ipynb #7f968854
 def check_labels(source: Source) -> None:
     "Raise ValueError where labels and classes do not fit together."
     name, labels, c = source.name, source.labels, len(source.classes)
-    unnamed = [i for i, known in enumerate(source.classes) if not isinstance(known, str) or not known.strip()]
-    if unnamed:
-        raise ValueError(f'{name}: class {unnamed[0]} is called {source.classes[unnamed[0]]!r}; '
-                         'every class has a name')
+    for i, known in enumerate(source.classes):
+        if not isinstance(known, str) or not known.strip():
+            raise ValueError(f'{name}: class {i} is called {known!r}; every class has a name')
     if c < 2:
         raise ValueError(f'{name}: {c} class ({", ".join(source.classes)}); '
                          'retrieval by class needs at least 2')
@@ -141,7 +147,8 @@ def check_labels(source: Source) -> None:
                          'give a column for each class')
     elif not labels.any(1).all():
         bare = ~labels.any(1)
-        raise ValueError(f'{name}: {bare.sum()} images without a label, the first at position {bare.argmax()}')
+        raise ValueError(f'{name}: {bare.sum()} images without a label, '
+                         f'the first at position {bare.argmax()}')
 
 # %% ../nbs/01_sources.ipynb #dde26faa
 def check_split(source: Source) -> None:
@@ -151,21 +158,22 @@ def check_split(source: Source) -> None:
     for role in ('query', 'train', 'database'):
         ids = as_array(getattr(source.split, role), f'{name}: the positions of {role}')
         if ids.ndim != 1 or ids.size and ids.dtype.kind not in 'iu':
-            raise ValueError(f'{name}: the positions of {role} are {ids.dtype} of shape {ids.shape}; '
-                             'give whole numbers (N,)')
+            raise ValueError(f'{name}: the positions of {role} are {ids.dtype} of shape '
+                             f'{ids.shape}; give whole numbers (N,)')
         if not ids.size:
             raise ValueError(f'{name}: the official split has no {role} image; '
                              'query, train and database each need at least one')
         if ids.min() < 0 or ids.max() >= n:
             raise ValueError(f'{name}: the positions of {role} go from {ids.min()} to {ids.max()}; '
                              f'there are {n} images, 0 to {n - 1}')
-        if len(np.unique(ids)) < len(ids):
-            raise ValueError(f'{name}: {len(ids) - len(np.unique(ids))} positions of {role} are given twice')
+        twice = len(ids) - len(np.unique(ids))
+        if twice: raise ValueError(f'{name}: {twice} positions of {role} are given twice')
 
+# %% ../nbs/01_sources.ipynb #5d39f945
 def printable(
     text: str | Path,   # such as the name of a file
 ) -> str:
-    "As one line: line breaks, control characters and bytes that are not UTF-8 are written as escapes."
+    "As one line: line breaks, control characters and bytes that are not UTF-8 become escapes."
     return ''.join(c if c.isprintable() else _escape(c) for c in str(text))
 
 def at_line(file: str | Path, line: int) -> str:
@@ -173,30 +181,36 @@ def at_line(file: str | Path, line: int) -> str:
     return f'{printable(file)}, line {line}'
 
 def _escape(c: str) -> str:
-    if '\udc80' <= c <= '\udcff': return f'\\x{ord(c) - 0xdc00:02x}'   # how Python keeps such a byte
+    if '\udc80' <= c <= '\udcff':   # how Python keeps such a byte
+        return f'\\x{ord(c) - 0xdc00:02x}'
     return c.encode('unicode_escape').decode()
 
 # %% ../nbs/01_sources.ipynb #969310fb
 def digits(data_dir: str | Path = '') -> Source:
     "The 1,797 digits of scikit-learn: 8 x 8 pixels, 10 classes, no official split, no download."
     try: from sklearn.datasets import load_digits
-    except ImportError as e: raise ImportError("digits come with scikit-learn: pip install 'dcwh[report]'") from e
+    except ImportError as e:
+        raise ImportError("digits come with scikit-learn: pip install 'dcwh[report]'") from e
     d = load_digits()
     gray = (d.images * 255 / 16).round().astype(np.uint8)
-    return Source('digits', gray[..., None].repeat(3, -1), d.target.astype(np.int64), tuple('0123456789'))
+    images = gray[..., None].repeat(3, -1)
+    return Source('digits', images, d.target.astype(np.int64), tuple('0123456789'))
 
 # %% ../nbs/01_sources.ipynb #71f05e4a
 def digit_pairs(data_dir: str | Path = '') -> Source:
-    "4,000 training and 800 test pictures of 16 x 16 pixels, each of two digits; the labels are the digits shown."
+    "4,000 training and 800 test pictures of 16 x 16 pixels, each of two digits, which are its labels."
     single, rng = digits(), np.random.default_rng(0)
     scans = np.array_split(rng.permutation(len(single.labels)), [len(single.labels) // 5])
     pairs = np.concatenate([rng.choice(part, (n, 2)) for part, n in zip(scans, (800, 4000))])
     tops, lefts = rng.integers(2, 7, pairs.shape), rng.integers([0, 5], [3, 9], pairs.shape)
     images = np.zeros((len(pairs), 16, 16, 3), np.uint8)
     for image, *places in zip(images, pairs, tops, lefts):
-        for scan, top, left in zip(*places): np.maximum(image[top:top + 8, left:left + 8], single.images[scan], out=image[top:top + 8, left:left + 8])
+        for scan, top, left in zip(*places):
+            window = image[top:top + 8, left:left + 8]
+            np.maximum(window, single.images[scan], out=window)
     labels = np.eye(10, dtype=bool)[single.labels[pairs]].any(1)
-    return Source('digit-pairs', images, labels, single.classes, Split.by_test(np.arange(len(pairs)) < 800))
+    split = Split.by_test(np.arange(len(pairs)) < 800)
+    return Source('digit-pairs', images, labels, single.classes, split)
 
 # %% ../nbs/01_sources.ipynb #03e2893d
 def fetch(
@@ -210,7 +224,8 @@ def fetch(
 
     Raises OSError saying what went wrong and what to do."""
     try: import pooch, requests
-    except ImportError as e: raise ImportError("downloads need pooch: pip install 'dcwh[data]'") from e
+    except ImportError as e:
+        raise ImportError("downloads need pooch: pip install 'dcwh[data]'") from e
     path = Path(folder).expanduser() / (name or url.rsplit('/', 1)[-1])
     part = path.with_name(f'.{path.name}.part')   # a folder: what a killed download left is in it
     pooch.get_logger().setLevel('WARNING')
@@ -237,7 +252,7 @@ def fetch(
 
 # %% ../nbs/01_sources.ipynb #840af4c7
 def unpack_archive(archive: Path, member: str, folder: Path) -> None:
-    """Put one folder of a tar.gz archive into `folder`, in place of an older one, whole or not at all.
+    """Put one folder of a tar.gz archive into `folder`, for an older one, whole or not at all.
 
     Raises OSError saying what went wrong and what to do."""
     part = folder / f'.{member}.part'
@@ -256,6 +271,7 @@ def unpack_archive(archive: Path, member: str, folder: Path) -> None:
                       'make room, or give another folder') from e
     finally: shutil.rmtree(part, ignore_errors=True)
 
+# %% ../nbs/01_sources.ipynb #3c51134b
 def cifar(name: str, data_dir: str | Path) -> Source:
     """CIFAR-10 or CIFAR-100 at 32 x 32 pixels, official split of 50,000 and 10,000.
 
@@ -269,19 +285,23 @@ def cifar(name: str, data_dir: str | Path) -> Source:
     if not whole():
         try: archive = fetch(kind.url, f'md5:{kind.tgz_md5}', folder)
         except OSError as e:
-            raise FileNotFoundError(f'{name} is not in {folder}. {e}. Or, where there is a network: '
-                                    f'dcwh data fetch {name} --data-dir {folder}') from e
+            raise FileNotFoundError(f'{name} is not in {folder}. {e}. Or, where there is '
+                                    f'a network: dcwh data fetch {name} '
+                                    f'--data-dir {folder}') from e
         with locked(archive):
-            if not whole(): unpack_archive(archive, kind.base_folder, folder)   # or another has, meanwhile
+            if not whole():   # another process may have unpacked it meanwhile
+                unpack_archive(archive, kind.base_folder, folder)
     train, test = (kind(str(folder), train=t) for t in (True, False))
     labels = np.array(train.targets + test.targets, np.int64)
     split = Split.by_test(np.arange(len(labels)) >= len(train))
-    return Source(name, np.concatenate([train.data, test.data]), labels, tuple(train.classes), split)
+    images = np.concatenate([train.data, test.data])
+    return Source(name, images, labels, tuple(train.classes), split)
 
 # %% ../nbs/01_sources.ipynb #9163aaa4
-IMAGES = {'.jpg', '.jpeg', '.jpe', '.jfif', '.mpo', '.png', '.apng', '.webp', '.gif', '.bmp', '.dib',
-          '.tif', '.tiff', '.ppm', '.pgm', '.pbm', '.pnm', '.jp2', '.j2k', '.jpx', '.avif'}
-UNREAD = {'.heic', '.heif', '.jxl', '.dng', '.cr2', '.cr3', '.nef', '.arw', '.raf', '.orf', '.rw2'}
+IMAGES = {'.jpg', '.jpeg', '.jpe', '.jfif', '.mpo', '.png', '.apng', '.webp', '.gif', '.bmp',
+          '.dib', '.tif', '.tiff', '.ppm', '.pgm', '.pbm', '.pnm', '.jp2', '.j2k', '.jpx', '.avif'}
+UNREAD = {   # photographs that are not read; they are named
+    '.heic', '.heif', '.jxl', '.dng', '.cr2', '.cr3', '.nef', '.arw', '.raf', '.orf', '.rw2'}
 
 def folders_below(root: Path) -> Iterator[tuple[str, list[str]]]:
     """Each folder, links followed, and the names of its files; what begins with a dot is left out.
@@ -339,6 +359,37 @@ def images_below(
                                 f'({", ".join(sorted(IMAGES))})')
     return rows
 
+# %% ../nbs/01_sources.ipynb #b645a8d6
+def check_tree(root: Path, rows: list[tuple[str, ...]], halves: list[str]) -> None:
+    "Raise ValueError where a tree holds something that would be left out."
+    shape = f'{"|".join(halves)}/<class>/<image>' if halves else '<class>/<image>'
+    beside = sorted({row[0] for row in rows if len(row) > 1} - set(halves)) if halves else []
+    if beside:
+        n = sum(row[0] in beside for row in rows)
+        raise ValueError(f'{root} holds {n} images in {printable(", ".join(beside[:3]))} beside '
+                         f'{" and ".join(halves)}, which have no role; move them into one of '
+                         f'the two, or out of {root}')
+    stray = [row for row in rows if len(row) != shape.count('/') + 1]
+    if stray:
+        raise ValueError(f'{len(stray)} images of {root} are not at {shape}, '
+                         f'the first {printable("/".join(stray[0]))}')
+    held = {row[:-1] for row in rows}
+    bare = [row for row in class_folders(root, halves) if row not in held]
+    if bare:
+        raise ValueError(f'{len(bare)} class folders of {root} hold no image of their own, '
+                         f'the first {printable("/".join(bare[0]))}; add images '
+                         f'({", ".join(sorted(IMAGES))}), or remove it')
+    spaced = [row for row in held if row[-1] != row[-1].strip()]
+    if spaced:
+        raise ValueError(f'the class folder {"/".join(spaced[0])!r} of {root} begins or ends '
+                         'with a space; rename it')
+
+def class_folders(root: Path, halves: list[str]) -> list[tuple[str, ...]]:
+    "The parts of the path of each class folder, empty ones too."
+    tops = [(half,) for half in halves] or [()]
+    found = [(*top, name) for top in tops for name in sorted(os.listdir(root.joinpath(*top)))]
+    return [row for row in found if not row[-1].startswith('.') and root.joinpath(*row).is_dir()]
+
 # %% ../nbs/01_sources.ipynb #8987b41d
 TESTS = ('test', 'val', 'valid', 'validation')   # names of the half of the queries
 
@@ -350,7 +401,7 @@ def folder(name: str, data_dir: str | Path) -> Source:
     root = Path(data_dir)
     if not root.is_dir():
         raise FileNotFoundError(f'data_dir {root} is not a folder; '
-                                'give one that holds <class>/<image> or <train|test>/<class>/<image>')
+                                'give one of <class>/<image> or <train|test>/<class>/<image>')
     rows = images_below(root, 'data_dir ')
     halves = [half for half in TESTS if (root / half).is_dir()][:1]
     halves = ['train', *halves] if halves and (root / 'train').is_dir() else []
@@ -359,33 +410,6 @@ def folder(name: str, data_dir: str | Path) -> Source:
     images = Files(root, tuple('/'.join(row) for row in rows))
     split = Split.by_test(np.array([row[0] == halves[1] for row in rows])) if halves else None
     return Source(name, images, labels.astype(np.int64), tuple(classes.tolist()), split)
-
-# %% ../nbs/01_sources.ipynb #b645a8d6
-def check_tree(root: Path, rows: list[tuple[str, ...]], halves: list[str]) -> None:
-    "Raise ValueError where a tree holds something that would be left out."
-    shape = f'{"|".join(halves)}/<class>/<image>' if halves else '<class>/<image>'
-    beside = sorted({row[0] for row in rows if len(row) > 1} - set(halves)) if halves else []
-    if beside:
-        n = sum(row[0] in beside for row in rows)
-        raise ValueError(f'{root} holds {n} images in {printable(", ".join(beside[:3]))} beside {" and ".join(halves)}, '
-                         f'which have no role; move them into one of the two, or out of {root}')
-    stray = [row for row in rows if len(row) != (3 if halves else 2) or halves and row[0] not in halves]
-    if stray:
-        raise ValueError(f'{len(stray)} images of {root} are not at {shape}, the first {printable("/".join(stray[0]))}')
-    held = {row[:-1] for row in rows}
-    bare = [row for row in class_folders(root, halves) if row not in held]
-    if bare:
-        raise ValueError(f'{len(bare)} class folders of {root} hold no image of their own, the first '
-                         f'{printable("/".join(bare[0]))}; add images ({", ".join(sorted(IMAGES))}), or remove it')
-    spaced = [row for row in held if row[-1] != row[-1].strip()]
-    if spaced:
-        raise ValueError(f'the class folder {"/".join(spaced[0])!r} of {root} begins or ends with a space; rename it')
-
-def class_folders(root: Path, halves: list[str]) -> list[tuple[str, ...]]:
-    "The parts of the path of each class folder, empty ones too."
-    tops = [(half,) for half in halves] or [()]
-    found = [(*top, name) for top in tops for name in sorted(os.listdir(root.joinpath(*top)))]
-    return [row for row in found if not row[-1].startswith('.') and root.joinpath(*row).is_dir()]
 
 # %% ../nbs/01_sources.ipynb #8332923c
 CELL = re.compile(r'[ \t]*"([^"]*+(?:""[^"]*+)*+)"[ \t]*(,|\r\n|\n|\r)'   # in quotes; "" is a quote
@@ -481,12 +505,15 @@ def check_head(
     "Raise ValueError where the first line of a table does not name its columns."
     shown = printable(', '.join(head)) or 'none'
     if key not in head:
-        raise ValueError(f'{where}: there is no column {key}; the columns, separated by commas, are {shown}')
+        raise ValueError(f'{where}: there is no column {key}; the columns, separated by commas, '
+                         f'are {shown}')
     if '' in head:
-        raise ValueError(f'{where}: column {1 + head.index("")} has no name; name it, or take it out')
+        raise ValueError(f'{where}: column {1 + head.index("")} has no name; '
+                         'name it, or take it out')
     twice = next((name for i, name in enumerate(head) if name in head[:i]), None)
     if twice is not None:
-        raise ValueError(f'{where}: the column {printable(twice)} is given twice; rename one of the two')
+        raise ValueError(f'{where}: the column {printable(twice)} is given twice; '
+                         'rename one of the two')
     if 'label' in head and 'labels' in head:
         raise ValueError(f'{where}: there are columns label and labels; give one of the two')
 
@@ -504,10 +531,11 @@ def check_values(rows: Rows, key: str) -> None:
             labels = value.split(';') if name == 'labels' else [value]
             if not all(map(str.strip, labels)):
                 image = printable(rows.columns[key][row])
-                raise ValueError(f'{rows.at(row)}: {image} has an empty label; every image needs one')
+                raise ValueError(f'{rows.at(row)}: {image} has an empty label; '
+                                 'every image needs one')
 
 # %% ../nbs/01_sources.ipynb #a520f777
-ODD = re.compile(r'(?:^|/)\.{0,2}(?:/|$)')   # paths that begin with / or have an empty part, . or .. in them
+ODD = re.compile(r'(?:^|/)\.{0,2}(?:/|$)')   # begins with /, or has a part that is empty, . or ..
 
 def names_below(
     paths: Sequence[str],   # absolute, or relative to the root
@@ -529,12 +557,12 @@ def _plain(path: str, root: Path, tops: list[str]) -> str:
     return os.path.relpath(name, tops[1])
 
 def _same(a: Path, b: Path) -> bool:
-    "Whether two spellings lead to one file, or none of them to any: x/.. is elsewhere if x is a link."
+    "Whether two spellings lead to one file, or to none: x/.. is elsewhere if x is a link."
     try: return os.path.samefile(a, b)
     except OSError: return not os.path.exists(a)
 
 def image_names(rows: Rows) -> tuple[str, ...]:
-    "The images that a table names, relative to its folder. Raises ValueError if one is named twice."
+    "The images that a table names, relative to its folder. Raises ValueError if one comes twice."
     names = names_below(rows.columns['path'], rows.file.parent)
     check_once(rows, names)
     return tuple(names)
@@ -545,8 +573,8 @@ def check_once(rows: Rows, names: Sequence[str]) -> None:
     for row, name in enumerate(names):
         known = first.setdefault(name, row)
         if known != row:
-            raise ValueError(f'{rows.at(row)}: {printable(name)} stands in line {rows.lines[known]} already; '
-                             'one line per image')
+            raise ValueError(f'{rows.at(row)}: {printable(name)} stands in line '
+                             f'{rows.lines[known]} already; one line per image')
 
 # %% ../nbs/01_sources.ipynb #62bb9fda
 LARGEST = 2**32   # bytes of a matrix of images and classes
@@ -556,7 +584,8 @@ def split_labels(
 ) -> list[str]:
     "The labels of an image, separated by semicolons. Raises ValueError if one is empty."
     labels = [label.strip() for label in text.split(';')]
-    if not all(labels): raise ValueError(f'{printable(text)!r} has an empty label; every image needs one')
+    if not all(labels):
+        raise ValueError(f'{text!r} has an empty label; every image needs one')
     return labels
 
 def labels_in(
@@ -588,32 +617,37 @@ def number_labels(
 SPLITS = {'test': ('query',), 'train': ('train', 'database'), 'database': ('database',)}
 
 def table(name: str, data_dir: str | Path) -> Source:
-    "Images and labels named by a CSV file. Raises FileNotFoundError or ValueError naming the line of what is wrong."
+    "Images and labels named by a CSV file. Raises FileNotFoundError or ValueError naming the line."
     file = Path(data_dir)
     if not file.is_file():
         raise FileNotFoundError(f'data_dir {printable(file)} is not a file; '
-                                'csv/<name> takes a CSV with the columns path and label (or labels)')
+                                'csv/<name> takes a CSV with columns path and label (or labels)')
     rows = read_rows(file, 'path')
     labels = labels_in(rows.columns)
     if labels is None:
-        raise ValueError(f'{printable(file)}, line 1: the columns are {printable(", ".join(rows.columns))}; '
-                         'a table of images has path, label (or labels, separated by ;) and, if you like, split')
+        columns = printable(', '.join(rows.columns))
+        raise ValueError(f'{at_line(file, 1)}: the columns are {columns}; a table of images has '
+                         'path, label (or labels, separated by ;) and, if you like, split')
     images = Files(file.parent, image_names(rows))
     absent = np.flatnonzero(~present(images))
     if len(absent):
-        raise FileNotFoundError(f'{rows.at(absent[0])}: {printable(images.names[absent[0]])} is not there, '
-                                f'and {len(absent) - 1} more; paths are relative to {file.parent}')
+        first = printable(images.names[absent[0]])
+        raise FileNotFoundError(f'{rows.at(absent[0])}: {first} is not there, and '
+                                f'{len(absent) - 1} more; paths are relative to {file.parent}')
     split = split_of(rows)
     classes, numbers = number_labels(labels)
     return Source(name, images, numbers, classes, split)
 
 def split_of(rows: Rows) -> Split | None:
-    "The official split that a column `split` makes; None where all is train. Raises ValueError if a role is left empty."
+    """The official split that a column `split` makes; None where all is train.
+
+    Raises ValueError if a part is unknown or a role is left empty."""
     parts = np.array(rows.columns.get('split', ('train',)))
     known = np.isin(parts, list(SPLITS))
     if not known.all():
         row = int(known.argmin())
-        raise ValueError(f'{rows.at(row)}: split is {parts[row].item()!r}; known are {", ".join(SPLITS)}')
+        raise ValueError(f'{rows.at(row)}: split is {parts[row].item()!r}; '
+                         f'known are {", ".join(SPLITS)}')
     if (parts == 'train').all(): return None
     roles = {role: np.flatnonzero(np.isin(parts, [part for part in SPLITS if role in SPLITS[part]]))
              for role in ('query', 'train', 'database')}
@@ -628,7 +662,8 @@ def split_of(rows: Rows) -> Split | None:
 def present(images: Files) -> np.ndarray:
     "Which of the files are there, as booleans; each folder is listed once."
     parts = [name.rpartition('/') for name in images.names]
-    listed = {folder: _listed(images.root / folder) for folder in {folder for folder, _, _ in parts}}
+    folders = {folder for folder, _, _ in parts}
+    listed = {folder: _listed(images.root / folder) for folder in folders}
     return np.array([file in listed[folder] for folder, _, file in parts], bool)
 
 def _listed(folder: Path) -> set[str]:
@@ -642,11 +677,11 @@ def labels_of(member: np.ndarray) -> np.ndarray:
 def typed(
     values: Sequence[str],
 ) -> np.ndarray:   # int64, float64 or text, shape (N,)
-    "Numbers where each value is written as Python writes that number, text otherwise: 007, 1.10 and 1e3 stay what they are."
+    "Numbers where each is written as Python writes it, otherwise text: 007 and 1.10 stay."
     values = [str(value) for value in values]
     for kind in (int, float):
         numbers = [_number(value, kind) for value in values]
-        if values and None not in numbers: return np.array(numbers, np.int64 if kind is int else np.float64)
+        if values and None not in numbers: return np.array(numbers, kind)
     return np.array(values, str)
 
 def _number(value: str, kind: type) -> int | float | None:
@@ -668,79 +703,81 @@ def read_columns(
     file: str | Path,
     key: str,          # the column that names the images, such as path or id
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    "The names of the images of a CSV, and its other columns, as text. Raises FileNotFoundError or ValueError naming the line of what is wrong."
+    """The names of the images of a CSV, and its other columns, as text.
+
+    Raises FileNotFoundError or ValueError naming the line of what is wrong."""
     rows = read_rows(file, key)
     names = image_names(rows) if key == 'path' else rows.columns[key]
     check_once(rows, names)
     return np.array(names), {name: np.array(v) for name, v in rows.columns.items() if name != key}
 
 def catalogue(where: str | Path) -> tuple[Files, dict[str, np.ndarray]]:
-    """The image files of a folder, or of a CSV with a column `path`, and what is known of each, as text.
+    """The image files of a folder, or of a CSV with a column `path`, and what is known of each.
 
-    That is the columns of the CSV, or `label`, the folder in which a file lies, where all lie in one.
-    Raises FileNotFoundError, ValueError naming file and line, or OSError naming what cannot be read."""
+    That is the columns of the CSV as text, or `label`, the folder in which a file lies, where all
+    lie in one. Raises ValueError naming file and line, or OSError naming what cannot be read."""
     root = Path(where)
     if root.suffix.lower() == '.csv' and not root.is_dir():
         names, columns = read_columns(root, 'path')
         return Files(root.parent, tuple(names.tolist())), columns
-    if not root.is_dir(): raise FileNotFoundError(f'{printable(root)} is neither a folder of images nor a CSV')
+    if not root.is_dir():
+        raise FileNotFoundError(f'{printable(root)} is neither a folder of images nor a CSV')
     rows = images_below(root)
-    labels = {'label': np.array([row[-2].strip() for row in rows])} if min(map(len, rows)) > 1 else {}
-    return Files(root, tuple('/'.join(row) for row in rows)), labels
+    images = Files(root, tuple('/'.join(row) for row in rows))
+    if min(map(len, rows)) < 2: return images, {}
+    return images, {'label': np.array([row[-2].strip() for row in rows])}
 
 # %% ../nbs/01_sources.ipynb #88ec242f
 def write_table(
     columns: Mapping[str, Sequence],   # name and values of each, all of one length
 ) -> bytes:                            # a CSV that `read_columns` reads back as it was
-    "A table as CSV. Raises ValueError where a column has no name or another length, or a value is no UTF-8."
+    "A table as CSV. Raises ValueError for columns without name or of other lengths, or no UTF-8."
     lengths = {len(values) for values in columns.values()}
     if len(lengths) != 1 or not all(str(name).strip() for name in columns):
-        raise ValueError(f'columns {printable(", ".join(map(str, columns)))} have {sorted(lengths)} values; '
+        names = printable(', '.join(map(str, columns)))
+        raise ValueError(f'columns {names} have {sorted(lengths)} values; '
                          'give columns of one length, each with a name')
     values = [v.tolist() if isinstance(v, np.ndarray) else list(v) for v in columns.values()]
     lines = [','.join(map(_quoted, row)) for row in [tuple(columns), *zip(*values)]]
     try: return ('\n'.join(lines) + '\n').encode()
     except UnicodeEncodeError as e:
-        line = next(line for line in lines if not _is_utf8(line))
-        raise ValueError(f'{printable(line)} is not UTF-8; rename the file') from e
+        line = printable(e.object[:e.end].rpartition('\n')[2])
+        raise ValueError(f'{line} … is not UTF-8; rename the file') from e
 
 def _quoted(value) -> str:
     text = str(value)
     plain = text and text == text.strip() and not re.search('[",\r\n]', text)
     return text if plain else '"' + text.replace('"', '""') + '"'
 
-def _is_utf8(text: str) -> bool:
-    try: return bool(text.encode()) or True
-    except UnicodeEncodeError: return False
-
 # %% ../nbs/01_sources.ipynb #3fc5b7d1
 ONE = int.from_bytes(b' 1', 'little')
 LONGEST_LIST = 2**32   # bytes, unpacked
 
 def unpacked(file: Path) -> bytes:
-    "A list, unpacked. Raises ValueError naming the file if it is torn, empty, too large or no text in UTF-8."
+    "A list, unpacked. Raises ValueError if it is torn, empty, too large or no text in UTF-8."
     if file.suffix == '.gz':
         try:
             with gzip.open(file) as packed: text = packed.read(LONGEST_LIST + 1)
         except (EOFError, zlib.error, gzip.BadGzipFile) as e:
             raise ValueError(f'{printable(file)} is no whole gzip file ({e}); get it again') from e
         if len(text) > LONGEST_LIST:
-            raise ValueError(f'{printable(file)} has more than {LONGEST_LIST} bytes, unpacked; that is no list')
+            raise ValueError(f'{printable(file)} has more than {LONGEST_LIST} bytes, unpacked; '
+                             'that is no list')
     else: text = file.read_bytes()
-    if not text.strip(): raise ValueError(f'{printable(file)}, line 1: the list is empty')
+    if not text.strip(): raise ValueError(f'{at_line(file, 1)}: the list is empty')
     if b'\0' in text:
         line = _line(text[:text.index(b'\0')])
-        raise ValueError(f'{printable(file)}, line {line}: a zero byte; save the list as UTF-8')
+        raise ValueError(f'{at_line(file, line)}: a zero byte; save the list as UTF-8')
     if not text.isascii():
         try: text.decode()
         except UnicodeDecodeError as e:
-            raise ValueError(f'{printable(file)}, line {_line(text[:e.start])}: byte 0x{text[e.start]:02x} '
+            raise ValueError(f'{at_line(file, _line(text[:e.start]))}: byte 0x{text[e.start]:02x} '
                              'is not UTF-8; save the list as UTF-8') from e
     return text
 
 # %% ../nbs/01_sources.ipynb #f82362cd
 def read_list(
-    file: Path,                         # lines of a path and a 0 or 1 for each class, or the same packed with gzip
+    file: Path,                         # lines of a path and a 0 or 1 for each class
     root: Path = Path(),                # the folder that paths are relative to
 ) -> tuple[list[str], np.ndarray, str]: # paths, bool (N, C), SHA-256 of the text
     "Read a list of images. Raises ValueError naming the line of what is wrong."
@@ -757,10 +794,11 @@ def read_list(
         if not lines.any(): return
         row = lines.argmax()
         line = printable(text[starts[row]:ends[row]][:80].decode(errors='replace'))
-        raise ValueError(f'{printable(file)}, line {row + 1}: {problem}: {line!r}')
+        raise ValueError(f'{at_line(file, row + 1)}: {problem}: {line!r}')
     malformed = f'not a path and a 0 or 1 for each of {width // 2} classes'
     refuse((ends - starts <= width) | (width == 0), malformed)
-    columns = np.lib.stride_tricks.sliding_window_view(letters, width)[ends - width].view('<u2')  # ' 0' and ' 1'
+    windows = np.lib.stride_tricks.sliding_window_view(letters, width)
+    columns = windows[ends - width].view('<u2')   # ' 0' and ' 1' as numbers
     before = letters[ends - width - 2] + 256 * letters[ends - width - 1].astype('<u2')
     refuse((columns | 256 != ONE).any(1) | (before | 256 == ONE), malformed)
     labels = columns == ONE
@@ -782,13 +820,14 @@ BENCHMARKS = {  # classes, k of mAP@k, SHA-256 of test list and training list
 LISTS = {'query': 'test.txt', 'train': 'train.txt', 'database': 'database.txt'}
 
 def find_lists(folder: Path) -> dict[str, Path]:
-    "The list of each role, packed or not. Raises FileNotFoundError naming those that are not there."
+    "The list of each role, packed or not. Raises FileNotFoundError naming those that are missing."
     places = {role: (folder / name, folder / f'{name}.gz') for role, name in LISTS.items()}
     found = {role: next((f for f in files if f.is_file()), None) for role, files in places.items()}
     lost = [LISTS[role] for role, file in found.items() if file is None]
     if lost:
         raise FileNotFoundError(f'{printable(folder)} has no {", ".join(lost)}; a set of lists is '
-                                f'{", ".join(LISTS.values())} (or .txt.gz), beside the images or in lists_dir')
+                                f'{", ".join(LISTS.values())} (or .txt.gz), beside the images '
+                                'or in lists_dir')
     return found
 
 # %% ../nbs/01_sources.ipynb #ac5c5023
@@ -796,13 +835,15 @@ def read_lists(
     files: dict[str, Path],   # the list of each role
     root: Path = Path(),      # the folder that paths are relative to
 ) -> tuple[tuple[str, ...], np.ndarray, dict[str, np.ndarray], dict[str, str]]:
-    "Paths and labels of all images, and the positions and SHA-256 of each list. Raises ValueError where lists contradict each other."
+    """Paths and labels of all images, and the positions and SHA-256 of each list.
+
+    Raises ValueError where lists contradict each other."""
     position, labels, ids, sums = {}, None, {}, {}
     for role, file in files.items():
         paths, rows, sums[role] = read_list(file, root)
         if labels is not None and rows.shape[1] != labels.shape[1]:
-            raise ValueError(f'{file} has {rows.shape[1]} classes and {files["query"]} {labels.shape[1]}; '
-                             'give lists of one set')
+            raise ValueError(f'{file} has {rows.shape[1]} classes and {files["query"]} '
+                             f'{labels.shape[1]}; give lists of one set')
         known = len(position)
         places = (position.setdefault(path, len(position)) for path in paths)
         ids[role] = np.fromiter(places, np.int64, len(paths))
@@ -810,15 +851,16 @@ def read_lists(
         twice = again & (ids[role] < len(ids['query']))
         if role != 'query' and twice.any():
             i = twice.argmax()
-            raise ValueError(f'{file}, line {i + 1}: {printable(paths[i])} is a query too '
-                             f'({files["query"]}, line {ids[role][i] + 1}); an image that asks is not searched')
+            raise ValueError(f'{at_line(file, i + 1)}: {printable(paths[i])} is a query too '
+                             f'({at_line(files["query"], ids[role][i] + 1)}); '
+                             'an image that asks is not searched')
         if labels is None:
             labels = rows
             continue
         other = again & (labels[np.where(again, ids[role], 0)] != rows).any(1)
         if other.any():
             i = other.argmax()
-            raise ValueError(f'{file}, line {i + 1}: {printable(paths[i])} has other labels in '
+            raise ValueError(f'{at_line(file, i + 1)}: {printable(paths[i])} has other labels in '
                              f'{files["train"]}; one image has one row of labels')
         labels = np.concatenate([labels, rows[~again]])
     return tuple(position), labels, ids, sums
@@ -830,7 +872,10 @@ def lists(
     lists_dir: str | Path = '',   # where the lists are; '' is data_dir
     missing: str = 'refuse',      # or 'skip': leave images out that are not there
 ) -> Source:
-    "A set that comes as three lists. Raises FileNotFoundError with the number and the first names of images that are not there, ValueError naming the line of what is wrong."
+    """A set that comes as three lists.
+
+    Raises FileNotFoundError with the number and the first names of images that are not there,
+    ValueError naming the line of what is wrong."""
     root = Path(data_dir)
     files = find_lists(Path(lists_dir or data_dir))
     names, member, ids, sums = read_lists(files, root)
@@ -842,13 +887,15 @@ def lists(
     gone = int((~there).sum())
     if gone and (missing != 'skip' or not there.any()):
         first = ', '.join(printable(names[i]) for i in np.flatnonzero(~there)[:3])
-        raise FileNotFoundError(f'{gone} of {len(names)} images of {name} are not below {data_dir}, the first '
-                                f'{first}; get them (data/README.md), or leave them out with missing=skip')
+        raise FileNotFoundError(f'{gone} of {len(names)} images of {name} are not below '
+                                f'{data_dir}, the first {first}; get them (data/README.md), '
+                                'or leave them out with missing=skip')
     sizes = f'{name.removeprefix("lists/")}-{len(ids["query"])}-{len(ids["train"])}'
     called = name if [sums['query'][:16], sums['train'][:16]] == known else sizes
     if gone: called += f', {gone} missing'
     place = there.cumsum() - 1
-    split = Split(**{role: place[ids[role][there[ids[role]]]] for role in ids}, name=called, top_k=top_k)
+    kept = {role: place[rows[there[rows]]] for role, rows in ids.items()}
+    split = Split(**kept, name=called, top_k=top_k)
     images = Files(root, tuple(np.array(names, object)[there]))
     return Source(name, images, labels_of(member[there]), tuple(map(str, range(classes))), split,
                   hash=digest(''.join(sums.values()).encode(), np.packbits(there)), missing=gone)
@@ -859,16 +906,17 @@ def from_dataset(
     name: str,                      # goes into every result
     classes: tuple[str, ...] = (),  # names; () numbers them
     test: np.ndarray | None = None, # bool (N,): the official test images
-    version: str = '',              # what tells these images from others with the same labels; hashed
+    version: str = '',              # tells these images from others with the same labels
 ) -> Source:
-    "A source made of anybody's Dataset. Raises ValueError where images, labels and classes do not fit together."
-    if not hasattr(dataset, '__len__') or not hasattr(dataset, '__getitem__'):
+    "A source made of anybody's Dataset. Raises ValueError as `Source` does."
+    if not is_indexed(dataset):
         raise ValueError(f'{name}: the dataset is a {type(dataset).__name__}; '
                          'give one with a length, whose items are (image, label)')
     labels = as_labels(_labels_of_items(dataset, name), len(dataset), f'{name}: labels')
     if not len(labels): raise ValueError(f'{name}: no images')
     known = classes if len(classes) else getattr(dataset, 'classes', None) or ()
-    if isinstance(known, str): raise ValueError(f'{name}: classes is {known!r}; give a name for each class')
+    if isinstance(known, str):
+        raise ValueError(f'{name}: classes is {known!r}; give a name for each class')
     number = labels.shape[1] if labels.ndim == 2 else int(labels.max()) + 1
     if not len(known) and number > len(labels) and labels.ndim == 1:
         raise ValueError(f'{name}: labels go up to {number - 1} with {len(labels)} images; '
@@ -877,7 +925,8 @@ def from_dataset(
     if test is not None and len(test) != len(labels):
         raise ValueError(f'{name}: test has {len(test)} values; {len(labels)} images need one each')
     hashed = digest(labels.tobytes(), str(version).encode())
-    return Source(name, dataset, labels, tuple(map(str, known)) or tuple(map(str, range(number))), split, hash=hashed)
+    names = tuple(map(str, known if len(known) else range(number)))
+    return Source(name, dataset, labels, names, split, hash=hashed)
 
 def _labels_of_items(dataset: Dataset, name: str):
     "The labels that a dataset says it has, or those of its items."
@@ -885,13 +934,15 @@ def _labels_of_items(dataset: Dataset, name: str):
         if known is not None: return known
     try: labels = [dataset[i][1] for i in range(len(dataset))]
     except (TypeError, IndexError, KeyError) as e:
-        raise ValueError(f'{name}: the items of the dataset are no pairs of an image and a label') from e
+        raise ValueError(f'{name}: the items of the dataset are no pairs '
+                         'of an image and a label') from e
     return [as_array(label, f'{name}: label {i}') for i, label in enumerate(labels)]
 
 # %% ../nbs/01_sources.ipynb #0c863933
 SOURCES: dict[str, Callable] = {'digits': digits, 'digit-pairs': digit_pairs,
-                                'cifar10': lambda d: cifar('cifar10', d), 'cifar100': lambda d: cifar('cifar100', d)}
-KINDS: dict[str, Callable] = {'folder': folder, 'csv': table, 'lists': lists}   # <kind>/<name of yours>
+                                'cifar10': lambda d: cifar('cifar10', d),
+                                'cifar100': lambda d: cifar('cifar100', d)}
+KINDS: dict[str, Callable] = {'folder': folder, 'csv': table, 'lists': lists}   # <kind>/<any name>
 MISSING = ('refuse', 'skip')
 
 def check_source(name: str) -> None:
@@ -907,11 +958,14 @@ def find_source(
     lists_dir: str | Path = '',           # where lists are, if not there
     missing: str = 'refuse',              # or skip: leave out listed images that are not there
 ) -> Source:
-    "The source called `name`. Raises ValueError, FileNotFoundError or OSError saying what is wrong with it."
+    "The source called `name`. Raises ValueError, or OSError where files cannot be read."
     check_source(name)
-    if missing not in MISSING: raise ValueError(f'unknown missing {missing!r}; known are {", ".join(MISSING)}')
+    if missing not in MISSING:
+        raise ValueError(f'unknown missing {missing!r}; known are {", ".join(MISSING)}')
     for argument, value in {'data_dir': data_dir, 'lists_dir': lists_dir}.items():
-        if not isinstance(value, (str, Path)): raise ValueError(f'{argument} is {value!r}; give a path')
+        if not isinstance(value, (str, Path)):
+            raise ValueError(f'{argument} is {value!r}; give a path')
     if name in SOURCES: return SOURCES[name](data_dir)
     kind = 'lists' if name in BENCHMARKS else name.partition('/')[0]
-    return lists(name, data_dir, lists_dir, missing) if kind == 'lists' else KINDS[kind](name, data_dir)
+    if kind == 'lists': return lists(name, data_dir, lists_dir, missing)
+    return KINDS[kind](name, data_dir)
