@@ -352,12 +352,13 @@ def build(
     dcwh index build s3://bucket/photos.lance photos.npz --kind lance
     """
     from dcwh.codes import read_codes, writable
-    from dcwh.search import CodeIndex
+    from dcwh.search import CodeIndex, check_options
     from dcwh.sources import typed_columns
     options = assignments(set or []) | ({'path': where} if kind == 'lance' else {})
     if kind != 'lance' and Path(where).exists(): raise FileExistsError(f'{where} is there already; dcwh index add extends it')
     if kind != 'lance': writable(where)
     found = read_codes(codes)
+    options = check_options(kind, options, found.bits, len(found))
     root = str(Path(images).resolve()) if images else ''
     made = CodeIndex.build(found, kind, typed_columns(columns_of(found, codes, table)), root, **options)
     made.save(where)
