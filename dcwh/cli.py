@@ -65,7 +65,8 @@ def _fail(e: Exception) -> None:
     if not expected and os.environ.get('DCWH_TRACEBACK'): raise e
     said = str(e.evalue if inside else e).strip() or inside or type(e).__name__
     if isinstance(e, MemoryError): said = f'there is not enough memory for this ({said})'
-    if not expected: said = f'{inside or type(e).__name__}: {said}. This is a bug; DCWH_TRACEBACK=1 shows where'
+    if not expected:
+        said = f'{inside or type(e).__name__}: {said}. This is a bug; DCWH_TRACEBACK=1 shows where'
     typer.secho(said, fg='red', err=True)
     raise typer.Exit(2 if expected else 3)
 
@@ -98,10 +99,12 @@ def run(
     task = {'dataset': dataset, 'bits': bits, 'method': method, 'seed': seed, 'recipe': recipe}
     config = experiment.resolve(more, **task)
     file = Path(out) / f'{experiment.run_name(config)}.json'
-    if detail not in ('full', 'brief', 'none'): raise ValueError(f'unknown detail {detail!r}; known are full, brief, none')
+    if detail not in ('full', 'brief', 'none'):
+        raise ValueError(f'unknown detail {detail!r}; known are full, brief, none')
     known = None if force else experiment.recorded(config, out, runs, report=detail != 'none')
     if known: result = known
-    elif detail == 'none': result = experiment.run(config, out, runs, resume=not force, progress=sys.stderr.isatty())
+    elif detail == 'none':
+        result = experiment.run(config, out, runs, resume=not force, progress=sys.stderr.isatty())
     else:
         experiment.report(template, force, **task, settings=more, detail=detail, out=out, runs=runs)
         result = json.loads(file.read_text())
@@ -128,8 +131,10 @@ def compare(
 ) -> None:
     "Put all results of a folder beside each other, and beside published numbers, as a notebook."
     from dcwh import codes, experiment
-    if not Path(results).is_dir(): raise FileNotFoundError(f'{results} is not there; give a folder of result files')
-    if not Path(published).is_file(): raise FileNotFoundError(f'{published} is not there; give the table of published numbers')
+    if not Path(results).is_dir():
+        raise FileNotFoundError(f'{results} is not there; give a folder of result files')
+    if not Path(published).is_file():
+        raise FileNotFoundError(f'{published} is not there; give the table of published numbers')
     codes.writable(out)
     experiment.template_parameters(template)
     experiment.execute(template, out, {'results': results, 'published': published})
@@ -229,18 +234,24 @@ def check_places(
     out: Path,      # of the codes
     images: Path,   # a folder, or a CSV
 ) -> None:
-    "Raises ValueError or OSError where codes and table cannot be written, or would replace something else."
+    """Raises ValueError or OSError where codes and table cannot be written, or would replace
+    something else."""
     from dcwh.codes import read_codes, writable
     table = table_of(out)
-    if out.suffix != '.npz': raise ValueError(f'{out} does not end in .npz, which codes do; the table beside them ends in .csv')
+    if out.suffix != '.npz':
+        raise ValueError(f'{out} does not end in .npz, which codes do; '
+                         'the table beside them ends in .csv')
     for place in (out, table): writable(place)
     if table.is_file() and images.is_file() and table.samefile(images):
-        raise ValueError(f'the table of {out} would replace {images}, which names the images; give --out another name')
+        raise ValueError(f'the table of {out} would replace {images}, which names the images; '
+                         'give --out another name')
     there = hash_of(table)
     if there and out.is_file():
         read_codes(out)
         if there in bound(out).values(): return
-    if there: raise ValueError(f'{table} is there, and is not the table that was written with {out}; move it, or give --out another name')
+    if there:
+        raise ValueError(f'{table} is there, and is not the table that was written with {out}; '
+                         'move it, or give --out another name')
     if out.is_file(): read_codes(out)   # something else is not replaced
 
 def check_columns(columns: dict, images: Path) -> None:
@@ -275,11 +286,13 @@ def encode(
     check_columns(columns, images)
     encoder, more = encoder_of(model), {}
     if precision != 'fp32':
-        if not hasattr(encoder, 'state_dict'): raise ValueError(f'precision is {precision!r}; an .onnx file computes in fp32 only')
+        if not hasattr(encoder, 'state_dict'):
+            raise ValueError(f'precision is {precision!r}; an .onnx file computes in fp32 only')
         more = {'precision': precision}
     unreadable = []
     codes = encoder.encode(files, batch_size=batch_size, workers=workers, progress=not as_json, unreadable=unreadable, **more)
-    if not len(codes): raise ValueError(f'none of the {len(files)} images can be read; the first: {unreadable[0]}')
+    if not len(codes):
+        raise ValueError(f'none of the {len(files)} images can be read; the first: {unreadable[0]}')
     kept = np.isin(files.names, codes.ids)
     save_codes(codes, {name: values[kept] for name, values in columns.items()}, out)
     _answer({'codes': str(out), 'images': len(codes), 'bits': codes.bits, 'model': codes.model, 'columns': ', '.join(columns), 'left_out': len(unreadable)}, as_json)
@@ -291,7 +304,8 @@ def table_of(codes: Path) -> Path:
     return codes.with_suffix('.csv')
 
 def bound(codes: Path) -> dict[str, str]:
-    "The hashes that a file of codes holds: `table`, of its table, and `replaces`, of the one that was there before."
+    """The hashes that a file of codes holds: `table`, of its table, and `replaces`, of the one
+    that was there before."""
     import numpy as np
     with np.load(codes, allow_pickle=False) as z:
         return {name: str(z[name]) for name in ('table', 'replaces') if name in z.files}
@@ -314,21 +328,27 @@ index = typer.Typer(no_args_is_help=True, help='Build an index of codes, extend 
 app.add_typer(index, name='index')
 
 CodesFile = Annotated[Path, typer.Argument(help='codes that `dcwh encode` wrote')]
-TableFile = Annotated[str, typer.Option(help='a CSV with a column id, taken as it is; none: without; empty: the one beside the codes, if it was written with them')]
+TableFile = Annotated[str, typer.Option(help='a CSV with a column id, taken as it is; '
+                                             'none: without; '
+                                             'empty: the one beside the codes, if it was written with them')]
 
 def columns_of(codes, file: Path, table: str = '') -> dict:
-    "The columns of a table as text, in the order of the codes. Raises ValueError or FileNotFoundError where it is not the table of these codes."
+    """The columns of a table as text, in the order of the codes.
+
+    Raises ValueError or FileNotFoundError where it is not the table of these codes."""
     import numpy as np
     from dcwh.sources import read_columns
     place, bond = Path(table) if table else table_of(file), bound(file).get('table', '')
     if table == 'none' or not (table or bond or place.is_file()): return {}
     if not table and bond != hash_of(place) and bond:
         gone = 'was changed, or was not written with these codes' if place.is_file() else 'is not there'
-        raise ValueError(f'{place}, the table of {file}, {gone}; encode again, or say --table {place} (as it is) or --table none')
+        raise ValueError(f'{place}, the table of {file}, {gone}; '
+                         f'encode again, or say --table {place} (as it is) or --table none')
     names, columns = read_columns(place, 'id')
     row = {name: i for i, name in enumerate(names.tolist())}
     missing = [i for i in codes.ids.tolist() if str(i) not in row]
-    if missing: raise ValueError(f'{place} says nothing of {len(missing)} images, the first {missing[0]}')
+    if missing:
+        raise ValueError(f'{place} says nothing of {len(missing)} images, the first {missing[0]}')
     order = [row[str(i)] for i in codes.ids.tolist()]
     return {name: values[order] for name, values in columns.items()}
 
@@ -355,7 +375,8 @@ def build(
     from dcwh.search import CodeIndex, check_options
     from dcwh.sources import typed_columns
     options = assignments(set or []) | ({'path': where} if kind == 'lance' else {})
-    if kind != 'lance' and Path(where).exists(): raise FileExistsError(f'{where} is there already; dcwh index add extends it')
+    if kind != 'lance' and Path(where).exists():
+        raise FileExistsError(f'{where} is there already; dcwh index add extends it')
     if kind != 'lance': writable(where)
     found = read_codes(codes)
     options = check_options(kind, options, found.bits, len(found))
@@ -456,12 +477,15 @@ def check_sheet(sheet: Path, root: str) -> None:
     "Raises ValueError or OSError where a contact sheet cannot be drawn, or not written."
     from dcwh.codes import writable
     if not root: raise ValueError('the index does not know where its images are; build it with --images')
-    if not Path(root).is_dir(): raise FileNotFoundError(f'{root}, where the images of the index were, is not there')
+    if not Path(root).is_dir():
+        raise FileNotFoundError(f'{root}, where the images of the index were, is not there')
     if sheet.suffix.lower() not in ('.png', '.jpg', '.jpeg'): raise ValueError(f'{sheet} is neither .png nor .jpg')
     writable(sheet)
 
 def _draw(asked: list[Path], answers: list[list[dict]], root: str, sheet: Path) -> None:
-    "A contact sheet of the answers. Raises ValueError if the index names an image outside of its folder."
+    """A contact sheet of the answers.
+
+    Raises ValueError if the index names an image outside of its folder."""
     import io
     from dcwh.app import below
     from dcwh.codes import write_whole
@@ -513,26 +537,33 @@ def labelled(
     columns: list,    # of the table of each, as text
     files: tuple,     # where the codes are from, for the error
 ) -> list:
-    "Codes with labels from the column label (or labels, separated by ;) of their tables, numbered together. Raises ValueError where only some have one."
+    """Codes with labels from the column label (or labels, separated by ;) of their tables, numbered together.
+
+    Raises ValueError where only some have one."""
     from dataclasses import replace
     from dcwh.sources import labels_in, number_labels
     names = [labels_in(of_side) for of_side in columns]
     if not any(names): return sides
     for file, rows, codes in zip(files, names, sides):
-        if rows is None: raise ValueError(f'{table_of(file)} has no column label, and the table of the other side has one')
+        if rows is None:
+            raise ValueError(f'{table_of(file)} has no column label, and the table of the other side has one')
         bare = [i for i, row in zip(codes.ids.tolist(), rows) if not all(row)]
-        if bare: raise ValueError(f'{table_of(file)}: {len(bare)} images have an empty label, the first {bare[0]}; leave them out of the codes')
+        if bare:
+            raise ValueError(f'{table_of(file)}: {len(bare)} images have an empty label, the first {bare[0]}; leave them out of the codes')
     _, labels = number_labels([row for rows in names for row in rows])
     ends = len(names[0])
     return [replace(codes, labels=part) for codes, part in zip(sides, (labels[:ends], labels[ends:]))]
 
 def tell_repeated(query, database, same_file: bool) -> None:
-    "Warn of queries that are in the database too: each finds itself first, and the mAP is too high."
+    """Warn of queries that are in the database too: each finds itself first, and the mAP is too
+    high."""
     import numpy as np
     named = any(codes.ids.dtype.kind == 'U' or (codes.ids != np.arange(len(codes))).any() for codes in (query, database))
     again = len(query) if same_file else np.isin(query.ids, database.ids).sum() if named else 0
-    if again: warnings.warn(f'{again} of {len(query)} queries are in the database too: each finds itself at distance 0, and the mAP is too high')
-    if len(database) > 1 and (database.packed == database.packed[0]).all(): warnings.warn('all codes of the database are equal: this is the mAP of chance')
+    if again:
+        warnings.warn(f'{again} of {len(query)} queries are in the database too: each finds itself at distance 0, and the mAP is too high')
+    if len(database) > 1 and (database.packed == database.packed[0]).all():
+        warnings.warn('all codes of the database are equal: this is the mAP of chance')
 
 # %% ../nbs/16_cli.ipynb #bbcad38c
 @app.command()

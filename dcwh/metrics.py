@@ -47,7 +47,8 @@ class TwoSides(Metric):
         if self.bits not in (0, codes.bits): raise ValueError(f'h has {codes.bits} bits and earlier batches {self.bits}; one metric takes one code length')
         ids = as_array([] if ids is None else ids, 'ids')
         if ids.size and (ids.shape != (len(codes),) or ids.dtype.kind not in 'iu'):
-            raise ValueError(f'ids are {ids.dtype} of shape {ids.shape}; {len(codes)} images need as many whole numbers')
+            raise ValueError(f'ids are {ids.dtype} of shape {ids.shape}; '
+                             f'{len(codes)} images need as many whole numbers')
         several, labels = codes.labels.ndim == 2, codes.labels.view(np.uint8).reshape(len(codes), -1)
         columns, known = getattr(self, f'{side}_columns'), getattr(self, f'{side}_several')
         if columns and (columns, known) != (labels.shape[1], several):
@@ -63,7 +64,8 @@ class TwoSides(Metric):
     def _sync_dist(self, *args, **kwargs) -> None:
         "Gather from all processes; one that has seen no batch gives empty parts."
         for name, dtype in ((f'{side}_{part}', dtype) for side in ('query', 'database') for part, dtype in PARTS.items()):
-            if not getattr(self, name): setattr(self, name, [torch.zeros(0, dtype=dtype, device=self.device)])
+            if not getattr(self, name):
+                setattr(self, name, [torch.zeros(0, dtype=dtype, device=self.device)])
         super()._sync_dist(*args, **kwargs)
 
 # %% ../nbs/09_metrics.ipynb #182be8fd
@@ -80,7 +82,9 @@ def collected(
     labels = labels.reshape(len(packed), -1)
     labels = labels.view(bool) if getattr(sides, f'{side}_several') else labels.view(np.int64)[:, 0]
     if not len(ids): ids = np.arange(len(packed))
-    if len(ids) != len(packed): raise ValueError(f'ids were given for {len(ids)} of {len(packed)} images ({side}); give them with every batch, or with none')
+    if len(ids) != len(packed):
+        raise ValueError(f'ids were given for {len(ids)} of {len(packed)} images ({side}); '
+                         'give them with every batch, or with none')
     first = np.unique(ids, return_index=True)[1]
     return Codes(packed[first], int(sides.bits), labels[first], ids[first])
 
