@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['IMAGES', 'UNREAD', 'TESTS', 'CELL', 'WIDEST', 'ODD', 'LARGEST', 'SPLITS', 'ONE', 'LONGEST_LIST', 'BENCHMARKS',
            'LISTS', 'SOURCES', 'KINDS', 'MISSING', 'Files', 'Split', 'Source', 'digest', 'hashed_parts', 'check_images',
-           'is_indexed', 'check_labels', 'check_split', 'printable', 'at_line', 'digits', 'digit_pairs', 'fetch',
-           'unpack_archive', 'cifar', 'folders_below', 'found_below', 'images_below', 'check_tree', 'class_folders',
-           'folder', 'read_text', 'read_cells', 'Rows', 'read_rows', 'check_head', 'check_values', 'names_below',
-           'image_names', 'check_once', 'split_labels', 'labels_in', 'number_labels', 'table', 'split_of', 'present',
-           'labels_of', 'typed', 'typed_columns', 'read_columns', 'catalogue', 'write_table', 'unpacked', 'read_list',
-           'find_lists', 'read_lists', 'lists', 'from_dataset', 'check_source', 'find_source']
+           'is_indexed', 'check_labels', 'check_positions', 'check_split', 'printable', 'at_line', 'digits',
+           'digit_pairs', 'fetch', 'unpack_archive', 'cifar', 'folders_below', 'found_below', 'images_below',
+           'check_tree', 'class_folders', 'folder', 'read_text', 'read_cells', 'Rows', 'read_rows', 'check_head',
+           'check_values', 'names_below', 'image_names', 'check_once', 'split_labels', 'labels_in', 'number_labels',
+           'table', 'split_of', 'present', 'labels_of', 'typed', 'typed_columns', 'read_columns', 'catalogue',
+           'write_table', 'unpacked', 'read_list', 'find_lists', 'read_lists', 'lists', 'from_dataset', 'check_source',
+           'find_source']
 
 # %% ../nbs/01_sources.ipynb #19812303
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -39,6 +40,12 @@ class Files(Sequence):
     "Image files below one folder; as a sequence, their paths."
     root: Path
     names: tuple[str, ...]   # relative to the root, with /
+
+    def __post_init__(self):
+        if isinstance(self.names, str):
+            raise ValueError(f'names is {self.names!r}; give a sequence of names of files')
+        object.__setattr__(self, 'root', Path(self.root))
+        object.__setattr__(self, 'names', tuple(self.names))
 
     def __len__(self) -> int: return len(self.names)
     def __getitem__(self, i: int) -> Path: return self.root / self.names[i]
@@ -151,21 +158,30 @@ def check_labels(source: Source) -> None:
                          f'the first at position {bare.argmax()}')
 
 # %% ../nbs/01_sources.ipynb #dde26faa
+def check_positions(
+    ids: np.ndarray,   # whole numbers (N,)
+    images: int,       # how many there are
+    name: str,         # of the argument, for the error
+) -> np.ndarray:       # int64
+    "Positions of images. Raises ValueError if they are none, or not there."
+    ids = as_array(ids, name)
+    if ids.ndim != 1 or ids.size and ids.dtype.kind not in 'iu':
+        raise ValueError(f'{name} are {ids.dtype} of shape {ids.shape}; give whole numbers (N,)')
+    if ids.size and (ids.min() < 0 or ids.max() >= images):
+        raise ValueError(f'{name} go from {ids.min()} to {ids.max()}; '
+                         f'there are {images} images, 0 to {images - 1}')
+    return ids.astype(np.int64)
+
 def check_split(source: Source) -> None:
     "Raise ValueError where an official split does not give images of the source to each role."
     if source.split is None: return
-    name, n = source.name, len(source.labels)
+    name = source.name
     for role in ('query', 'train', 'database'):
-        ids = as_array(getattr(source.split, role), f'{name}: the positions of {role}')
-        if ids.ndim != 1 or ids.size and ids.dtype.kind not in 'iu':
-            raise ValueError(f'{name}: the positions of {role} are {ids.dtype} of shape '
-                             f'{ids.shape}; give whole numbers (N,)')
+        ids = check_positions(getattr(source.split, role), len(source.labels),
+                              f'{name}: the positions of {role}')
         if not ids.size:
             raise ValueError(f'{name}: the official split has no {role} image; '
                              'query, train and database each need at least one')
-        if ids.min() < 0 or ids.max() >= n:
-            raise ValueError(f'{name}: the positions of {role} go from {ids.min()} to {ids.max()}; '
-                             f'there are {n} images, 0 to {n - 1}')
         twice = len(ids) - len(np.unique(ids))
         if twice: raise ValueError(f'{name}: {twice} positions of {role} are given twice')
 
@@ -198,7 +214,7 @@ def digits(data_dir: str | Path = '') -> Source:
 
 # %% ../nbs/01_sources.ipynb #71f05e4a
 def digit_pairs(data_dir: str | Path = '') -> Source:
-    "4,000 training and 800 test pictures of 16 x 16 pixels, each of two digits, which are its labels."
+    "4,000 training and 800 test pictures, 16 x 16 pixels, each of two digits, which are its labels."
     single, rng = digits(), np.random.default_rng(0)
     scans = np.array_split(rng.permutation(len(single.labels)), [len(single.labels) // 5])
     pairs = np.concatenate([rng.choice(part, (n, 2)) for part, n in zip(scans, (800, 4000))])
