@@ -303,10 +303,6 @@ def as_bits(
                          'takes values with signs, Codes.from_packed takes packed bytes')
     return array.astype(bool)
 
-def _arrays(codes: 'Codes') -> dict:
-    "What is written of codes."
-    return {name: part for name, part in vars(codes).items() if part is not None}
-
 # %% ../nbs/00_codes.ipynb #a0e9a453
 @dataclass(frozen=True, eq=False)
 class Codes:
@@ -367,9 +363,10 @@ class Codes:
         "Codes that are packed into bytes."
         return cls(packed, bits, labels, ids, model)
 
-    def save(self, path: str | Path) -> None:
-        "Write one .npz file, whole or not at all."
-        write_whole(path, lambda f: np.savez(f, **_arrays(self)))
+    def save(self, path: str | Path, **more) -> None:
+        "Write one .npz file, whole or not at all, with more arrays or texts in it if there are."
+        parts = {name: part for name, part in vars(self).items() if part is not None}
+        write_whole(path, lambda f: np.savez(f, **parts, **more))
 
     @staticmethod
     def load(path: str | Path) -> 'Codes':
