@@ -9,10 +9,11 @@ __all__ = ['TYPES', 'WORDS', 'LONGEST_TEXT', 'RESERVED', 'OPTIONS', 'MOST_KEYS',
            'check_options', 'check_lance_name', 'check_count', 'check_answers', 'check_root', 'check_codes',
            'outputs_of', 'squared_distances', 'Columns', 'read_texts', 'Comparison', 'in_lance', 'CodeIndex',
            'faiss_library', 'flat', 'hnsw', 'ivf', 'multihash', 'structure_of', 'tuned', 'nearest', 'Rows', 'as_ids',
-           'Lookup', 'joined', 'Growing', 'FaissIndex', 'check_members', 'parts_of', 'damaged', 'LaterFormat',
-           'check_header', 'write_index', 'alone', 'replace_index', 'read_index', 'structure_in', 'bounded',
-           'check_lists', 'check_graph', 'changing', 'in_one_line', 'lance_table', 'already', 'arrow', 'types_of',
-           'sql', 'one_of', 'literal', 'Table', 'Asking', 'one_writer', 'Changing', 'LanceIndex']
+           'Lookup', 'joined', 'in_already', 'Growing', 'FaissIndex', 'check_members', 'parts_of', 'damaged',
+           'LaterFormat', 'check_header', 'write_index', 'alone', 'replace_index', 'read_index', 'structure_in',
+           'bounded', 'check_lists', 'check_graph', 'changing', 'in_one_line', 'lance_table', 'already', 'arrow',
+           'types_of', 'sql', 'one_of', 'literal', 'header_of', 'Table', 'Asking', 'one_writer', 'Changing',
+           'LanceIndex']
 
 # %% ../nbs/13_search.ipynb #51e31f9a
 from collections.abc import Iterator, Mapping, Sequence
@@ -33,9 +34,10 @@ from filelock import Timeout
 import numpy as np
 from torch import Tensor
 
-from .codes import Codes, as_array, as_outputs, check_bits, locked, unpack, writable, write_whole
+from .codes import (
+    Codes, as_array, as_outputs, check_bits, locked, unpack, writable, write_whole)
 
-# %% ../nbs/13_search.ipynb #63919cbb
+# %% ../nbs/13_search.ipynb #cda9fd7b
 TYPES = {'U': 'text', 'i': 'int64', 'f': 'float64', 'b': 'bool'}   # of columns, by numpy's letter
 WORDS = {'text': 'text', 'int64': 'whole numbers', 'float64': 'numbers', 'bool': 'booleans'}
 LONGEST_TEXT = 4096   # characters of an id, or of a value of a column
@@ -59,7 +61,7 @@ def as_column(
         raise ValueError(f'{what} holds {array.max()}; whole numbers have 64 bits with their sign')
     if array.dtype.kind == 'f' and finite and not np.isfinite(array).all():
         first = array[~np.isfinite(array)][0]
-        raise ValueError(f'{what} holds {first}; numbers are finite. Leave these images out, or give text')
+        raise ValueError(f'{what} holds {first}; numbers are finite. Leave these images out')
     kept = np.ascontiguousarray(array, wanted)
     if array.dtype.itemsize > 8 and (kept != array).any():
         raise ValueError(f'{what} holds {array.dtype}; not all of it fits into 64 bits')
@@ -70,33 +72,38 @@ def _plain(values, what: str) -> np.ndarray:
     if isinstance(values, Tensor): return as_array(values, what)
     if isinstance(values, (str, bytes, Mapping)):
         raise ValueError(f'{what} is {type(values).__name__}; give a list or an array')
-    if np.ma.is_masked(values): raise ValueError(f'{what} has missing values; fill them, or leave them out')
+    if np.ma.is_masked(values):
+        raise ValueError(f'{what} has missing values; fill them, or leave them out')
     try: array = np.asarray(values)
     except Exception as e: raise ValueError(f'{what} cannot be made an array ({_said(e)})') from e
     return _of_list(array.tolist(), what) if array.dtype.kind == 'T' else array
 
+# %% ../nbs/13_search.ipynb #63919cbb
 def _said(error: BaseException) -> str:
     "The first line of an error of a library, without the places in its source."
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return re.sub(r',?\s*\S*\.(rs|cpp|h):\d+(:\d+)?', '', lines[0])[:200]
 
-# %% ../nbs/13_search.ipynb #b40ac922
+# %% ../nbs/13_search.ipynb #a3165d90
 def _of_list(values: Sequence, what: str) -> np.ndarray:
     "A list as an array. Raises ValueError if numpy would have to cast or to cut a value."
     values = [v.item() if isinstance(v, np.generic) else v for v in values]
     types = set(map(type, values))
     if types == {str}: return _of_texts(values, what)
-    if types == {int, float} and any(float(v) != v for v in values if type(v) is int and abs(v) > 2**53):
-        raise ValueError(f'{what} mixes fractions with whole numbers of more digits than a float has')
+    if types == {int, float} and any(float(v) != v for v in values if type(v) is int):
+        raise ValueError(f'{what} has fractions, and whole numbers of more digits than a float has')
     if types not in ({bool}, {int}, {float}, {int, float}, set()):
         names = sorted(t.__name__ for t in types)
         raise ValueError(f'{what} holds {" and ".join(names)}; give values of one type: '
                          'text, whole numbers, numbers or booleans')
     try: return np.array(values, np.int64 if types == {int} else float if float in types else None)
-    except OverflowError as e: raise ValueError(f'{what} holds whole numbers of more than 64 bits') from e
+    except OverflowError as e:
+        raise ValueError(f'{what} holds whole numbers of more than 64 bits') from e
 
 def _of_texts(values: list[str], what: str) -> np.ndarray:
-    "Texts as an array, whose every place is as wide as the longest. Raises ValueError before that fills the memory."
+    """Texts as an array, whose every place is as wide as the longest.
+
+    Raises ValueError before that fills the memory."""
     longest = max(map(len, values))
     check_width(what, len(values), longest, sum(map(len, values)))
     if any('\0' in v for v in values):   # which numpy would cut off at the end
@@ -104,14 +111,15 @@ def _of_texts(values: list[str], what: str) -> np.ndarray:
     return np.array(values)
 
 def check_width(what: str, rows: int, longest: int, characters: int) -> None:
-    "Raises ValueError where a text is too long, or one long text would make an array of all of them too large."
+    "Raises ValueError where a text is too long, or would make the array of all texts too large."
     if longest > LONGEST_TEXT:
-        raise ValueError(f'{what} holds a text of {longest} characters; up to {LONGEST_TEXT} are kept')
+        raise ValueError(f'{what} holds a text of {longest} characters; {LONGEST_TEXT} are allowed')
     taken = 4 * rows * longest
     if taken > 2**30 and taken > 32 * max(1, characters):
-        raise ValueError(f'{what} would take {taken / 1e9:.3g} GB, since one text has {longest} characters '
-                         'and the others few; shorten it')
+        raise ValueError(f'{what} would take {taken / 1e9:.3g} GB, since one text has {longest} '
+                         'characters and the others few; shorten it')
 
+# %% ../nbs/13_search.ipynb #b40ac922
 def _checked_text(array: np.ndarray, what: str) -> np.ndarray:
     "An array of text. Raises ValueError where a text is too long, is not Unicode, or holds a NUL."
     if array.dtype.itemsize > 4 * LONGEST_TEXT:   # of the array; the texts may be shorter
@@ -150,23 +158,27 @@ def typed_value(value, kind: str, what: str) -> str | int | float | bool:
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if kind == 'text' and isinstance(value, str) and is_text(value): return value
     if kind == 'bool' and isinstance(value, bool): return value
-    if kind == 'int64' and number and -2**63 <= value < 2**63 and int(value) == value: return int(value)
+    if kind == 'int64' and number and -2**63 <= value < 2**63 and int(value) == value:
+        return int(value)
     if kind == 'float64' and number and abs(value) <= float_info.max and float(value) == value:
         return float(value)
-    raise ValueError(f'{what} holds {WORDS[kind]}; {value!r} is {type(value).__name__} and cannot be in it')
+    raise ValueError(f'{what} holds {WORDS[kind]}; {value!r} is {type(value).__name__} '
+                     'and cannot be in it')
 
 def is_text(value: str) -> bool:
     "Whether a text can be in an index: no NUL, no lone surrogate."
     return '\0' not in value and not re.search('[\ud800-\udfff]', value)
 
-# %% ../nbs/13_search.ipynb #6d7c7629
-RESERVED = re.compile('id|code|_distance|_row.*')   # names of columns that an index needs for itself
+# %% ../nbs/13_search.ipynb #c614a26f
+RESERVED = re.compile('id|code|_distance|_row.*')   # names that an index needs for itself
 
 def table_of(
     codes: Codes,
     metadata: dict | None,   # columns by name
 ) -> tuple[Codes, dict[str, np.ndarray]]:  # codes with ids of one type, and columns
-    "What an index keeps of images. Raises ValueError where it is not one value per image, or ids are not unique."
+    """What an index keeps of images.
+
+    Raises ValueError where it is not one value per image, or ids are not unique."""
     ids = as_column(codes.ids, 'ids', len(codes))
     twice = len(codes) - len(set(ids.tolist()))
     if twice: raise ValueError(f'{twice} ids occur more than once; every image needs its own')
@@ -181,15 +193,18 @@ def table_of(
 def check_name(name: str) -> None:
     "Raises ValueError if a column cannot have this name."
     if not isinstance(name, str) or not name.isidentifier() or RESERVED.fullmatch(name):
-        raise ValueError(f'a column cannot be called {name!r}; give a word of letters, digits and _ '
-                         'that is not id, code or a name that LanceDB uses')
+        raise ValueError(f'a column cannot be called {name!r}; give a word of letters, digits '
+                         'and _ that is not id, code or a name that LanceDB uses')
 
+# %% ../nbs/13_search.ipynb #6d7c7629
 def joining(
     index: 'CodeIndex',
     codes: Codes,
     metadata: dict | None,
 ) -> tuple[Codes, dict[str, np.ndarray]]:
-    "What an index is to take in. Raises ValueError if codes or columns are not like those of the index."
+    """What an index is to take in.
+
+    Raises ValueError if codes or columns are not like those of the index."""
     index.check(codes)
     codes, columns = table_of(codes, metadata)
     if columns.keys() != set(index.columns):
@@ -202,24 +217,30 @@ def joining(
         if exact and types[name] == 'float64': columns[name] = values.astype(float)
     for name, values in {'id': codes.ids, **columns}.items():
         if (given := TYPES[values.dtype.kind]) != types[name]:
-            raise ValueError(f'{name} holds {WORDS[given]}; in the index it holds {WORDS[types[name]]}')
+            raise ValueError(f'{name} holds {WORDS[given]}; '
+                             f'in the index it holds {WORDS[types[name]]}')
     return codes, {name: columns[name] for name in index.columns}
 
 def conditions(
     where: dict | None,       # a value, or a list of values, for each column
     types: dict[str, str],    # of the columns
 ) -> dict[str, list]:
-    "The values that each column may have, in its type. Raises ValueError naming a column or a value that does not fit."
+    """The values that each column may have, in its type.
+
+    Raises ValueError naming a column or a value that does not fit."""
     if not isinstance(where, Mapping | None):
-        raise ValueError(f"where is {where!r}; give columns and their values, such as {{'label': ['cat', 'dog']}}")
+        raise ValueError(f'where is {where!r}; give columns and their values, '
+                         "such as {'label': ['cat', 'dog']}")
     known, found = [name for name in types if name != 'id'], {}
     for name, values in (where or {}).items():
-        if name not in known: raise ValueError(f'no column {name}; there are {", ".join(known) or "none"}')
-        many = isinstance(values, (list, tuple, set, frozenset)) or isinstance(values, np.ndarray) and values.ndim
-        found[name] = [typed_value(v, types[name], f'column {name!r}') for v in (values if many else [values])]
+        if name not in known:
+            raise ValueError(f'no column {name}; there are {", ".join(known) or "none"}')
+        if isinstance(values, np.ndarray): values = values.tolist()
+        if not isinstance(values, (list, tuple, set, frozenset)): values = [values]
+        found[name] = [typed_value(v, types[name], f'column {name!r}') for v in values]
     return found
 
-# %% ../nbs/13_search.ipynb #14a47919
+# %% ../nbs/13_search.ipynb #795b560c
 @dataclass(frozen=True)
 class Option:
     "Something that can be set of a kind of index."
@@ -249,20 +270,23 @@ OPTIONS = {
         'ef_search': Option('best codes that a search keeps on its way', 64, 1, 1_000_000)},
     'ivf': {
         'lists': Option('lists of codes; 0 takes the root of their number', 0, 0, 65_536, 'codes'),
-        'probes': Option('lists that a search looks through, all if there are fewer', 8, 1, 65_536)},
+        'probes': Option('lists that a search looks at, all if there are fewer', 8, 1, 65_536)},
     'multihash': {
         'hashes': Option('tables; 0 takes as many as fit into a code', 0, 0, 65_536, 'bits'),
-        'substring': Option('bits of a key; 0 takes 16, or all of a shorter code', 0, 0, 32, 'bits'),
+        'substring': Option('bits of a key; 0 takes 16, or all if fewer', 0, 0, 32, 'bits'),
         'flips': Option('bits of a key that a search changes', 1, 0, 32, 'bits')},
     'lance': {
         'path': Option('where it shall be: a folder or URI that ends in .lance; needed'),
-        'lists': Option('lists of codes; 0 makes none and looks at every code', 0, 0, 65_536, 'codes'),
-        'storage_options': Option('a dict of settings for an object store, such as {"region": "us-east-1"}')},
+        'lists': Option('lists of codes; 0 looks at every code', 0, 0, 65_536, 'codes'),
+        'storage_options': Option('a dict of settings for an object store: {"region": …}')},
 }
 MOST_KEYS = 1_000_000   # that a search of kind multihash looks up
 
+# %% ../nbs/13_search.ipynb #14a47919
 def option_lines(kind: str) -> list[str]:
-    "The options of a kind, one per line, with range and default. Raises ValueError for an unknown kind."
+    """The options of a kind, one per line, with range and default.
+
+    Raises ValueError for an unknown kind."""
     return [f'{name:15} {option}' for name, option in options_of(kind).items()]
 
 def options_of(kind: str) -> dict[str, Option]:
@@ -271,20 +295,21 @@ def options_of(kind: str) -> dict[str, Option]:
         raise ValueError(f'unknown kind of index {kind!r}; known are {", ".join(OPTIONS)}')
     return OPTIONS[kind]
 
-# %% ../nbs/13_search.ipynb #859f42f3
+# %% ../nbs/13_search.ipynb #5223210d
 def check_options(
     kind: str,
     options: dict,    # by name
     bits: int,        # of a code
     images: int,      # codes in the index
 ) -> dict:            # the same, numbers as int
-    "Raises ValueError, naming what is allowed, where an option is unknown, of another type or out of its range."
+    "Raises ValueError, naming what is allowed, where an option is unknown or out of its range."
     known, found = options_of(kind), {}
     if not isinstance(options, Mapping):
         raise ValueError(f'options are {options!r}; give names and values')
     for name, value in options.items():
         if name not in known:
-            raise ValueError(f'{name} is no option of an index of kind {kind}; it has {", ".join(known) or "none"}')
+            raise ValueError(f'{name} is no option of an index of kind {kind}; '
+                             f'it has {", ".join(known) or "none"}')
         if known[name].most: value = _in_range(name, value, known[name], bits, images)
         found[name] = value
     if kind == 'multihash': _check_keys(found, 8 * -(-bits // 8))
@@ -307,12 +332,14 @@ def _check_keys(options: dict, bits: int) -> None:
     if hashes * substring > bits:
         raise ValueError(f'hashes is {hashes} and substring {substring}; together they need '
                          f'{hashes * substring} bits of a code, which has {bits}')
-    if flips > substring: raise ValueError(f'flips is {flips}; a key has {substring} bits that can be changed')
+    if flips > substring:
+        raise ValueError(f'flips is {flips}; a key has {substring} bits that can be changed')
     keys = hashes * sum(comb(substring, changed) for changed in range(flips + 1))
     if keys > MOST_KEYS:
-        raise ValueError(f'flips is {flips}; a search would look up {keys:,} keys of {substring} bits, '
-                         f'and {MOST_KEYS:,} are allowed. Take fewer flips, hashes or bits')
+        raise ValueError(f'flips is {flips}; a search would look up {keys:,} keys of {substring} '
+                         f'bits, and {MOST_KEYS:,} are allowed. Take fewer flips, hashes or bits')
 
+# %% ../nbs/13_search.ipynb #859f42f3
 def _check_place(options: dict) -> None:
     "Raises ValueError where an index of kind lance cannot be."
     path, storage = options.get('path'), options.get('storage_options')
@@ -320,17 +347,17 @@ def _check_place(options: dict) -> None:
         raise ValueError("an index of kind lance lives somewhere; give path='photos.lance', "
                          'or a URI that ends in .lance')
     check_lance_name(path)
-    plain = isinstance(storage, Mapping) and all(
-        isinstance(name, str) and isinstance(value, (str, int, float)) for name, value in storage.items())
-    if storage is not None and not plain:
+    plain = storage is None or isinstance(storage, Mapping) and all(
+        isinstance(k, str) and isinstance(v, (str, int, float)) for k, v in storage.items())
+    if not plain:
         raise ValueError('storage_options are a dict of texts, such as {"region": "us-east-1"}')
 
 def check_lance_name(path: str | Path) -> None:
     "Raises ValueError where a path cannot be that of an index of kind lance."
     name = str(path).rstrip('/').rpartition('/')[2]
     if '\0' in str(path) or not re.fullmatch(r'[A-Za-z0-9_.-]+\.lance', name):
-        raise ValueError(f'{path} cannot be an index of kind lance; give a folder or URI that ends in .lance, '
-                         'with a name of letters, digits, _, - and .')
+        raise ValueError(f'{path} cannot be an index of kind lance; give a folder or URI '
+                         'that ends in .lance, with a name of letters, digits, _, - and .')
 
 # %% ../nbs/13_search.ipynb #01ca5ab6
 MOST_BYTES = 2**33   # that the answers of one call may take
@@ -349,35 +376,43 @@ def check_answers(queries: int, k: int, width: int) -> None:
                          'ask for fewer, or ask in several calls')
 
 def check_root(root: str | Path, ids: np.ndarray) -> str:
-    "The folder of the images, as text. Raises ValueError or FileNotFoundError where they cannot be there."
-    if not isinstance(root, (str, Path)): raise ValueError(f'root is {root!r}; give the folder of the images')
+    """The folder of the images, as text.
+
+    Raises ValueError or FileNotFoundError where they cannot be there."""
+    if not isinstance(root, (str, Path)):
+        raise ValueError(f'root is {root!r}; give the folder of the images')
     if root in ('', Path()): return str(root or '')
-    if not os.path.isdir(root): raise FileNotFoundError(f'root is {root}, which is no folder; ids are relative to it')
+    if not os.path.isdir(root):
+        raise FileNotFoundError(f'root is {root}, which is no folder; ids are relative to it')
     if ids.dtype.kind != 'U':
-        raise ValueError(f'root is {root} and ids are numbers; only ids that are names of files are found there')
+        raise ValueError(f'root is {root} and ids are numbers; images are found by their names')
     if not os.path.isfile(os.path.join(root, ids[0])):
-        raise FileNotFoundError(f'{ids[0]}, the first image, is not in {root}; ids are relative to root')
+        raise FileNotFoundError(f'{ids[0]}, the first image, is not in {root}; '
+                                'ids are relative to root')
     return str(root)
 
 # %% ../nbs/13_search.ipynb #94f5bead
 def check_codes(codes: Codes) -> None:
     "Raises ValueError for what are no codes."
     if not isinstance(codes, Codes):
-        raise ValueError(f'codes are {type(codes).__name__}; give Codes, such as Codes.from_outputs makes')
+        raise ValueError(f'codes are {type(codes).__name__}; give Codes, of from_outputs')
 
 def outputs_of(h: Tensor | np.ndarray, bits: int) -> np.ndarray:
-    "Outputs as float32 (Q, bits). Raises ValueError where they have another shape, or one is not finite."
+    """Outputs as float32 (Q, bits).
+
+    Raises ValueError where they have another shape, or one is not finite."""
     h = as_outputs(h)
     if h.shape[1] != bits:
-        raise ValueError(f'h has shape {h.shape}; outputs for an index of {bits} bits have shape (Q, {bits})')
+        raise ValueError(f'h has shape {h.shape}; an index of {bits} bits takes (Q, {bits})')
     if not (np.abs(h) < 1e15).all():   # whose squares are finite
-        raise ValueError('h holds NaN, infinity or numbers above 1e15; such outputs come from a training that diverged')
+        raise ValueError('h holds numbers above 1e15; they come from a training that diverged')
     return h.astype(np.float32)
 
 def squared_distances(h: np.ndarray, packed: np.ndarray, bits: int) -> np.ndarray:
     "Of one output (bits,) to codes, a part of them at a time; float32."
     parts = [packed[start:start + 100_000] for start in range(0, len(packed), 100_000)]
-    return np.concatenate([np.empty(0, np.float32), *(((h - unpack(p, bits)) ** 2).sum(1) for p in parts)])
+    distances = [((h - unpack(part, bits)) ** 2).sum(1) for part in parts]
+    return np.concatenate([np.empty(0, np.float32), *distances])
 
 # %% ../nbs/13_search.ipynb #c15d5621
 DTYPES = {'text': np.str_, 'int64': np.int64, 'float64': np.float64, 'bool': np.bool_}
@@ -395,7 +430,9 @@ class Columns:
         self,
         pairs: Sequence[str],   # 'column=value'; a column that comes again has either value
     ) -> dict[str, list]:
-        "Conditions from texts, in the types of the columns. Raises ValueError naming what does not fit."
+        """Conditions from texts, in the types of the columns.
+
+        Raises ValueError naming what does not fit."""
         types, found = self.types, {}
         for pair in pairs:
             name, equals, value = pair.partition('=')
@@ -405,14 +442,17 @@ class Columns:
         return found
 
     def read_ids(self, texts: Sequence[str]) -> np.ndarray:
-        "Ids from texts, in the type of the ids. Raises ValueError for one that is not written as such."
+        """Ids from texts, in the type of the ids.
+
+        Raises ValueError for one that is not written as such."""
         return read_texts(texts, self.types['id'], 'id')
 
     def read_columns(self, columns: dict[str, Sequence[str]]) -> dict[str, np.ndarray]:
         "Columns from texts, in the types of the index. Raises ValueError naming column and value."
         types = self.types
         conditions({name: [] for name in columns}, types)   # are there such columns?
-        return {name: read_texts(texts, types[name], f'column {name!r}') for name, texts in columns.items()}
+        return {name: read_texts(texts, types[name], f'column {name!r}')
+                for name, texts in columns.items()}
 
 def read_texts(texts: Sequence[str], kind: str, what: str) -> np.ndarray:
     "Texts as an array of one type. Raises ValueError as `read_value` does."
@@ -426,10 +466,11 @@ class Comparison(Columns):
     model: str   # identity of the model that made the codes; empty: unknown
 
     def check(self, codes: Codes, k: int = 1) -> None:
-        "Raises ValueError if codes cannot be compared with those of the index, or k is no positive whole number."
+        "Raises ValueError if codes cannot be compared with the index's, or k is no whole number."
         check_count('k', k)
         check_codes(codes)
-        if codes.bits != self.bits: raise ValueError(f'codes of {codes.bits} bits do not fit an index of {self.bits}')
+        if codes.bits != self.bits:
+            raise ValueError(f'codes of {codes.bits} bits do not fit an index of {self.bits}')
         if codes.model and self.model and codes.model != self.model:
             raise ValueError(f'codes of model {codes.model} cannot be compared with those of model '
                              f'{self.model}; encode with the model that made the index')
@@ -440,15 +481,17 @@ class Comparison(Columns):
         k: int = 10,
         shortlist: int = 100,       # how many the codes choose, k at least
         where: dict | None = None,
-    ) -> tuple[np.ndarray, np.ndarray]:  # squared distances, float32 (Q, min(k, len(index))), and ids
+    ) -> tuple[np.ndarray, np.ndarray]:  # squared distances, float32 (Q, min(k, len(self))); ids
         """The shortlist by Hamming distance, ordered by the distance of outputs to codes.
 
-        Infinity and an empty id (or -1) where there were fewer. Raises ValueError for outputs that are not finite or do not fit."""
+        Infinity and an empty id (or -1) where there were fewer.
+        Raises ValueError for outputs that are not finite or do not fit."""
         k, shortlist = check_count('k', k), check_count('shortlist', shortlist)
         h, few = outputs_of(h, self.bits), min(max(k, shortlist), len(self))
         check_answers(len(h), min(k, few), 64)
         step = max(1, 2**22 // max(1, few))
-        parts = [self._reranked(h[n:n + step], k, few, where) for n in range(0, max(1, len(h)), step)]
+        parts = [self._reranked(h[n:n + step], k, few, where)
+                 for n in range(0, max(1, len(h)), step)]
         distances, ids = (np.concatenate(part) for part in zip(*parts))
         return distances, ids
 
@@ -462,17 +505,19 @@ class Comparison(Columns):
         order = np.argsort(distances, axis=1, kind='stable')[:, :k]
         return np.take_along_axis(distances, order, 1), np.take_along_axis(ids, order, 1)
 
-# %% ../nbs/13_search.ipynb #94bf7af9
+# %% ../nbs/13_search.ipynb #983277a1
 def in_lance(path: str | Path) -> bool:
     "Whether a folder or a URI is meant. Raises ValueError if it is a folder of something else."
-    if '\0' in str(path) or not str(path): raise ValueError(f'{path!r} is no path')
+    if not isinstance(path, (str, Path)) or not str(path) or '\0' in str(path):
+        raise ValueError(f'{path!r} is no path of an index')
     if '://' in str(path): return True
     if not os.path.isdir(path): return False
     if not str(path).rstrip('/').endswith('.lance'):
-        raise ValueError(f'{path} is a folder and no index; an index of kind lance is a folder whose name '
-                         'ends in .lance, the others are files')
+        raise ValueError(f'{path} is a folder and no index; an index of kind lance is a folder '
+                         'whose name ends in .lance, the others are files')
     return True
 
+# %% ../nbs/13_search.ipynb #94bf7af9
 class CodeIndex(Comparison):
     "Codes that can be searched. Made by `build` or `load`; the kinds are in `KINDS`."
     kind: str    # one of KINDS
@@ -488,7 +533,7 @@ class CodeIndex(Comparison):
     ) -> 'CodeIndex':
         """An index of codes.
 
-        Raises ValueError or FileNotFoundError naming what does not fit, before anything is built."""
+        Raises ValueError or FileNotFoundError for what does not fit, before anything is built."""
         options_of(kind)
         check_codes(codes)
         if not len(codes): raise ValueError('there are no codes; an index is built of at least 1')
@@ -505,14 +550,16 @@ class CodeIndex(Comparison):
 
         Raises FileNotFoundError, or ValueError if it is damaged or no index."""
         if in_lance(path): return LanceIndex.opened(path, **options)
-        if options: raise ValueError(f'{path} is a file; only an index of kind lance takes {", ".join(options)}')
+        if options:
+            raise ValueError(f'{path} is a file; only kind lance takes {", ".join(options)}')
         return FaissIndex.opened(path)
 
 # %% ../nbs/13_search.ipynb #ad7a918a
 def faiss_library():
     "The faiss library. Raises ImportError saying how to install it."
     try: import faiss
-    except ImportError as e: raise ImportError("an index needs FAISS: pip install 'dcwh[search]'") from e
+    except ImportError as e:
+        raise ImportError("an index needs FAISS: pip install 'dcwh[search]'") from e
     return faiss
 
 def flat(packed: np.ndarray):
@@ -520,7 +567,7 @@ def flat(packed: np.ndarray):
     return faiss_library().IndexBinaryFlat(8 * packed.shape[1])
 
 def hnsw(packed: np.ndarray, links: int = 16, ef_construction: int = 40, ef_search: int = 64):
-    "A graph in which each code has so many links; a search keeps the `ef_search` best on its way through it."
+    "A graph in which each code has so many links; a search keeps the `ef_search` best on its way."
     index = faiss_library().IndexBinaryHNSW(8 * packed.shape[1], links)
     index.hnsw.efConstruction = ef_construction
     return index
@@ -536,7 +583,8 @@ def ivf(packed: np.ndarray, lists: int = 0, probes: int = 8):
 def multihash(packed: np.ndarray, hashes: int = 0, substring: int = 0, flips: int = 1):
     """Tables keyed by substrings of the code.
 
-    A search looks at keys with up to `flips` bits changed, and finds nothing farther than that in all of them."""
+    A search looks at keys with up to `flips` bits changed, and finds nothing that is farther
+    in all of them."""
     bits = 8 * packed.shape[1]
     substring = substring or min(16, bits)
     return faiss_library().IndexBinaryMultiHash(bits, hashes or bits // substring, substring)
@@ -549,7 +597,9 @@ def structure_of(
     packed: np.ndarray,   # uint8, shape (N, B)
     options: dict,        # of the kind
 ):
-    "FAISS's structure, with all codes in it. Raises ValueError for options that are not in the table."
+    """FAISS's structure, with all codes in it.
+
+    Raises ValueError for options that are not in the table."""
     options = check_options(kind, options, 8 * packed.shape[1], len(packed))
     structure = STRUCTURES[kind](packed, **options)
     structure.add(packed)
@@ -563,37 +613,39 @@ def tuned(structure, kind: str, options: dict):
     if kind == 'multihash': structure.nflip = value['flips']
     return structure
 
-# %% ../nbs/13_search.ipynb #135edef3
+# %% ../nbs/13_search.ipynb #a2530124
 NOTHING = np.iinfo(np.int64).max   # stands after everything that was found
 ENTRIES = 2**22                    # distances that are looked at together
 
 def _selecting(structure, allowed: np.ndarray | None):
-    "Search parameters that let FAISS look at some rows only; None where it cannot, or all are allowed."
+    "Search parameters that let FAISS look at some rows only; None where it cannot, or to all."
     faiss = faiss_library()
     if allowed is None: return None
     selector = faiss.IDSelectorBitmap(np.packbits(allowed, bitorder='little'))
     if isinstance(structure, faiss.IndexBinaryHNSW):
         return faiss.SearchParametersHNSW(sel=selector, efSearch=structure.hnsw.efSearch)
-    return faiss.SearchParameters(sel=selector) if isinstance(structure, faiss.IndexBinaryFlat) else None
+    if isinstance(structure, faiss.IndexBinaryFlat): return faiss.SearchParameters(sel=selector)
+    return None
 
-def _asked(structure, packed: np.ndarray, k: int, fetch: int, allowed: np.ndarray | None, parameters):
-    "The k nearest among the first `fetch`: distances, rows, and which queries may find more if more is fetched."
+def _asked(structure, packed: np.ndarray, k: int, fetch: int, allowed, parameters):
+    "The k nearest of the first `fetch`: distances, rows, and which queries could find more."
     distances, rows = structure.search(packed, fetch, params=parameters)
     inside = (rows >= 0) & (rows < structure.ntotal)
     found = inside if allowed is None else inside & allowed[np.where(inside, rows, 0)]
-    keys = np.where(found, distances.astype(np.int64) << 40 | rows, NOTHING)   # distance first, row second
+    keys = np.where(found, distances.astype(np.int64) << 40 | rows, NOTHING)   # distance, then row
     keys.sort(axis=1)
     missing = keys[:, :k] == NOTHING
     more = missing.any(1) & (rows[:, -1] >= 0)
     near = np.where(missing, -1, keys[:, :k] >> 40).astype(np.int32)
     return near, np.where(missing, -1, keys[:, :k] & (1 << 40) - 1), more
 
+# %% ../nbs/13_search.ipynb #135edef3
 def nearest(
     structure,                   # of FAISS
     packed: np.ndarray,          # queries
     k: int,
     allowed: np.ndarray | None,  # bool, one per row of the index; None allows all
-) -> tuple[np.ndarray, np.ndarray]:  # distances and rows, (Q, k up to all rows), -1 where there were fewer
+) -> tuple[np.ndarray, np.ndarray]:  # distances and rows, (Q, k or all), -1 where there were fewer
     "The nearest of the allowed rows, ties by row."
     total, k = structure.ntotal, min(k, structure.ntotal)
     most = total if allowed is None else int(allowed.sum())
@@ -602,9 +654,11 @@ def nearest(
     fetch = k if allowed is None or parameters else min(total, -(-k * total // max(1, most)))
     asking = np.arange(len(packed) if k and most else 0)
     while len(asking):
-        again = []
-        for part in np.split(asking, range(max(1, ENTRIES // fetch), len(asking), max(1, ENTRIES // fetch))):
-            near[part], rows[part], more = _asked(structure, packed[part], k, fetch, allowed, parameters)
+        again, step = [], max(1, ENTRIES // fetch)
+        for n in range(0, len(asking), step):
+            part = asking[n:n + step]
+            near[part], rows[part], more = _asked(
+                structure, packed[part], k, fetch, allowed, parameters)
             again.append(part[more])
         if fetch >= total or parameters or allowed is None: break
         asking, fetch = np.concatenate(again), min(4 * fetch, total)
@@ -657,16 +711,19 @@ class Rows(CodeIndex):
         "The row of each id. Raises ValueError where two rows have one id."
         rows = np.flatnonzero(~self.gone)
         place = dict(zip(self.codes.ids[rows].tolist(), rows.tolist()))
-        if len(place) < len(rows): raise ValueError('ids occur more than once; the index is damaged, build it anew')
+        if len(place) < len(rows):
+            raise ValueError('ids occur more than once; the index is damaged, build it anew')
         return place
 
 # %% ../nbs/13_search.ipynb #cc188ffa
 def as_ids(ids: Sequence, kind: str) -> list:
     "Ids as a list. Raises ValueError if they are of another type than those of the index."
-    ids = as_column(ids, 'ids', len(ids) if hasattr(ids, '__len__') else 0)
+    if isinstance(ids, (set, frozenset)): ids = list(ids)
+    if not isinstance(ids, (list, tuple)) and not np.ndim(ids): ids = [ids]
+    ids = as_column(ids, 'ids', len(ids))
     if len(ids) and TYPES[ids.dtype.kind] != kind:
-        raise ValueError(f'ids are {WORDS[TYPES[ids.dtype.kind]]} and those of the index {WORDS[kind]}; '
-                         'read_ids reads them from text')
+        raise ValueError(f'ids are {WORDS[TYPES[ids.dtype.kind]]} and those of the index '
+                         f'{WORDS[kind]}; read_ids reads them from text')
     return ids.tolist()
 
 class Lookup(Rows):
@@ -687,7 +744,8 @@ class Lookup(Rows):
     def values(self, column: str) -> list:
         "The different values of a column, sorted. Raises ValueError if there is no such column."
         conditions({column: []}, self.types)
-        there = self.table[column] if self.left == len(self.codes) else self.table[column][~self.gone]
+        there = self.table[column]
+        if self.left < len(self.codes): there = there[~self.gone]
         return sorted(set(there.tolist()))
 
     def allowed(self, where: dict | None) -> np.ndarray | None:
@@ -699,27 +757,38 @@ class Lookup(Rows):
             allowed &= np.isin(self.table[name], np.array(values, DTYPES[types[name]]))
         return allowed
 
-# %% ../nbs/13_search.ipynb #d0e70547
+# %% ../nbs/13_search.ipynb #f2a0c4ed
 def joined(old: np.ndarray, new: np.ndarray, what: str) -> np.ndarray:
-    "One array after the other. Raises ValueError where one long text would make all of it too wide."
+    """One array after the other.
+
+    Raises ValueError where one long text would make all of it too wide."""
     if old.dtype.kind == 'U':
         widths = [part.dtype.itemsize // 4 for part in (old, new)]
-        check_width(what, len(old) + len(new), max(widths), len(old) * widths[0] + len(new) * widths[1])
+        before = len(old) * widths[0] + len(new) * widths[1]
+        check_width(what, len(old) + len(new), max(widths), before)
     return np.concatenate([old, new])
 
+def in_already(ids: list) -> str:
+    "What is said of ids that come again."
+    return f'{len(ids)} ids are in the index already, the first {ids[0]!r}; delete them first'
+
+# %% ../nbs/13_search.ipynb #d0e70547
 class Growing(Lookup):
     "Rows that come and go, in step with FAISS's structure."
     def add(self, codes: Codes, metadata: dict | None = None) -> None:
-        "Extend the index. Raises ValueError, with nothing added, if an id is there already or the columns are others."
+        """Extend the index.
+
+        Raises ValueError, with nothing added, for an id that is there already, or other columns."""
         codes, columns = joining(self, codes, metadata)
         ids, first = codes.ids.tolist(), len(self.codes)
         known = [i for i in ids if i in self.place]
         if known:
-            raise ValueError(f'{len(known)} ids are in the index already, the first {known[0]!r}; delete them first')
+            raise ValueError(in_already(known))
         if not ids: return
         names = joined(self.codes.ids, codes.ids, 'ids')
         packed = np.concatenate([self.codes.packed, codes.packed])
-        table = {name: joined(old, columns[name], f'column {name!r}') for name, old in self.table.items()}
+        table = {name: joined(old, columns[name], f'column {name!r}')
+                 for name, old in self.table.items()}
         merged = Codes(packed, self.bits, None, names, self.model or codes.model)
         gone = np.concatenate([self.gone, np.zeros(len(ids), bool)])
         self.structure.add(codes.packed)   # from here on nothing can fail
@@ -733,6 +802,17 @@ class Growing(Lookup):
         self.gone[rows] = True
         self.left -= len(rows)
 
+    def compacted(self) -> 'FaissIndex':
+        """The same index built anew, without the places of what was deleted.
+
+        Raises ValueError if nothing is left."""
+        if not self.left: raise ValueError('nothing is left in the index; build another one')
+        options, stay = dict(self.options), ~self.gone
+        if 'lists' in options: options['lists'] = min(options['lists'], self.left)
+        columns = {name: values[stay] for name, values in self.table.items()}
+        return FaissIndex(self.codes[stay], columns, self.kind, self.root,
+                          revision=self.revision, **options)
+
 # %% ../nbs/13_search.ipynb #6dc710fd
 class FaissIndex(Growing):
     "An index in memory, saved as one file."
@@ -745,7 +825,8 @@ class FaissIndex(Growing):
     ):
         super().__init__(codes, columns, root, gone)
         self.kind, self.options, self.revision = kind, options, revision
-        self.structure = structure_of(kind, codes.packed, options) if structure is None else structure
+        self.structure = structure
+        if structure is None: self.structure = structure_of(kind, codes.packed, options)
 
     def search(
         self,
@@ -755,7 +836,8 @@ class FaissIndex(Growing):
     ) -> tuple[np.ndarray, np.ndarray]:  # Hamming distances, int32 (Q, min(k, len(self))), and ids
         """The nearest, those with equal distance in the order of the index.
 
-        Distance -1 and an empty id (or -1) where there were fewer. Raises ValueError for what does not fit."""
+        Distance -1 and an empty id (or -1) where there were fewer.
+        Raises ValueError for what does not fit."""
         self.check(codes, k)
         allowed, k = self.allowed(where), min(k, len(self))
         check_answers(len(codes), k, self.codes.ids.dtype.itemsize)
@@ -763,14 +845,6 @@ class FaissIndex(Growing):
         ids = self.codes.ids[rows]
         ids[rows < 0] = '' if ids.dtype.kind == 'U' else -1
         return distances, ids
-
-    def compacted(self) -> 'FaissIndex':
-        "The same index built anew, without the places of what was deleted. Raises ValueError if nothing is left."
-        if not self.left: raise ValueError('nothing is left in the index; build another one')
-        options, stay = dict(self.options), ~self.gone
-        if 'lists' in options: options['lists'] = min(options['lists'], self.left)
-        columns = {name: values[stay] for name, values in self.table.items()}
-        return FaissIndex(self.codes[stay], columns, self.kind, self.root, revision=self.revision, **options)
 
     def save(self, path: str | Path) -> None:
         "Write one file, see `write_index`."
@@ -783,22 +857,25 @@ class FaissIndex(Growing):
 
 # %% ../nbs/13_search.ipynb #1d016b06
 def check_members(file, size: int) -> None:
-    "Raises ValueError if parts of an .npz would take more memory than the file has bytes, or would be unpickled."
+    "Raises ValueError if parts of an .npz would take more memory than the file, or be unpickled."
+    npy = np.lib.format
+    readers = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
     with ZipFile(file) as z:
         members = z.infolist()
         packed = [m.filename for m in members if m.compress_type != ZIP_STORED]
-        if packed or sum(m.file_size for m in members) > size: raise ValueError('its parts are larger than the file')
+        if packed or sum(m.file_size for m in members) > size:
+            raise ValueError('its parts are larger than the file')
         for member in members:
             with z.open(member) as part:
-                version = np.lib.format.read_magic(part)
-                read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-                shape, _, dtype = read[version](part)
+                shape, _, dtype = readers[npy.read_magic(part)](part)
                 bytes_ = prod(shape) * dtype.itemsize
                 if dtype.hasobject or bytes_ != member.file_size - part.tell():
                     raise ValueError(f'{member.filename} is not what its header says')
 
 def parts_of(path: str | Path, only_header: bool = False) -> tuple[dict, dict[str, np.ndarray]]:
-    "Header and arrays of a file. Raises OSError if it cannot be read, ValueError if it is damaged or no index."
+    """Header and arrays of a file.
+
+    Raises OSError if it cannot be read, ValueError if it is damaged or no index."""
     with open(path, 'rb') as file:
         try:
             check_members(file, os.fstat(file.fileno()).st_size)
@@ -806,17 +883,20 @@ def parts_of(path: str | Path, only_header: bool = False) -> tuple[dict, dict[st
             with np.load(file, allow_pickle=False) as z:
                 header = json.loads(z['header'].tobytes().decode())
                 check_header(header)
-                return header, {} if only_header else {name: z[name] for name in z.files if name != 'header'}
+                names = [name for name in z.files if name != 'header' and not only_header]
+                return header, {name: z[name] for name in names}
         except LaterFormat as e: raise ValueError(f'{path} {e}') from e
-        except Exception as e: raise damaged(path, e) from e   # zipfile, numpy and json have many words for it
+        except Exception as e:
+            raise damaged(path, e) from e   # zipfile, numpy and json have many words for it
 
 def damaged(path: str | Path, error: Exception) -> ValueError:
     "What is said of a file that cannot be read."
     return ValueError(f'{path} is damaged, or is no index ({type(error).__name__}: {_said(error)})')
 
-# %% ../nbs/13_search.ipynb #b1b5aa51
+# %% ../nbs/13_search.ipynb #0af16cfb
 FORMAT = 1
-HEADER = {'format': int, 'kind': str, 'bits': int, 'model': str, 'root': str, 'options': dict, 'revision': str}
+HEADER = {'format': int, 'kind': str, 'bits': int, 'model': str, 'root': str, 'options': dict,
+          'revision': str}
 
 class LaterFormat(ValueError):
     "A file of a later version."
@@ -828,7 +908,8 @@ def check_header(header: dict) -> None:
         if type(header.get(name)) is not kind:
             raise ValueError(f'{name} in its header is {header.get(name)!r}')
         if name == 'format' and header['format'] != FORMAT:
-            raise LaterFormat(f'has format {header["format"]} of another version of dcwh; this one reads {FORMAT}')
+            raise LaterFormat(f'has format {header["format"]} of another version of dcwh; '
+                              f'this one reads {FORMAT}')
     if header['kind'] not in STRUCTURES: raise ValueError(f'its kind is {header["kind"]!r}')
     if not header['revision']: raise ValueError('its revision is empty')
     check_bits(header['bits'])
@@ -836,8 +917,8 @@ def check_header(header: dict) -> None:
 def write_index(index: FaissIndex, path: str | Path) -> None:
     """Save an index as one file.
 
-    Raises OSError where the file holds another index or a newer state of this one, or is just being written;
-    ValueError where it is something else."""
+    Raises OSError where the file holds another index or a newer state of this one, or is just
+    being written; ValueError where it is something else."""
     place = writable(path)
     with alone(place, 10): replace_index(index, place)
 
@@ -846,8 +927,10 @@ def alone(path: str | Path, timeout: float) -> Iterator[None]:
     "One process at a time. Raises OSError after so many seconds."
     try:
         with locked(path, timeout): yield
-    except Timeout as e: raise OSError(f'{path} is being written by another process; try again') from e
+    except Timeout as e:
+        raise OSError(f'{path} is being written by another process; try again') from e
 
+# %% ../nbs/13_search.ipynb #b1b5aa51
 def replace_index(index: FaissIndex, place: Path) -> None:
     "Write an index over its own older state, or where nothing is; for one who has the lock."
     there = parts_of(place, only_header=True)[0]['revision'] if place.exists() else ''
@@ -857,10 +940,11 @@ def replace_index(index: FaissIndex, place: Path) -> None:
     revision = uuid4().hex
     header = {'format': FORMAT, 'kind': index.kind, 'bits': index.bits, 'model': index.model,
               'root': index.root, 'options': index.options, 'revision': revision}
-    parts = {'header': np.frombuffer(json.dumps(header).encode(), np.uint8), 'packed': index.codes.packed,
-             'ids': index.codes.ids, 'gone': index.gone}
+    parts = {'header': np.frombuffer(json.dumps(header).encode(), np.uint8),
+             'packed': index.codes.packed, 'ids': index.codes.ids, 'gone': index.gone}
     parts |= {f'column:{name}': values for name, values in index.table.items()}
-    if index.kind in ('hnsw', 'ivf'): parts['structure'] = faiss_library().serialize_index_binary(index.structure)
+    if index.kind in ('hnsw', 'ivf'):   # others are as fast built as read
+        parts['structure'] = faiss_library().serialize_index_binary(index.structure)
     write_whole(place, lambda f: np.savez(f, **parts))
     index.revision = revision
 
@@ -875,14 +959,16 @@ def read_index(path: str | Path) -> dict:
     header, parts = parts_of(path)
     try: return _arguments(header, parts)
     except ImportError: raise
-    except Exception as e: raise damaged(path, e) from e   # what is missing or does not fit, whoever finds it
+    except Exception as e:
+        raise damaged(path, e) from e   # what is missing or does not fit, whoever finds it
 
 def _arguments(header: dict, parts: dict[str, np.ndarray]) -> dict:
     "Arguments of `FaissIndex`, checked. Raises ValueError where parts contradict each other."
     kind, n, gone = header['kind'], len(parts['packed']), parts['gone']
     ids = as_column(parts['ids'], 'ids', n)
     codes = Codes(parts['packed'], header['bits'], None, ids, header['model'])
-    if gone.dtype != bool or gone.shape != (n,): raise ValueError(f'gone is {gone.dtype} of shape {gone.shape}')
+    if gone.dtype != bool or gone.shape != (n,):
+        raise ValueError(f'gone is {gone.dtype} of shape {gone.shape}')
     columns = {}
     for part in (part for part in parts if part.startswith('column:')):
         name = part.removeprefix('column:')
@@ -895,15 +981,17 @@ def _arguments(header: dict, parts: dict[str, np.ndarray]) -> dict:
     return {'codes': codes, 'columns': columns, 'kind': kind, 'root': header['root'],
             'structure': structure, 'gone': gone, 'revision': header['revision'], **options}
 
-# %% ../nbs/13_search.ipynb #8f43094a
+# %% ../nbs/13_search.ipynb #33e4eaa2
 def structure_in(data: np.ndarray, kind: str, packed: np.ndarray, options: dict):
     "FAISS's structure of a file. Raises ValueError if it is of another kind, or of other codes."
     faiss = faiss_library()
-    if data.dtype != np.uint8 or data.ndim != 1: raise ValueError(f'structure is {data.dtype} of shape {data.shape}')
+    if data.dtype != np.uint8 or data.ndim != 1:
+        raise ValueError(f'structure is {data.dtype} of shape {data.shape}')
     with bounded(len(data)): structure = faiss.deserialize_index_binary(data)
     wanted = {'hnsw': faiss.IndexBinaryHNSW, 'ivf': faiss.IndexBinaryIVF}[kind]
-    if type(structure) is not wanted or structure.d != 8 * packed.shape[1] or structure.ntotal != len(packed):
-        raise ValueError(f'structure is {type(structure).__name__} of {structure.ntotal} codes of {structure.d} bits')
+    found = (type(structure), structure.ntotal, structure.d)
+    if found != (wanted, len(packed), 8 * packed.shape[1]):
+        raise ValueError(f'structure is {found[0].__name__} of {found[1]} codes of {found[2]} bits')
     if kind == 'hnsw': check_graph(structure, packed)
     else: check_lists(structure, packed, options)
     return tuned(structure, kind, options)
@@ -920,24 +1008,25 @@ def bounded(size: int) -> Iterator[None]:
     try: yield
     finally: faiss.set_deserialization_vector_byte_limit(before)
 
+# %% ../nbs/13_search.ipynb #8f43094a
 def check_lists(structure, packed: np.ndarray, options: dict) -> None:
-    "Raises ValueError if not each code is in one list, or there are other lists than the options say."
+    "Raises ValueError if not each code is in one list, or the options say other lists."
     faiss = faiss_library()
     lists, quantizer = structure.invlists, faiss.downcast_IndexBinary(structure.quantizer)
-    centres = (type(quantizer), quantizer.d, quantizer.ntotal)
-    if centres != (faiss.IndexBinaryFlat, structure.d, structure.nlist) or lists.nlist != structure.nlist:
+    number = structure.nlist
+    centres = (type(quantizer), quantizer.d, quantizer.ntotal, lists.nlist, lists.code_size)
+    if centres != (faiss.IndexBinaryFlat, structure.d, number, number, packed.shape[1]):
         raise ValueError('structure has lists without centres')
-    if not 1 <= structure.nlist <= max(1, len(packed)) or options.get('lists', 0) not in (0, structure.nlist):
-        raise ValueError(f'structure has {structure.nlist} lists for {len(packed)} codes')
-    if lists.code_size != packed.shape[1]: raise ValueError('structure has codes of another length')
+    if not 1 <= number <= max(1, len(packed)) or options.get('lists', 0) not in (0, number):
+        raise ValueError(f'structure has {number} lists for {len(packed)} codes')
     seen = np.zeros(len(packed), bool)
-    for number in range(structure.nlist):
-        size = lists.list_size(number)
-        if not size: continue
-        rows = faiss.rev_swig_ptr(lists.get_ids(number), size).copy()
-        codes = faiss.rev_swig_ptr(lists.get_codes(number), size * packed.shape[1]).reshape(size, -1)
-        if rows.min() < 0 or rows.max() >= len(packed) or seen[rows].any() or (packed[rows] != codes).any():
-            raise ValueError('structure holds other codes')
+    for n in filter(lists.list_size, range(number)):
+        size = lists.list_size(n)
+        rows = faiss.rev_swig_ptr(lists.get_ids(n), size)
+        codes = faiss.rev_swig_ptr(lists.get_codes(n), size * packed.shape[1]).reshape(size, -1)
+        if rows.min() < 0 or rows.max() >= len(packed) or seen[rows].any():
+            raise ValueError('structure holds rows that are not there, or come twice')
+        if (packed[rows] != codes).any(): raise ValueError('structure holds other codes')
         seen[rows] = True
     if not seen.all(): raise ValueError('structure lacks codes')
 
@@ -946,11 +1035,13 @@ def check_graph(structure, packed: np.ndarray) -> None:
     "Raises ValueError if a graph holds other codes, or leads to codes that are not there."
     faiss, graph, n = faiss_library(), structure.hnsw, len(packed)
     storage = faiss.downcast_IndexBinary(structure.storage)
-    if type(storage) is not faiss.IndexBinaryFlat or storage.ntotal != n or storage.d != structure.d:
-        raise ValueError('structure has no codes')
-    if (faiss.vector_to_array(storage.xb) != packed.reshape(-1)).any(): raise ValueError('structure holds other codes')
+    there = (type(storage), storage.ntotal, storage.d)
+    if there != (faiss.IndexBinaryFlat, n, structure.d): raise ValueError('structure has no codes')
+    if (faiss.vector_to_array(storage.xb) != packed.reshape(-1)).any():
+        raise ValueError('structure holds other codes')
     names = ('levels', 'offsets', 'neighbors', 'cum_nneighbor_per_level')
-    levels, offsets, links, until = (faiss.vector_to_array(getattr(graph, name)).astype(np.int64) for name in names)
+    arrays = [faiss.vector_to_array(getattr(graph, name)).astype(np.int64) for name in names]
+    levels, offsets, links, until = arrays
     if len(levels) != n or len(offsets) != n + 1 or offsets[0] != 0 or offsets[-1] != len(links):
         raise ValueError('structure has a torn graph')
     if (np.diff(until) < 0).any() or not ((levels >= 1) & (levels < len(until))).all():
@@ -958,11 +1049,13 @@ def check_graph(structure, packed: np.ndarray) -> None:
     if (np.diff(offsets) != until[levels]).any() or ((links < -1) | (links >= n)).any():
         raise ValueError('structure has links that lead nowhere')
     top, first = graph.max_level, graph.entry_point
-    if n and not (0 <= first < n and 0 <= top == levels[first] - 1): raise ValueError('structure has no entry')
-    for level in range(1, int(levels.max(initial=0))):   # a link at a level leads to a code that is there, too
+    if n and not (0 <= first < n and 0 <= top == levels[first] - 1):
+        raise ValueError('structure has no entry')
+    for level in range(1, int(levels.max(initial=0))):   # its links lead to codes of this level
         rows = np.flatnonzero(levels > level)
         ends = links[offsets[rows][:, None] + np.arange(until[level], until[level + 1])]
-        if (levels[ends[ends >= 0]] <= level).any(): raise ValueError('structure has links between levels')
+        if (levels[ends[ends >= 0]] <= level).any():
+            raise ValueError('structure has links between levels')
 
 # %% ../nbs/13_search.ipynb #a1da12fa
 @contextmanager
@@ -971,9 +1064,12 @@ def changing(
     timeout: float = 600,    # seconds to wait for others
     **options,               # of `CodeIndex.load`
 ) -> Iterator[CodeIndex]:
-    """An index to change, saved when the block ends without an error. Two processes at once come one after the other.
+    """An index to change, saved when the block ends without an error.
 
-    Raises as `CodeIndex.load`, and OSError where the file cannot be written or others take too long. Do not call `save` inside."""
+    Two processes at once come one after the other. Do not call `save` inside.
+
+    Raises as `CodeIndex.load`, and OSError where the file cannot be written or others take too
+    long."""
     if in_lance(path):   # each of its changes is saved by itself
         yield CodeIndex.load(path, **options)
         return
@@ -986,17 +1082,18 @@ def changing(
 
 KINDS = dict.fromkeys(STRUCTURES, FaissIndex)
 
-# %% ../nbs/13_search.ipynb #0364da34
+# %% ../nbs/13_search.ipynb #68496a08
 @contextmanager
 def in_one_line(path: str | Path) -> Iterator[None]:
-    "Errors of LanceDB without its internals: ValueError for what it was asked, OSError for the rest."
+    "Errors of LanceDB without its internals: ValueError for what is asked, OSError for the rest."
     try: yield
     except (KeyboardInterrupt, SystemExit, GeneratorExit): raise
     except BaseException as e:   # a panic of Rust is no Exception
         kind = ValueError if isinstance(e, ValueError) else OSError
         raise kind(f'{path}: LanceDB says: {_said(e)}') from e
 
-CALM = {'timeout': '20s', 'connect_timeout': '5s', 'client_max_retries': '2', 'client_retry_timeout': '20'}
+CALM = {'timeout': '20s', 'connect_timeout': '5s',   # of an object store
+        'client_max_retries': '2', 'client_retry_timeout': '20'}
 
 def lance_table(
     path: str | Path,   # a folder or URI that ends in .lance
@@ -1005,14 +1102,18 @@ def lance_table(
 ):
     """Open or make a table.
 
-    Raises FileNotFoundError or FileExistsError, OSError where nothing answers, ValueError where it is no table."""
+    Raises FileNotFoundError or FileExistsError, OSError where nothing answers,
+    ValueError where it is no table."""
     try: import lancedb
-    except ImportError as e: raise ImportError("an index of kind lance needs LanceDB: pip install 'dcwh[search]'") from e
+    except ImportError as e:
+        raise ImportError("an index of kind lance needs LanceDB: pip install 'dcwh[search]'") from e
     check_lance_name(path)
     folder, _, name = str(path).rstrip('/').rpartition('/')
-    remote, absent = '://' in folder, f'no index at {path}; CodeIndex.build(codes, kind="lance", path=…) makes one'
+    absent = f'no index at {path}; CodeIndex.build(codes, kind="lance", path=…) makes one'
+    remote = '://' in folder
     if str(path).startswith('/') and not folder: folder = '/'
-    if create is not None and not remote and os.path.lexists(path): raise FileExistsError(already(path))
+    if create is not None and not remote and os.path.lexists(path):
+        raise FileExistsError(already(path))
     if create is None and not remote and not os.path.isdir(path): raise FileNotFoundError(absent)
     settings = CALM | {name: str(value) for name, value in options.items()} if remote else {}
     try:
@@ -1022,35 +1123,43 @@ def lance_table(
     except Exception as e:
         if 'already exists' in str(e): raise FileExistsError(already(path)) from e
         if 'not found' in str(e) or 'does not exist' in str(e):
-            raise FileNotFoundError(absent) if remote else damaged(path, e) from e
+            if remote: raise FileNotFoundError(absent) from e
+        if create is None and not remote: raise damaged(path, e) from e
         raise OSError(f'{path} cannot be opened ({type(e).__name__}: {_said(e)})') from e
 
+# %% ../nbs/13_search.ipynb #0364da34
 def already(path: str | Path) -> str:
     "What is said of a place that is taken."
     return f'{path} is there already; CodeIndex.load opens it, and add extends it'
 
-# %% ../nbs/13_search.ipynb #dc11b27c
+# %% ../nbs/13_search.ipynb #a078d52c
 def arrow(codes: Codes, columns: dict[str, np.ndarray], header: dict | None = None, schema=None):
-    "Ids, codes and columns as an arrow table, with a header in its schema, or in the types of a schema."
+    "Ids, codes and columns as an arrow table: with a header in its schema, or in that of another."
     import pyarrow as pa
-    packed = pa.FixedSizeListArray.from_arrays(pa.array(codes.packed.reshape(-1)), codes.packed.shape[1])
+    width = codes.packed.shape[1]
+    packed = pa.FixedSizeListArray.from_arrays(pa.array(codes.packed.reshape(-1)), width)
     table = pa.table({'id': codes.ids, 'code': packed, **columns})
     if schema is None: return table.replace_schema_metadata({'dcwh': json.dumps(header)})
     try: return table.select(schema.names).cast(schema)
-    except pa.ArrowInvalid as e: raise ValueError(f'columns do not fit those of the index ({_said(e)})') from e
+    except pa.ArrowInvalid as e:
+        raise ValueError(f'columns do not fit those of the index ({_said(e)})') from e
 
 def types_of(schema, path: str | Path, bits: int) -> dict[str, str]:
     "Types of the columns of a table. Raises ValueError if it is not one of codes of so many bits."
     import pyarrow as pa
     code = schema.field('code').type if 'code' in schema.names else None
-    if code != pa.list_(pa.uint8(), -(-bits // 8)): raise ValueError(f'{path} is damaged: code is {code}')
-    tests = {'text': lambda t: pa.types.is_string(t) or pa.types.is_large_string(t), 'int64': pa.types.is_integer,
+    if code != pa.list_(pa.uint8(), -(-bits // 8)):
+        raise ValueError(f'{path} is damaged: code is {code}')
+    tests = {'text': pa.types.is_string, 'int64': pa.types.is_integer,
              'float64': pa.types.is_floating, 'bool': pa.types.is_boolean}
-    types = {field.name: next((kind for kind, test in tests.items() if test(field.type)), str(field.type))
-             for field in schema if field.name != 'code'}
-    strange = [name for name, kind in types.items() if kind not in tests]
-    if strange or types.get('id') not in ('text', 'int64'):
-        raise ValueError(f'{path} is damaged: {strange[0] if strange else "id"} is {types.get((strange or ["id"])[0])}')
+    types = {}
+    for field in (field for field in schema if field.name != 'code'):
+        kinds = [kind for kind, test in tests.items() if test(field.type)]
+        allowed = ('text', 'int64') if field.name == 'id' else tuple(tests)
+        if not kinds or kinds[0] not in allowed:
+            raise ValueError(f'{path} is damaged: {field.name} is {field.type}')
+        types[field.name] = kinds[0]
+    if 'id' not in types: raise ValueError(f'{path} is damaged: it has no id')
     return types
 
 def sql(
@@ -1059,17 +1168,32 @@ def sql(
 ) -> str | None:
     "A filter as SQL. Raises ValueError as `conditions` does."
     if isinstance(where, str): return where or None
-    return ' AND '.join(one_of(*condition) for condition in conditions(where, types).items()) or None
+    return ' AND '.join(one_of(*each) for each in conditions(where, types).items()) or None
 
 def one_of(name: str, values: list) -> str:
     "The condition in SQL that a column has one of some values."
     return f'`{name}` IN ({", ".join(map(literal, values))})' if values else 'false'
 
+# %% ../nbs/13_search.ipynb #dc11b27c
 def literal(value: str | int | float | bool) -> str:
     "A value in SQL."
     if isinstance(value, str): return "'" + value.replace("'", "''") + "'"
     if value is True or value is False: return str(value).lower()
-    return f"CAST('{value}' AS BIGINT)" if value == -2**63 else repr(value)   # whose minus is read by itself
+    if value == -2**63: return f"CAST('{value}' AS BIGINT)"   # its digits alone are too many
+    return repr(value)
+
+# %% ../nbs/13_search.ipynb #64ced80a
+def header_of(schema, path: str | Path) -> dict:
+    "What a schema says of the codes. Raises ValueError if it is one of something else."
+    try: header = json.loads(schema.metadata[b'dcwh'])
+    except (KeyError, TypeError, ValueError) as e:
+        raise ValueError(f'{path} is a table of something else; '
+                         'an index made here says so in its schema') from e
+    wanted = {'bits': int, 'model': str, 'root': str}
+    parts = header if isinstance(header, dict) else {}
+    if any(type(parts.get(name)) is not kind for name, kind in wanted.items()):
+        raise ValueError(f'{path} is damaged: its header is {str(header)[:60]}')
+    return parts
 
 # %% ../nbs/13_search.ipynb #770e2e2a
 class Table(CodeIndex):
@@ -1077,16 +1201,14 @@ class Table(CodeIndex):
     kind = 'lance'
 
     def __init__(self, table, path: str | Path):
-        try: header = json.loads(table.schema.metadata[b'dcwh'])
-        except (KeyError, TypeError, ValueError) as e:
-            raise ValueError(f'{path} is a table of something else; an index made here says so in its schema') from e
-        texts = isinstance(header, dict) and all(isinstance(header.get(name), str) for name in ('model', 'root'))
-        if not texts: raise ValueError(f'{path} is damaged: its header is {str(header)[:60]}')
-        self.table, self.path, self.bits = table, str(path), check_bits(header.get('bits'))
+        header = header_of(table.schema, path)
+        self.table, self.path, self.bits = table, str(path), check_bits(header['bits'])
         self.model, self.root = header['model'], header['root']
         self.types = types_of(table.schema, path, self.bits)
 
-    def __repr__(self) -> str: return f'lance index of {len(self)} codes of {self.bits} bits, version {self.table.version}'
+    def __repr__(self) -> str:
+        version = self.table.version
+        return f'lance index of {len(self)} codes of {self.bits} bits, version {version}'
 
     def __len__(self) -> int:
         with in_one_line(self.path): return self.table.count_rows()
@@ -1097,8 +1219,9 @@ class Table(CodeIndex):
         for n in range(0, len(ids), 1000):
             only = one_of('id', ids[n:n + 1000])
             with in_one_line(self.path):
-                rows = self.table.search().where(only).select(['id', *columns]).limit(1000).to_arrow().to_pylist()
-            found |= {row['id']: row for row in rows}
+                asked = self.table.search().where(only).select(['id', *columns])
+                rows = asked.limit(1000).to_arrow()
+            found |= {row['id']: row for row in rows.to_pylist()}
         return found
 
     def _of(self, ids: Sequence, columns: Sequence[str]) -> dict[str, np.ndarray]:
@@ -1107,14 +1230,22 @@ class Table(CodeIndex):
         missing = [i for i in ids if i not in found]
         if missing: raise ValueError(f'{missing[0]!r} is not in the index')
         types = self.types | {'code': 'int64'}
-        return {name: np.array([found[i][name] for i in ids], DTYPES[types[name]]) for name in columns}
+        return {name: np.array([found[i][name] for i in ids], DTYPES[types[name]])
+                for name in columns}
+
+    @property
+    def ids(self) -> np.ndarray:
+        "Of all images."
+        with in_one_line(self.path): there = self.table.search().select(['id']).to_arrow()
+        return np.array(there['id'].to_pylist(), DTYPES[self.types['id']])
 
 # %% ../nbs/13_search.ipynb #4b55e96c
 class Asking(Table):
     "What a table is asked."
     def codes_of(self, ids: Sequence) -> Codes:
         "The codes of these images. Raises ValueError if one is not there."
-        packed = self._of(ids, ['code'])['code'].astype(np.uint8).reshape(len(ids), -(-self.bits // 8))
+        packed = self._of(ids, ['code'])['code'].astype(np.uint8)
+        packed = packed.reshape(len(ids), -(-self.bits // 8))
         return Codes(packed, self.bits, None, np.array(ids, DTYPES[self.types['id']]), self.model)
 
     def details(self, ids: Sequence) -> dict[str, np.ndarray]:
@@ -1127,11 +1258,10 @@ class Asking(Table):
         with in_one_line(self.path): there = self.table.search().select([column]).to_arrow()
         return there[column].unique().sort().to_pylist()
 
-    @property
-    def ids(self) -> np.ndarray:
-        "Of all images."
-        with in_one_line(self.path): there = self.table.search().select(['id']).to_arrow()
-        return np.array(there['id'].to_pylist(), DTYPES[self.types['id']])
+    def versions(self) -> list[int]:
+        "Numbers of the versions that can be opened."
+        with in_one_line(self.path):
+            return [state['version'] for state in self.table.list_versions()]
 
     def search(
         self,
@@ -1146,7 +1276,8 @@ class Asking(Table):
         distances, ids = np.full((len(codes), k), -1, np.int32), []
         for row, query in enumerate(codes.packed if k else ()):
             asked = self.table.search(query, vector_column_name='code').distance_type('hamming')
-            with in_one_line(self.path): found = asked.where(only).limit(k).select(['id', '_distance']).to_arrow()
+            with in_one_line(self.path):
+                found = asked.where(only).limit(k).select(['id', '_distance']).to_arrow()
             names, near = found['id'].to_numpy(), found['_distance'].to_numpy()
             order = np.lexsort((names, near))
             distances[row, :len(order)] = near[order]
@@ -1154,17 +1285,21 @@ class Asking(Table):
             ids.append([*names[order].tolist(), *[nothing] * (k - len(order))])
         return distances, np.array(ids, DTYPES[self.types['id']]).reshape(len(codes), k)
 
-# %% ../nbs/13_search.ipynb #fd46c28c
+# %% ../nbs/13_search.ipynb #4ec61560
 @contextmanager
 def one_writer(path: str | Path) -> Iterator[None]:
-    "A lock beside a local folder. An object store has none. Raises OSError where others take too long."
+    """A lock beside a local folder.
+
+    An object store has none. Raises OSError where others take too long."""
     if '://' in str(path):
         yield
         return
     place = Path(str(path).rstrip('/'))
-    writable(place.with_name(f'.{place.name}.lock'))
+    try: writable(place.with_name(f'.{place.name}.lock'))
+    except OSError as e: raise OSError(f'{path} cannot be made or changed: {e}') from e
     with alone(place, 600): yield
 
+# %% ../nbs/13_search.ipynb #fd46c28c
 class Changing(Asking):
     "Checks and changes of a table that belong together."
     version = 0   # that was asked for; 0: the newest
@@ -1173,20 +1308,21 @@ class Changing(Asking):
     def newest(self) -> Iterator[None]:
         "The newest state, with a lock on it. Raises ValueError where an older version was opened."
         if self.version:
-            raise ValueError(f'{self.path} was opened at version {self.version}, which can be searched and not changed')
+            raise ValueError(f'{self.path} was opened at version {self.version}, '
+                             'which can be searched and not changed')
         with one_writer(self.path):
             with in_one_line(self.path): self.table.checkout_latest()
             yield
 
     def add(self, codes: Codes, metadata: dict | None = None) -> None:
-        "Extend the index. Raises ValueError, with nothing added, if an id is there already or the columns are others."
+        """Extend the index.
+
+        Raises ValueError, with nothing added, for an id that is there already, or other columns."""
         codes, columns = joining(self, codes, metadata)
         new = arrow(codes, columns, schema=self.table.schema) if len(codes) else None
         with self.newest():
-            known = self.found(codes.ids.tolist(), [])
-            if known:
-                first = next(iter(known))
-                raise ValueError(f'{len(known)} ids are in the index already, the first {first!r}; delete them first')
+            known = list(self.found(codes.ids.tolist(), []))
+            if known: raise ValueError(in_already(known))
             if new is None: return
             with in_one_line(self.path): self.table.add(new)
 
@@ -1197,13 +1333,16 @@ class Changing(Asking):
             only = one_of('id', as_ids(ids, self.types['id']))
             with in_one_line(self.path): self.table.delete(only)
 
-    def versions(self) -> list[int]:
-        "Numbers of the versions that can be opened."
-        with in_one_line(self.path): return [state['version'] for state in self.table.list_versions()]
-
     def optimize(self) -> None:
         "Let LanceDB tidy up: many small additions become one, and lists take in what is new."
         with in_one_line(self.path): self.table.optimize()
+
+    def save(self, path: str | Path) -> None:
+        "Nothing is left to do. Raises ValueError for another place than its own."
+        here, there = (str(place).rstrip('/') for place in (self.path, path))
+        if here != there and os.path.realpath(here) != os.path.realpath(there):
+            raise ValueError(f'an index of kind lance is saved at {self.path} already; '
+                             f'copy that folder to have it at {path} too')
 
 # %% ../nbs/13_search.ipynb #fd9d78bd
 class LanceIndex(Changing):
@@ -1211,12 +1350,14 @@ class LanceIndex(Changing):
 
     def __init__(
         self, codes: Codes, columns: dict[str, np.ndarray], kind: str = 'lance', root: str = '',
-        path: str | Path = '', lists: int = 0, storage_options: dict | None = None,   # see `OPTIONS`
+        path: str | Path = '', lists: int = 0, storage_options: dict | None = None,
     ):
-        check_options('lance', {'path': path, 'lists': lists, 'storage_options': storage_options}, codes.bits, len(codes))
+        options = {'path': path, 'lists': lists, 'storage_options': storage_options}
+        check_options('lance', options, codes.bits, len(codes))
         header = {'bits': codes.bits, 'model': codes.model, 'root': str(root)}
         with one_writer(path):
-            super().__init__(lance_table(path, storage_options or {}, arrow(codes, columns, header)), path)
+            rows = arrow(codes, columns, header)
+            super().__init__(lance_table(path, storage_options or {}, rows), path)
             if lists: self._make_lists(lists)
 
     def _make_lists(self, lists: int) -> None:
@@ -1228,13 +1369,16 @@ class LanceIndex(Changing):
     def opened(
         cls,
         path: str | Path,
-        version: int = 0,                      # can be searched and not changed; 0: the newest, which can
+        version: int = 0,   # can be searched and not changed; 0: the newest, which can
         storage_options: dict | None = None,
         **unknown,
     ) -> 'LanceIndex':
-        "An index that is there. Raises FileNotFoundError, OSError, or ValueError for options or a table that do not fit."
-        if unknown: raise ValueError(f'{", ".join(unknown)} is no option; an index of kind lance is opened with '
-                                     'version and storage_options')
+        """An index that is there.
+
+        Raises FileNotFoundError, OSError, or ValueError for options or a table that do not fit."""
+        if unknown:
+            raise ValueError(f'{", ".join(unknown)} is no option; an index of kind lance '
+                             'is opened with version and storage_options')
         check_options('lance', {'path': path, 'storage_options': storage_options}, 1, 1)
         index = cls.__new__(cls)
         Table.__init__(index, lance_table(path, storage_options or {}), path)
@@ -1242,12 +1386,5 @@ class LanceIndex(Changing):
         with in_one_line(path):
             if version: index.table.checkout(version)
         return index
-
-    def save(self, path: str | Path) -> None:
-        "Nothing is left to do. Raises ValueError for another place than its own."
-        here, there = (str(place).rstrip('/') for place in (self.path, path))
-        same = os.path.realpath(here) == os.path.realpath(there) if '://' not in here + there else here == there
-        if not same:
-            raise ValueError(f'an index of kind lance is saved at {self.path} already; copy that folder to have it at {path} too')
 
 KINDS['lance'] = LanceIndex
