@@ -73,11 +73,13 @@ class Memory(nn.Module):
 
     def check(self, h: Tensor, index: Tensor | None) -> None:
         "Raises ValueError where `index` cannot be positions of these images in the training set."
-        ask = 'this method remembers outputs of training images: call criterion(h, y, index), with their positions in the training set'
+        ask = ('this method remembers outputs of training images: '
+               'call criterion(h, y, index), with their positions in the training set')
         if not isinstance(index, Tensor):
             raise ValueError(f'index is {type(index).__name__}; {ask}')
         if index.shape != h.shape[:1] or index.dtype != torch.int64:
-            raise ValueError(f'index is {index.dtype} of shape {tuple(index.shape)} for {len(h)} outputs; {ask}')
+            given = f'{index.dtype} of shape {tuple(index.shape)}'
+            raise ValueError(f'index is {given} for {len(h)} outputs; {ask}')
         if index.device.type == 'cpu' and not 0 <= index.min() <= index.max() < len(self.seen):
             raise ValueError(f'index goes from {index.min()} to {index.max()}; '
                              f'the training set has {len(self.seen)} images')

@@ -77,8 +77,9 @@ def as_outputs(
         raise ValueError(f'h holds {(~np.isfinite(h)).sum()} values that are NaN or infinite; '
                          'such outputs come from a training that diverged')
     if h.size and h.min() >= 0 and _is_unsigned(h):
-        raise ValueError(f'h holds {h.min():g} to {h.max():g} and nothing below 0; Codes.from_bits '
-                         'takes 0 and 1, Codes.from_packed takes packed bytes, and outputs have signs')
+        raise ValueError(f'h holds {h.min():g} to {h.max():g} and nothing below 0; '
+                         'Codes.from_bits takes 0 and 1, Codes.from_packed takes packed bytes, '
+                         'and outputs have signs')
     return h
 
 def _is_unsigned(h: np.ndarray) -> bool:
@@ -101,7 +102,8 @@ def check_packed(
     """Raises ValueError if `packed` is not uint8 of shape (N, B), with B bytes of at most 65,535
     bits."""
     if not isinstance(packed, np.ndarray) or packed.dtype != np.uint8 or packed.ndim != 2:
-        given = f'{packed.dtype} of shape {packed.shape}' if hasattr(packed, 'shape') else type(packed).__name__
+        shape = getattr(packed, 'shape', None)
+        given = f'{packed.dtype} of shape {shape}' if shape is not None else type(packed).__name__
         raise ValueError(f'{name} is {given}; '
                          'packed codes are a uint8 array of shape (N, B), as `pack` gives them')
     if not 1 <= packed.shape[1] <= -(-LONGEST // 8):
@@ -125,8 +127,9 @@ def unpack(
     Raises ValueError where `packed` does not hold codes of `bits` bits."""
     check_packed(packed)
     if -(-check_bits(bits) // 8) != packed.shape[1]:
+        room = 8 * packed.shape[1]
         raise ValueError(f'bits is {bits} and packed has {packed.shape[1]} bytes a code; '
-                         f'that is room for {8 * packed.shape[1] - 7} to {8 * packed.shape[1]} bits')
+                         f'that is room for {room - 7} to {room} bits')
     return np.unpackbits(packed, axis=1, count=bits).astype(np.int8) * 2 - 1
 
 # %% ../nbs/00_codes.ipynb #8362dbb4
@@ -134,9 +137,9 @@ def hamming(
     a: np.ndarray,   # packed codes, shape (N, B)
     b: np.ndarray,   # packed codes, shape (M, B)
 ) -> np.ndarray:     # uint16, shape (N, M): how many bits differ
-    """All distances between two small sets of codes. Raises ValueError where they are no packed codes of one length.
+    """All distances between two small sets of codes.
 
-    It holds N x M x B bytes; `dcwh.evaluation` scores whole databases without doing so."""
+    Raises ValueError where they are no packed codes of one length. It holds N x M x B bytes; `dcwh.evaluation` scores whole databases without doing so."""
     check_packed(a, 'a')
     check_packed(b, 'b')
     if a.shape[1] != b.shape[1]:
@@ -202,7 +205,7 @@ def _beside(place: Path) -> _Disk:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if os.fstat(file.fileno()).st_nlink: return file
-        except BlockingIOError: pass   # taken for a leftover by another process, before it was locked
+        except BlockingIOError: pass   # taken for a leftover by another process meanwhile
         except OSError: return file    # a file system without locks
         file.close()
 
@@ -210,9 +213,10 @@ def write_whole(
     path: str | Path,                    # where the file shall be; its folder is made
     write: Callable[[BinaryIO], object], # called with an open binary file
 ) -> None:
-    """Write a file so that nobody ever sees half of it: beside its place, flushed to disk, then renamed into it.
+    """Write a file so that nobody ever sees half of it.
 
-    Its mode follows the umask. Raises OSError, naming path and reason, where it cannot be written."""
+    It is written beside its place, flushed to disk, then renamed into it. Its mode follows the
+    umask. Raises OSError, naming path and reason, where it cannot be written."""
     place = writable(path)
     remove_leftovers(place)
     disk = _beside(place)
@@ -242,7 +246,7 @@ def locked(
 
 # %% ../nbs/00_codes.ipynb #86ceb064
 def as_labels(
-    labels: Tensor | np.ndarray | None,  # class numbers (N,) or (N, 1), or 0 and 1 (N, C); None: unknown
+    labels: Tensor | np.ndarray | None,  # class numbers (N,) or (N, 1), or 0 and 1 (N, C)
     images: int | None = None,           # how many there have to be; None: any number
     name: str = 'labels',                # of the argument, for the error
 ) -> np.ndarray | None:                  # int64 (N,): one label per image, or bool (N, C): several
@@ -265,7 +269,8 @@ def _whole_numbers(y: np.ndarray, name: str) -> np.ndarray:
     wrong = ~np.isfinite(y) | (y != np.floor(y)) | (np.abs(y) >= 2**53)
     if wrong.any():
         first = y[wrong].flat[0]
-        raise ValueError(f'{name} hold {wrong.sum()} values that are no class numbers, the first {first}; '
+        raise ValueError(f'{name} hold {wrong.sum()} values that are no class numbers, '
+                         f'the first {first}; '
                          'leave images without a label out')
     return y.astype(np.int64)
 
@@ -275,7 +280,8 @@ def _class_numbers(y: np.ndarray, name: str) -> np.ndarray:
                          'give class numbers (N,), or 0 and 1 (N, C)')
     wrong = (y < 0) | (y > np.iinfo(np.int64).max)
     if wrong.any():
-        raise ValueError(f'{name} hold {wrong.sum()} values that are no class numbers, the first {y[wrong][0]}; '
+        raise ValueError(f'{name} hold {wrong.sum()} values that are no class numbers, '
+                         f'the first {y[wrong][0]}; '
                          'classes are numbered from 0, and images without a label are left out')
     return y.astype(np.int64)
 
@@ -332,7 +338,7 @@ class Codes:
     "Binary codes of N images. Raises ValueError where the parts contradict each other."
     packed: np.ndarray          # uint8, shape (N, ceil(bits/8))
     bits: int                   # code length K
-    labels: np.ndarray | None   # int64 (N,): one label per image, bool (N, C): several, None: unknown
+    labels: np.ndarray | None   # int64 (N,): one per image, bool (N, C): several, or None
     ids: np.ndarray             # shape (N,), a name or number of each image
     model: str = ''             # identity of the model that made them; empty: unknown
 
@@ -363,7 +369,8 @@ class Codes:
         Warns where all are equal, as the signs of a sigmoid's outputs are."""
         packed = pack(h)
         if len(packed) > 1 and (packed == packed[0]).all():
-            warnings.warn(f'all {len(packed)} codes are equal: the outputs have the same signs', stacklevel=2)
+            said = f'all {len(packed)} codes are equal: the outputs have the same signs'
+            warnings.warn(said, stacklevel=2)
         return cls(packed, np.shape(h)[1], labels, ids, model)
 
     @classmethod
@@ -380,7 +387,7 @@ class Codes:
     @classmethod
     def from_packed(
         cls,
-        packed: np.ndarray,                         # uint8, shape (N, ceil(bits/8)), as numpy.packbits gives
+        packed: np.ndarray,                         # uint8, (N, ceil(bits/8)), of numpy.packbits
         bits: int,                                  # code length K
         labels: Tensor | np.ndarray | None = None,
         ids: np.ndarray | None = None,
@@ -424,20 +431,23 @@ def _text(value: np.ndarray, name: str) -> str:
 
 # %% ../nbs/00_codes.ipynb #83284a04
 def read_codes(
-    path: str | Path,   # of an .npz: `packed` and `bits` as `Codes.save` writes them, or `codes` (N, K)
+    path: str | Path,   # of an .npz: `packed` and `bits`, as `Codes.save` writes, or `codes` (N, K)
 ) -> Codes:
-    """Codes from a file. A matrix `codes` holds outputs, -1 and 1, or 0 and 1; `labels` and `ids` may lie beside it.
+    """Codes from a file.
 
+    A matrix `codes` holds outputs, -1 and 1, or 0 and 1; `labels` and `ids` may lie beside it.
     Raises FileNotFoundError, or ValueError naming the file if it holds something else."""
     if not Path(path).is_file(): raise FileNotFoundError(f'{path} is not there; give an .npz of codes')
     parts = _plain_arrays(path)
+    labels, ids = parts.get('labels'), parts.get('ids')
+    missing = [name for name in ('packed', 'bits') if name not in parts]
     try:
-        if 'codes' in parts: return _from_matrix(parts['codes'], parts.get('labels'), parts.get('ids'))
-        if missing := [name for name in ('packed', 'bits') if name not in parts]:
-            raise ValueError(f'it holds {", ".join(parts) or "nothing"} and no {missing[0]}; codes are a matrix '
-                             'called codes, or packed and bits, and labels, if any, labels')
-        return Codes(parts['packed'], _number(parts['bits'], 'bits'), parts.get('labels'), parts.get('ids'),
-                     _text(parts.get('model', np.array('')), 'model'))
+        if 'codes' in parts: return _from_matrix(parts['codes'], labels, ids)
+        if missing:
+            raise ValueError(f'it holds {", ".join(parts) or "nothing"} and no {missing[0]}; codes are '
+                             'a matrix called codes, or packed and bits, and labels, if any, labels')
+        bits = _number(parts['bits'], 'bits')
+        return Codes(parts['packed'], bits, labels, ids, _text(parts.get('model', np.array('')), 'model'))
     except ValueError as e: raise ValueError(f'{path}: {e}') from e
 
 def _from_matrix(codes: np.ndarray, labels: np.ndarray | None, ids: np.ndarray | None) -> Codes:
@@ -446,8 +456,8 @@ def _from_matrix(codes: np.ndarray, labels: np.ndarray | None, ids: np.ndarray |
     if matrix.size and (matrix.dtype == bool or np.isin(matrix, (0, 1)).all()):
         return Codes.from_bits(matrix, labels, ids)
     if matrix.dtype.kind == 'f' and matrix.size and np.nanmin(matrix) >= 0:
-        raise ValueError(f'codes hold {np.nanmin(matrix):g} to {np.nanmax(matrix):g} and nothing below 0; '
-                         'of outputs of a sigmoid, save codes - .5')
+        raise ValueError(f'codes hold {np.nanmin(matrix):g} to {np.nanmax(matrix):g} and nothing '
+                         'below 0; of outputs of a sigmoid, save codes - .5')
     return Codes.from_outputs(matrix, labels, ids)
 
 # %% ../nbs/00_codes.ipynb #f09f07d4
@@ -489,11 +499,13 @@ def collisions(
     classes, place = np.unique(labels, return_inverse=True)
     _, code = np.unique(codes.packed, axis=0, return_inverse=True)
     everyone = np.bincount(code)   # images with each code
-    pairs, own = np.unique(place * len(everyone) + code[images], return_counts=True)   # of class and code
+    class_and_code = place * len(everyone) + code[images]
+    pairs, own = np.unique(class_and_code, return_counts=True)
     of_class, of_code = np.divmod(pairs, len(everyone))
     def by_class(counted): return np.bincount(of_class, counted, len(classes)).astype(np.int64)
     shared = own < everyone[of_code]
-    return {'class': classes, 'images': by_class(own), 'distinct': by_class(own > 0), 'collisions': by_class(own * shared)}
+    return {'class': classes, 'images': by_class(own), 'distinct': by_class(own > 0),
+            'collisions': by_class(own * shared)}
 
 # %% ../nbs/00_codes.ipynb #95800ce7
 def class_codes(

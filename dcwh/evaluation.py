@@ -105,20 +105,22 @@ def check_sides(query: Codes, database: Codes) -> tuple[Codes, Codes]:
         if side.labels is None: raise ValueError(f'{name}.labels is None; without labels nothing is relevant, and codes can be searched but not scored')
     if query.bits != database.bits: raise ValueError(f'query has {query.bits} bits and database {database.bits}; both sides need the same code length')
     labels = same_form(query.labels, database.labels)
-    return tuple(side if y is side.labels else replace(side, labels=y) for side, y in zip((query, database), labels))
+    sides = zip((query, database), labels)
+    return tuple(side if y is side.labels else replace(side, labels=y) for side, y in sides)
 
 def same_form(
     y: np.ndarray,   # labels of the queries: int64 (Q,), or bool (Q, C)
     z: np.ndarray,   # of the database: int64 (N,), or bool (N, C)
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Labels of two sides in one form: class numbers become rows of booleans where the other side has such.
+    """Labels of two sides in one form: class numbers become rows where the other side has rows.
 
     Raises ValueError where they are of other classes."""
     if y.ndim == z.ndim == 1: return y, z
     columns = {side.shape[1] for side in (y, z) if side.ndim == 2}
     most = max((side.max() for side in (y, z) if side.ndim == 1), default=-1)
     if len(columns) > 1 or most >= min(columns):
-        words = [f'{side.shape[1]} columns' if side.ndim == 2 else f'class numbers up to {side.max()}' for side in (y, z)]
+        words = [f'class numbers up to {side.max()}' if side.ndim == 1 else f'{side.shape[1]} columns'
+                 for side in (y, z)]
         raise ValueError(f'query.labels have {words[0]} and database.labels {words[1]}; '
                          'both sides need labels of the same classes')
     classes = np.arange(columns.pop())
@@ -168,7 +170,8 @@ def histograms(
         raise ValueError(f'device is {device!r}; give cpu, cuda, or another device of torch') from e
     most = max(1, int(query.labels.sum(1).max())) if query.labels.ndim == 2 else 1
     counts = np.zeros((len(query), (most if graded else 1) + 1, query.bits + 1), np.int32)
-    return _count_blocks(query, database, most, counts) if device.type == 'cpu' else _count_tiles(query, database, counts, device)
+    if device.type == 'cpu': return _count_blocks(query, database, most, counts)
+    return _count_tiles(query, database, counts, device)
 
 # %% ../nbs/08_evaluation.ipynb #cf30767a
 FIRST = np.concatenate([[0], np.cumsum(1 / np.arange(1, 64))])   # H(0) … H(63)

@@ -61,7 +61,8 @@ def _rows(y: Tensor, num_classes: int | None, looked_at: bool) -> Tensor:
                          'a row holds 0 and 1')
     y = y.bool()
     if looked_at and not y.any(1).all():
-        raise ValueError(f'y has {(~y.any(1)).sum()} rows without a label, the first at {int(y.any(1).int().argmin())}; '
+        bare = ~y.any(1)
+        raise ValueError(f'y has {bare.sum()} rows without a label, the first at {bare.int().argmax()}; '
                          'leave images without a label out')
     return y
 
@@ -82,8 +83,9 @@ class Criterion(nn.Module):
         "Scores of the classes, (N, K) to (N, C), where the method classifies."
 
     def forward(self, h: Tensor, y: Tensor, index: Tensor | None = None) -> Tensor:
-        """The loss of outputs h (N, K) with labels y; `index` (N,) are positions in the training set.
+        """The loss of outputs h (N, K) with labels y.
 
+        `index` (N,) are positions in the training set.
         Raises ValueError as `check_batch` does."""
         h, y = check_batch(h, y, self.num_classes, self.bits)
         terms = self.terms(h, y, index)
@@ -116,8 +118,8 @@ def check_start(num_classes: int, bits: int, start: str = 'vertices') -> None:
                          f'take {(num_classes - 1).bit_length()} bits or more')
     own = max(1, bits // 4)
     if start == 'sparse' and math.comb(bits, own) < num_classes:
-        raise ValueError(f'{math.comb(bits, own)} codes of {bits} bits have {own} of them at +1, too few '
-                         f'for {num_classes} classes; take more bits, or start on vertices')
+        raise ValueError(f'{math.comb(bits, own)} codes of {bits} bits have {own} of them at +1, '
+                         f'too few for {num_classes} classes; take more bits, or start on vertices')
 
 def check_above(name: str, value: float, least: float = 0.) -> None:
     "Raises ValueError where a number is not finite, or not `least` or more."
@@ -231,8 +233,9 @@ class DCWHLoss(Criterion):
     ):
         super().__init__()
         self.classwise = ClassWiseLoss(num_classes, bits, sigma, start, generator)
-        for name, value in {'margin': margin, 'cube_weight': cube_weight, 'vertex_weight': vertex_weight}.items():
-            check_above(name, value)
+        check_above('margin', margin)
+        check_above('cube_weight', cube_weight)
+        check_above('vertex_weight', vertex_weight)
         self.num_classes, self.bits = num_classes, bits
         self.margin, self.weights = margin, {'cube': cube_weight, 'vertex': vertex_weight}
 

@@ -64,7 +64,8 @@ class Alternation(Criterion):
     @property
     def centres(self) -> Tensor: return self.loss.centres
 
-    def begin_epoch(self, epoch: int, epochs: int) -> None: self.epoch, self.epochs, self.sums = epoch, epochs, None
+    def begin_epoch(self, epoch: int, epochs: int) -> None:
+        self.epoch, self.epochs, self.sums = epoch, epochs, None
 
     def logits(self, h: Tensor) -> Tensor: return self.loss.logits(h)
 
@@ -86,7 +87,8 @@ class Alternation(Criterion):
         if self.rule not in ('running', 'exact') or not due: return None
         if self.rule == 'exact':
             if outputs is None:
-                raise ValueError('the exact rule of centres needs end_epoch(outputs): a function that gives (h, y) of all training images')
+                raise ValueError('the exact rule of centres needs end_epoch(outputs): '
+                                 'a function that gives (h, y) of all training images')
             self.sums = class_sums(*outputs(), len(self.centres)).to(self.centres.device)
         if self.sums is None:
             raise ValueError('end_epoch was called and no batch has been seen since begin_epoch; '
