@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cosine_similarity, cross_entropy, normalize, one_hot, softplus
 
 from .codes import sign
-from .loss import Criterion, DCWHLoss, full_precision, start_centres, vertex_loss
+from .loss import Criterion, DCWHLoss, check_batch, full_precision, start_centres, vertex_loss
 from .optimizer import TwoStep
 
 # %% ../nbs/06_baselines.ipynb #c8b00246
@@ -71,9 +71,18 @@ class Memory(nn.Module):
         self.register_buffer('labels', torch.zeros(images, num_classes, dtype=torch.bool))
         self.register_buffer('seen', torch.zeros(images, dtype=torch.bool))
 
+    def check(self, h: Tensor, index: Tensor | None) -> None:
+        "Raises ValueError where `index` cannot be positions of these images in the training set."
+        ask = 'this method remembers outputs of training images: call criterion(h, y, index), with their positions in the training set'
+        if not isinstance(index, Tensor): raise ValueError(f'index is {type(index).__name__}; {ask}')
+        if index.shape != h.shape[:1] or index.dtype != torch.int64:
+            raise ValueError(f'index is {index.dtype} of shape {tuple(index.shape)} for {len(h)} outputs; {ask}')
+        if index.device.type == 'cpu' and not 0 <= index.min() <= index.max() < len(self.seen):
+            raise ValueError(f'index goes from {index.min()} to {index.max()}; the training set has {len(self.seen)} images')
+
     def write(self, h: Tensor, y: Tensor, index: Tensor | None) -> None:
         "Keep the outputs of a batch."
-        if index is None: raise ValueError('this method remembers outputs of training images: call criterion(h, y, index), with their positions in the training set')
+        self.check(h, index)
         self.outputs[index] = h.detach().to(self.outputs.dtype)
         self.labels[index] = one_hot(y, self.labels.shape[1]).bool() if y.ndim == 1 else y
         self.seen[index] = True
@@ -92,6 +101,7 @@ class CrossEntropy(Criterion):
         bias: bool = True,
     ):
         super().__init__()
+        self.num_classes, self.bits = num_classes, bits
         self.classifier = nn.Linear(bits, num_classes, bias)
 
     def logits(self, h: Tensor) -> Tensor: return self.classifier(full_precision(h))
@@ -111,6 +121,7 @@ class DPSH(Criterion):
         eta: float = .1,    # weight of the distance to codes
     ):
         super().__init__()
+        self.num_classes, self.bits = num_classes, bits
         self.memory, self.weights = Memory(images, num_classes, bits), {'vertex': eta}
 
     def likelihood(self, h: Tensor, y: Tensor, index: Tensor | None) -> Tensor:
@@ -223,6 +234,7 @@ class DSDH(DPSH):
 
     @in_full_precision
     def terms(self, h, y, index=None):
+        if self.training or index is not None: self.memory.check(h, index)
         b = sign(h.detach()) if index is None else torch.where(self.codes[index] == 0, sign(h.detach()), self.codes[index])
         if self.training and index is not None: self.codes[index] = b.to(self.codes.dtype)
         return {'pairs': self.likelihood(h, y, index), 'codes': (h - b).square().mean()}
@@ -230,6 +242,7 @@ class DSDH(DPSH):
     @torch.no_grad()
     def end_epoch(self, outputs=None) -> dict:
         "A step of codes and classifier; returns the share of bits in which codes are not the signs of outputs."
+        if not self.memory.seen.any(): raise ValueError('end_epoch was called and no batch has been seen; call criterion(h, y, index) for each batch, in training mode')
         seen, u = self.memory.seen, self.memory.outputs[self.memory.seen]
         self.codes[seen], w = discrete_step(self.codes[seen], u, self.memory.labels[seen].to(u.dtype), *self.solver)
         self.classifier.copy_(w)
@@ -276,6 +289,7 @@ class _FixedCentres(Criterion):
     "What has a code for each class before training."
     def __init__(self, num_classes: int, bits: int, generator: torch.Generator | None):
         super().__init__()
+        self.num_classes, self.bits = num_classes, bits
         self.register_buffer('hash_centres', hash_centres(num_classes, bits, generator))
         self.register_buffer('tie', sign(torch.randn(bits, generator=generator)))
 
@@ -361,6 +375,7 @@ class Squashed(Criterion):
     ):
         super().__init__()
         self.criterion, self.slope = criterion, slope
+        self.num_classes, self.bits = criterion.num_classes, criterion.bits
 
     @property
     def centres(self) -> Tensor | None: return self.criterion.centres
@@ -372,7 +387,9 @@ class Squashed(Criterion):
     def terms(self, h, y, index=None): return self.criterion.terms(self.squash(h), y, index)
 
     def forward(self, h: Tensor, y: Tensor, index: Tensor | None = None) -> Tensor:
-        loss = self.criterion(z := self.squash(h), y, index)
+        h, y = check_batch(h, y, self.num_classes, self.bits)
+        z = self.squash(h)
+        loss = self.criterion(z, y, index)
         self.last = self.criterion.last | {'passed': 1 - z.detach().square().mean() if self.slope else z.new_ones(())}
         if loss.requires_grad and h.requires_grad:
             terms = {'gradient': loss, 'class_gradient': self.criterion.terms(z, y, index)['class']}   # means over images

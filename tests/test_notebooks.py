@@ -16,7 +16,7 @@ NOTEBOOKS = [*NUMBERED, *sorted((ROOT / 'nbs').glob('index.ipynb')), *sorted((RO
 FLOOR = {p.stem.split('_', 1)[1]: int(p.stem[:2]) for p in NUMBERED}
 ALL = sorted(p for p in (ROOT / 'nbs').rglob('*.ipynb') if not any(part.startswith(('.', '_')) for part in p.relative_to(ROOT).parts))
 MODULES = sorted((ROOT / 'dcwh').glob('*.py'))
-LONGEST = 40   # lines of an exported cell
+LONGEST = 60   # lines of an exported cell
 
 # one process a notebook, as a reader has: what one of them imports or seeds cannot help the next
 RUN = '''
