@@ -4,15 +4,20 @@
 
 # %% auto #0
 __all__ = ['app', 'EXPECTED', 'data', 'Name', 'Where', 'Lists', 'Missing', 'Model', 'Index', 'Json', 'Workers', 'index',
-           'CodesFile', 'TableFile', 'main', 'assignments', 'run', 'compare', 'describe', 'check', 'fetch',
-           'encoder_of', 'encode', 'save_codes', 'build', 'add', 'delete', 'show', 'search', 'evaluate', 'labelled',
-           'serve']
+           'CodesFile', 'TableFile', 'main', 'assignments', 'in_a_line', 'run', 'compare', 'describe', 'check', 'fetch',
+           'encoder_of', 'check_places', 'check_columns', 'encode', 'table_of', 'bound', 'hash_of', 'save_codes',
+           'columns_of', 'build', 'add', 'delete', 'show', 'search', 'check_sheet', 'evaluate', 'labelled',
+           'tell_repeated', 'serve']
 
 # %% ../nbs/16_cli.ipynb #9aa6bcad
+from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
 from typing import Annotated, Optional
 import json
+import os
 import sys
+import warnings
 
 import typer
 
@@ -30,21 +35,44 @@ def assignments(
     def value(text):
         try: return json.loads(text)
         except json.JSONDecodeError: return text
-    if wrong := [p for p in pairs if '=' not in p]: raise ValueError(f'{wrong[0]!r} is no setting; give name=value')
-    return {name: value(text) for name, _, text in (p.partition('=') for p in pairs)}
+    named = [pair.partition('=') for pair in pairs]
+    wrong = [pair for pair, (name, equals, _) in zip(pairs, named) if not equals or not name]
+    if wrong: raise ValueError(f'{wrong[0]!r} is no setting; give name=value')
+    names = [name for name, _, _ in named]
+    twice = [name for name in names if names.count(name) > 1]
+    if twice: raise ValueError(f'{twice[0]} is given twice; give each setting once')
+    return {name: value(text) for name, _, text in named}
 
 # %% ../nbs/16_cli.ipynb #bd9c19d4
-EXPECTED = (ValueError, OSError, ImportError, FloatingPointError, RuntimeError)
+EXPECTED = (ValueError, OSError, ImportError, FloatingPointError, RuntimeError, MemoryError)
+
+def in_a_line(command: Callable) -> Callable:
+    "A command whose errors and warnings are told in one line each."
+    @wraps(command)
+    def wrapped(*args, **options):
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *rest: typer.secho(str(message), fg='yellow', err=True)
+            try: return command(*args, **options)
+            except typer.Exit: raise
+            except Exception as e: _fail(e)
+    return wrapped
 
 def _fail(e: Exception) -> None:
-    "End with a line on what went wrong, or raise `e` if it is a bug."
+    "End with a line on what went wrong: exit code 2, or 3 if it is a bug."
     inside = getattr(e, 'ename', None)   # papermill's error, with that of the notebook in it
-    if not isinstance(e, EXPECTED) and inside not in {c.__name__ for kind in EXPECTED for c in (kind, *kind.__subclasses__())}: raise e
-    typer.secho(e.evalue if inside else str(e), fg='red', err=True)
-    raise typer.Exit(2)
+    known = {kind.__name__ for top in EXPECTED for kind in (top, *top.__subclasses__())}
+    expected = inside in known if inside else isinstance(e, EXPECTED)
+    if not expected and os.environ.get('DCWH_TRACEBACK'): raise e
+    said = str(e.evalue if inside else e).strip() or inside or type(e).__name__
+    if isinstance(e, MemoryError): said = f'there is not enough memory for this ({said})'
+    if not expected:
+        said = f'{inside or type(e).__name__}: {said}. This is a bug; DCWH_TRACEBACK=1 shows where'
+    typer.secho(said, fg='red', err=True)
+    raise typer.Exit(2 if expected else 3)
 
 # %% ../nbs/16_cli.ipynb #e4d4ed23
 @app.command()
+@in_a_line
 def run(
     dataset: Annotated[str, typer.Option(help='digits, digit-pairs, cifar10, cifar100, nuswide21, imagenet100, coco80, or folder/, csv/, lists/<name>')] = 'digits',
     bits: Annotated[int, typer.Option(help='code length')] = 16,
@@ -56,7 +84,7 @@ def run(
     out: Annotated[str, typer.Option(help='folder of result files and reports')] = 'reports',
     runs: Annotated[str, typer.Option(help='folder of weights, codes and checkpoints')] = 'runs',
     template: Annotated[str, typer.Option(help='the notebook that is executed')] = 'nbs/templates/run.ipynb',
-    force: Annotated[bool, typer.Option(help='run although the result is there')] = False,
+    force: Annotated[bool, typer.Option(help='run although the result is there, and replace it')] = False,
 ) -> None:
     """Train and evaluate as a report notebook; a run whose result is there is skipped.
 
@@ -67,24 +95,34 @@ def run(
     dcwh run --method dpsh --set method_settings='{"eta": 0.2}'
     """
     from dcwh import experiment
+    more = assignments(set or [])
     task = {'dataset': dataset, 'bits': bits, 'method': method, 'seed': seed, 'recipe': recipe}
-    try:
-        more = assignments(set or [])
-        if detail == 'none':
-            config = experiment.resolve(settings=more, **task)
-            where = f'{out}/{experiment.run_name(config)}.json'
-            result = not force and experiment.finished(config, out) or experiment.run(config, out, runs, resume=not force, progress=sys.stderr.isatty())
-        else:
-            where = experiment.report(template, force, **task, settings=more, detail=detail, out=out, runs=runs)
-            result = json.loads(where.with_suffix('.json').read_text())
-    except Exception as e: _fail(e)
-    m, p = result['metrics'], result['protocol']
-    if not Path(where).exists(): where = f'{Path(where).with_suffix(".json")} was there, and no report is made again; --force makes one'
-    typer.echo(f"{where}\n{p['source']}, protocol {p['name']}: {p['query']} queries, {p['database']} in the database, {bits} bits, {method}, seed {seed}\n"
-               f"mAP{'@' + str(p['top_k']) if p['top_k'] else ''} {m['map']:.4f} (ties put wrong {m['map_pessimistic']:.4f}, put right {m['map_optimistic']:.4f})")
+    config = experiment.resolve(more, **task)
+    file = Path(out) / f'{experiment.run_name(config)}.json'
+    if detail not in ('full', 'brief', 'none'):
+        raise ValueError(f'unknown detail {detail!r}; known are full, brief, none')
+    known = None if force else experiment.recorded(config, out, runs, report=detail != 'none')
+    if known: result = known
+    elif detail == 'none':
+        result = experiment.run(config, out, runs, resume=not force, progress=sys.stderr.isatty())
+    else:
+        experiment.report(template, force, **task, settings=more, detail=detail, out=out, runs=runs)
+        result = json.loads(file.read_text())
+    typer.echo(_told(result, file, ran=not known))
+
+def _told(result: dict, file: Path, ran: bool) -> str:
+    "What came out of a run, in lines."
+    c, p, m = (result[part] for part in ('config', 'protocol', 'metrics'))
+    report = file.with_suffix('.ipynb')
+    where = report if report.is_file() else file
+    cut = f'@{p["top_k"]}' if p['top_k'] else ''
+    first = where if ran else f'recorded in {where}, commit {result["manifest"]["commit"]}: nothing was run; --force runs it again'
+    return (f"{first}\n{p['source']}, protocol {p['name']}: {p['query']} queries, {p['database']} in the database, {c['bits']} bits, {c['method']}, seed {c['seed']}\n"
+            f"mAP{cut} {m['map']:.4f} (ties put wrong {m['map_pessimistic']:.4f}, put right {m['map_optimistic']:.4f})")
 
 # %% ../nbs/16_cli.ipynb #ae673349
 @app.command()
+@in_a_line
 def compare(
     results: Annotated[str, typer.Option(help='folder of result files')] = 'reports',
     published: Annotated[str, typer.Option(help='numbers of others')] = 'data/published.csv',
@@ -92,11 +130,14 @@ def compare(
     template: Annotated[str, typer.Option(help='the notebook that is executed')] = 'nbs/templates/compare.ipynb',
 ) -> None:
     "Put all results of a folder beside each other, and beside published numbers, as a notebook."
-    from dcwh import experiment
-    try:
-        experiment.template_parameters(template)
-        experiment.execute(template, out, {'results': results, 'published': published})
-    except Exception as e: _fail(e)
+    from dcwh import codes, experiment
+    if not Path(results).is_dir():
+        raise FileNotFoundError(f'{results} is not there; give a folder of result files')
+    if not Path(published).is_file():
+        raise FileNotFoundError(f'{published} is not there; give the table of published numbers')
+    codes.writable(out)
+    experiment.template_parameters(template)
+    experiment.execute(template, out, {'results': results, 'published': published})
     typer.echo(out)
 
 # %% ../nbs/16_cli.ipynb #41d96c27
@@ -109,9 +150,13 @@ Lists = Annotated[str, typer.Option(help='where lists are, if not beside the ima
 Missing = Annotated[str, typer.Option(help='refuse, or skip: leave out listed images that are not there')]
 
 def _show(table: dict) -> None:
-    for name, value in table.items(): typer.echo(f'{name:18}{"" if value is None else value}')
+    width = max(16, *map(len, table)) + 2
+    for name, value in table.items():
+        shown = '' if value is None else f'{value:.4f}' if isinstance(value, float) else value
+        typer.echo(f'{name:{width}}{shown}')
 
 @data.command()
+@in_a_line
 def describe(
     name: Name, data_dir: Where = '', lists_dir: Lists = '', missing: Missing = 'refuse',
     protocol: Annotated[str, typer.Option(help='full, sampled, disjoint or official; empty: the recipe\'s')] = '',
@@ -124,48 +169,55 @@ def describe(
     dcwh data describe cifar10 --protocol sampled
     """
     from dcwh import experiment
-    try: _show(experiment.retrieval_set(experiment.resolve(dataset=name, bits=1, data_dir=data_dir, protocol=protocol, seed=seed, train_per_class=train_per_class, evaluate_on=evaluate_on, settings={'lists_dir': lists_dir, 'missing': missing})).describe())
-    except Exception as e: _fail(e)
+    asked = {'data_dir': data_dir, 'protocol': protocol, 'train_per_class': train_per_class, 'evaluate_on': evaluate_on}
+    config = experiment.resolve({'lists_dir': lists_dir, 'missing': missing}, dataset=name, bits=1, seed=seed, **asked)
+    _show(experiment.retrieval_set(config).describe())
 
 # %% ../nbs/16_cli.ipynb #3ff3e663
+def _source(name: str, data_dir: str, lists_dir: str = '', missing: str = 'refuse'):
+    "A source, and where its images are."
+    from dcwh import experiment, sources
+    where = data_dir or experiment.resolve(dataset=name, bits=1).data_dir
+    return sources.find_source(name, where, lists_dir, missing), where
+
 @data.command()
-def check(name: Name, data_dir: Where = '', lists_dir: Lists = '', missing: Missing = 'refuse', workers: Annotated[int, typer.Option(help='processes that read')] = 2) -> None:
+@in_a_line
+def check(
+    name: Name, data_dir: Where = '', lists_dir: Lists = '', missing: Missing = 'refuse',
+    workers: Annotated[int, typer.Option(min=0, max=256, help='processes that read')] = 2,
+) -> None:
     """Read every image of a local copy; exit code 1 if something is wrong with it, each in a line.
 
     dcwh data check folder/birds --data-dir /data/birds
     """
-    from dcwh import experiment, sources
     from dcwh.data import check
-    try: found, wrong = check(sources.find_source(name, data_dir or experiment.resolve(dataset=name, bits=1).data_dir, lists_dir, missing), workers)
-    except Exception as e: _fail(e)
+    found, wrong = check(_source(name, data_dir, lists_dir, missing)[0], workers)
     _show(found)
     for line in wrong: typer.secho(line, fg='red', err=True)
     if wrong: raise typer.Exit(1)
     typer.echo('every image can be read')
 
 @data.command()
+@in_a_line
 def fetch(name: Annotated[str, typer.Argument(help='cifar10 or cifar100')], data_dir: Where = '') -> None:
     "Download a set, check it, and say where it is."
-    from dcwh import experiment, sources
-    try:
-        if not name.startswith('cifar'): raise ValueError(f'{name} is not downloaded; data/README.md says how to get it')
-        source = sources.find_source(name, where := data_dir or experiment.resolve(dataset=name, bits=1).data_dir)
-    except Exception as e: _fail(e)
+    if name not in ('cifar10', 'cifar100'):
+        raise ValueError(f'{name} is not downloaded; data/README.md says how to get it')
+    source, where = _source(name, data_dir)
     typer.echo(f'{where}: {len(source.images)} images of {name}')
 
 # %% ../nbs/16_cli.ipynb #1a7157dd
-Model = Annotated[str, typer.Option(help='folder of a saved model, its name on the hub, or an .onnx file')]
+Model = Annotated[str, typer.Option(help='folder of a saved model, an .onnx file, or hf://owner/name on the hub')]
 Index = Annotated[str, typer.Argument(help='an index: a file, or a folder or URI that ends in .lance')]
 Json = Annotated[bool, typer.Option('--json', help='answer with one JSON object')]
-Workers = Annotated[int, typer.Option(help='processes that decode files')]
+Workers = Annotated[int, typer.Option(min=0, max=256, help='processes that decode files')]
 
 def encoder_of(model: str):
-    "The model at a folder, on the hub, or in an .onnx file."
-    if model.endswith('.onnx'):
+    "The model in a folder, in an .onnx file, or on the hub."
+    if Path(model).is_file() or model.endswith('.onnx') and not Path(model).is_dir():
         from dcwh.sharing import OnnxModel
         return OnnxModel(model)
     from dcwh.model import HashModel
-    if Path(model).is_dir() and not (Path(model) / 'config.json').is_file(): raise FileNotFoundError(f'{model} holds no saved model (no config.json); a run leaves its own at runs/<name>/model')
     return HashModel.from_pretrained(model)
 
 def _answer(found: dict, as_json: bool) -> None:
@@ -177,14 +229,47 @@ def _name_broken(lines: list[str]) -> None:
     for line in lines: typer.secho(f'left out: {line}', fg='red', err=True)
     if lines: raise typer.Exit(1)
 
+# %% ../nbs/16_cli.ipynb #8eb2e82f
+def check_places(
+    out: Path,      # of the codes
+    images: Path,   # a folder, or a CSV
+) -> None:
+    """Raises ValueError or OSError where codes and table cannot be written, or would replace
+    something else."""
+    from dcwh.codes import read_codes, writable
+    table = table_of(out)
+    if out.suffix != '.npz':
+        raise ValueError(f'{out} does not end in .npz, which codes do; '
+                         'the table beside them ends in .csv')
+    for place in (out, table): writable(place)
+    if table.is_file() and images.is_file() and table.samefile(images):
+        raise ValueError(f'the table of {out} would replace {images}, which names the images; '
+                         'give --out another name')
+    there = hash_of(table)
+    if there and out.is_file():
+        read_codes(out)
+        if there in bound(out).values(): return
+    if there:
+        raise ValueError(f'{table} is there, and is not the table that was written with {out}; '
+                         'move it, or give --out another name')
+    if out.is_file(): read_codes(out)   # something else is not replaced
+
+def check_columns(columns: dict, images: Path) -> None:
+    "Raises ValueError where a column cannot be kept beside the codes."
+    from dcwh.search import check_name
+    for name in columns:
+        try: check_name(name)
+        except ValueError as e: raise ValueError(f'{images}: {e}') from e
+
 # %% ../nbs/16_cli.ipynb #9bd0dac2
 @app.command()
+@in_a_line
 def encode(
-    model: Annotated[str, typer.Argument(help='folder of a saved model, its name on the hub, or an .onnx file')],
+    model: Annotated[str, typer.Argument(help='folder of a saved model, an .onnx file, or hf://owner/name on the hub')],
     images: Annotated[Path, typer.Argument(help='a folder of images, or a CSV with a column path')],
     out: Annotated[Path, typer.Option(help='the .npz of codes; a .csv of what is known of each image is written beside it')] = Path('codes.npz'),
     workers: Workers = 2,
-    batch_size: Annotated[int, typer.Option(min=1)] = 64,
+    batch_size: Annotated[int, typer.Option(min=1, max=2**16)] = 64,
     precision: Annotated[str, typer.Option(help='fp32, or bf16: faster where the processor has it')] = 'fp32',
     as_json: Json = False,
 ) -> None:
@@ -192,54 +277,85 @@ def encode(
 
     dcwh encode runs/digits-default/dcwh-16-seed0-…/model photos --out photos.npz
 
-    dcwh encode me/my-hash-model photos.csv --out photos.npz --precision bf16
+    dcwh encode hf://me/my-hash-model photos.csv --out codes.npz --precision bf16
     """
     import numpy as np
     from dcwh.sources import catalogue
+    check_places(out, images)
+    files, columns = catalogue(images)
+    check_columns(columns, images)
+    encoder, more = encoder_of(model), {}
+    if precision != 'fp32':
+        if not hasattr(encoder, 'state_dict'):
+            raise ValueError(f'precision is {precision!r}; an .onnx file computes in fp32 only')
+        more = {'precision': precision}
     unreadable = []
-    try:
-        files, columns = catalogue(images)
-        if precision != 'fp32' and model.endswith('.onnx'): raise ValueError(f'precision is {precision!r}; an .onnx file computes in fp32 only')
-        encoder, more = encoder_of(model), {} if precision == 'fp32' else {'precision': precision}
-        codes = encoder.encode(files, batch_size=batch_size, workers=workers, progress=not as_json, unreadable=unreadable, **more)
-        if not len(codes): raise ValueError(f'none of the {len(files)} images can be read; the first: {unreadable[0]}')
-        kept = np.isin(files.names, codes.ids)
-        save_codes(codes, {name: values[kept] for name, values in columns.items()}, out)
-    except Exception as e: _fail(e)
+    codes = encoder.encode(files, batch_size=batch_size, workers=workers, progress=not as_json, unreadable=unreadable, **more)
+    if not len(codes):
+        raise ValueError(f'none of the {len(files)} images can be read; the first: {unreadable[0]}')
+    kept = np.isin(files.names, codes.ids)
+    save_codes(codes, {name: values[kept] for name, values in columns.items()}, out)
     _answer({'codes': str(out), 'images': len(codes), 'bits': codes.bits, 'model': codes.model, 'columns': ', '.join(columns), 'left_out': len(unreadable)}, as_json)
     _name_broken(unreadable)
 
 # %% ../nbs/16_cli.ipynb #e1c5a429
+def table_of(codes: Path) -> Path:
+    "Where the table of a file of codes is."
+    return codes.with_suffix('.csv')
+
+def bound(codes: Path) -> dict[str, str]:
+    """The hashes that a file of codes holds: `table`, of its table, and `replaces`, of the one
+    that was there before."""
+    import numpy as np
+    with np.load(codes, allow_pickle=False) as z:
+        return {name: str(z[name]) for name in ('table', 'replaces') if name in z.files}
+
+def hash_of(table: Path) -> str:
+    "16 hex digits of the SHA-256 of a table; empty where there is none."
+    from dcwh.sources import digest
+    return digest(table.read_bytes()) if table.is_file() else ''
+
 def save_codes(codes, columns: dict, out: Path) -> None:
     "The codes, and the table beside them."
-    import csv, io
     from dcwh.codes import write_whole
-    codes.save(out)
-    text = io.StringIO()
-    csv.writer(text, lineterminator='\n').writerows([['id', *columns], *zip(codes.ids.tolist(), *(values.tolist() for values in columns.values()))])
-    write_whole(out.with_suffix('.csv'), lambda f: f.write(text.getvalue().encode()))
+    from dcwh.sources import digest, write_table
+    text = write_table({'id': codes.ids, **columns})
+    codes.save(out, table=digest(text), replaces=hash_of(table_of(out)))
+    write_whole(table_of(out), lambda f: f.write(text))
 
 # %% ../nbs/16_cli.ipynb #8399d00b
 index = typer.Typer(no_args_is_help=True, help='Build an index of codes, extend it, take images out, look at it.')
 app.add_typer(index, name='index')
 
 CodesFile = Annotated[Path, typer.Argument(help='codes that `dcwh encode` wrote')]
-TableFile = Annotated[str, typer.Option(help='a CSV with a column id; empty: the one beside the codes, if there is one')]
+TableFile = Annotated[str, typer.Option(help='a CSV with a column id, taken as it is; '
+                                             'none: without; '
+                                             'empty: the one beside the codes, if it was written with them')]
 
-def _columns(codes, file: Path, table: str) -> dict:
-    "The columns of a table, in the order of the codes."
+def columns_of(codes, file: Path, table: str = '') -> dict:
+    """The columns of a table as text, in the order of the codes.
+
+    Raises ValueError or FileNotFoundError where it is not the table of these codes."""
     import numpy as np
     from dcwh.sources import read_columns
-    table = table or (str(file.with_suffix('.csv')) if file.with_suffix('.csv').is_file() else '')
-    if not table: return {}
-    names, columns = read_columns(table, 'id')
+    place, bond = Path(table) if table else table_of(file), bound(file).get('table', '')
+    if table == 'none' or not (table or bond or place.is_file()): return {}
+    if not table and bond != hash_of(place) and bond:
+        gone = 'was changed, or was not written with these codes' if place.is_file() else 'is not there'
+        raise ValueError(f'{place}, the table of {file}, {gone}; '
+                         f'encode again, or say --table {place} (as it is) or --table none')
+    names, columns = read_columns(place, 'id')
     row = {name: i for i, name in enumerate(names.tolist())}
-    if missing := [i for i in codes.ids.tolist() if str(i) not in row]: raise ValueError(f'{table} says nothing of {len(missing)} images, the first {missing[0]}')
-    return {name: values[[row[str(i)] for i in codes.ids.tolist()]] for name, values in columns.items()}
+    missing = [i for i in codes.ids.tolist() if str(i) not in row]
+    if missing:
+        raise ValueError(f'{place} says nothing of {len(missing)} images, the first {missing[0]}')
+    order = [row[str(i)] for i in codes.ids.tolist()]
+    return {name: values[order] for name, values in columns.items()}
 
 def _described(index) -> dict: return {'kind': index.kind, 'images': len(index), 'bits': index.bits, 'model': index.model, 'root': index.root, 'columns': ', '.join(index.columns)}
 
 @index.command()
+@in_a_line
 def build(
     where: Index, codes: CodesFile, table: TableFile = '',
     kind: Annotated[str, typer.Option(help='flat, hnsw, ivf, multihash or lance')] = 'flat',
@@ -255,62 +371,66 @@ def build(
 
     dcwh index build s3://bucket/photos.lance photos.npz --kind lance
     """
-    from dcwh.codes import read_codes
-    from dcwh.search import CodeIndex
-    try:
-        options = assignments(set or []) | ({'path': where} if kind == 'lance' else {})
-        if kind != 'lance' and Path(where).exists(): raise FileExistsError(f'{where} is there already; dcwh index add extends it')
-        found = read_codes(codes)
-        made = CodeIndex.build(found, kind, _columns(found, codes, table), str(Path(images).resolve()) if images else '', **options)
-        made.save(where)
-    except Exception as e: _fail(e)
+    from dcwh.codes import read_codes, writable
+    from dcwh.search import CodeIndex, check_options
+    from dcwh.sources import typed_columns
+    options = assignments(set or []) | ({'path': where} if kind == 'lance' else {})
+    if kind != 'lance' and Path(where).exists():
+        raise FileExistsError(f'{where} is there already; dcwh index add extends it')
+    if kind != 'lance': writable(where)
+    found = read_codes(codes)
+    options = check_options(kind, options, found.bits, len(found))
+    root = str(Path(images).resolve()) if images else ''
+    made = CodeIndex.build(found, kind, typed_columns(columns_of(found, codes, table)), root, **options)
+    made.save(where)
     _answer(_described(made), as_json)
 
 # %% ../nbs/16_cli.ipynb #98952d87
 @index.command()
+@in_a_line
 def add(where: Index, codes: CodesFile, table: TableFile = '', as_json: Json = False) -> None:
     """Extend an index by codes of the same model.
 
     dcwh index add photos.index more.npz
     """
     from dcwh.codes import read_codes
-    _change(where, as_json, lambda index: index.add(found := read_codes(codes), _columns(found, codes, table)))
+    from dcwh.search import changing
+    found = read_codes(codes)
+    columns = columns_of(found, codes, table)
+    with changing(where) as index: index.add(found, index.read_columns(columns))
+    _answer(_described(index), as_json)
 
 @index.command()
+@in_a_line
 def delete(where: Index, ids: Annotated[list[str], typer.Argument(help='images to take out')], as_json: Json = False) -> None:
     """Take images out of an index.
 
     dcwh index delete photos.index holiday/1.jpg holiday/2.jpg
     """
-    _change(where, as_json, lambda index: index.delete(ids))
+    from dcwh.search import changing
+    with changing(where) as index: index.delete(index.read_ids(ids))
+    _answer(_described(index), as_json)
 
 @index.command()
+@in_a_line
 def show(where: Index, as_json: Json = False) -> None:
     """What an index holds.
 
     dcwh index show photos.index --json
     """
-    _change(where, as_json, None)
-
-def _change(where: str, as_json: bool, change) -> None:
     from dcwh.search import CodeIndex
-    try:
-        found = CodeIndex.load(where)
-        if change:
-            change(found)
-            found.save(where)
-    except Exception as e: _fail(e)
-    _answer(_described(found), as_json)
+    _answer(_described(CodeIndex.load(where)), as_json)
 
 # %% ../nbs/16_cli.ipynb #f0e0a5f1
 @app.command()
+@in_a_line
 def search(
     where: Index,
     images: Annotated[list[Path], typer.Argument(help='images that ask')],
     model: Model = ...,
-    k: Annotated[int, typer.Option('-k', min=1, help='how many answers')] = 10,
+    k: Annotated[int, typer.Option('-k', min=1, max=2**31 - 1, help='how many answers')] = 10,
     only: Annotated[Optional[list[str]], typer.Option('--where', help='a condition as column=value; again for another value or column')] = None,
-    rerank: Annotated[int, typer.Option(min=0, help='order a shortlist of so many by the distance of outputs to codes; 0: by Hamming distance')] = 0,
+    rerank: Annotated[int, typer.Option(min=0, max=2**31 - 1, help='order a shortlist of so many by the distance of outputs to codes; 0: by Hamming distance')] = 0,
     sheet: Annotated[Optional[Path], typer.Option(help='write a contact sheet of the answers to this .png or .jpg')] = None,
     as_json: Json = False,
 ) -> None:
@@ -323,24 +443,27 @@ def search(
     from dcwh.codes import Codes
     from dcwh.search import CodeIndex
     from dcwh.sources import Files
-    unreadable = []
-    try:
-        found, encoder = CodeIndex.load(where), encoder_of(model)
-        h, rows = encoder.outputs_at(Files(Path(), tuple(map(str, images))), unreadable=unreadable)
-        if not len(h): raise ValueError(f'none of the images can be read; the first: {unreadable[0]}')
-        codes, filters = Codes.from_outputs(h, model=encoder.identity()), {}
-        for name, value in ((n, v) for pair in only or [] for n, v in assignments([pair]).items()): filters.setdefault(name, []).append(value)
-        found.check(codes)
-        distances, ids = found.rerank(h, k, rerank, filters) if rerank else found.search(codes, k, filters)
-        answers = [_answers(found, *row) for row in zip(distances, ids)]
-        asked = [images[row] for row in rows]
-        if sheet: _draw(asked, answers, found.root, sheet)
-    except Exception as e: _fail(e)
+    found = CodeIndex.load(where)
+    filters = found.read_where(only or [])
+    if sheet: check_sheet(sheet, found.root)
+    encoder, unreadable = encoder_of(model), []
+    h, rows = encoder.outputs_at(Files(Path(), tuple(map(str, images))), unreadable=unreadable)
+    if not len(h): raise ValueError(f'none of the images can be read; the first: {unreadable[0]}')
+    codes = Codes.from_outputs(h, model=encoder.identity())
+    found.check(codes)
+    distances, ids = found.rerank(h, k, rerank, filters) if rerank else found.search(codes, k, filters)
+    answers = [_answers(found, *row) for row in zip(distances, ids)]
+    asked = [images[row] for row in rows]
+    if sheet: _draw(asked, answers, found.root, sheet)
     if as_json: typer.echo(json.dumps({'answers': [{'image': str(image), 'nearest': rows} for image, rows in zip(asked, answers)], 'left_out': len(unreadable)}))
     else:
-        for image, rows in zip(asked, answers):
-            typer.echo('\n'.join([str(image), *(f'{row["distance"]:10.4g}  {row["id"]}  ' + ', '.join(f'{n} {v}' for n, v in row.items() if n not in ('id', 'distance')) for row in rows)]))
+        for image, rows in zip(asked, answers): typer.echo('\n'.join([str(image), *map(_line, rows)]))
     _name_broken(unreadable)
+
+def _line(answer: dict) -> str:
+    "An answer as a line: distance, id, and what the columns say."
+    known = ', '.join(f'{name} {value}' for name, value in answer.items() if name not in ('id', 'distance'))
+    return f'{answer["distance"]:10.4g}  {answer["id"]}  {known}'
 
 # %% ../nbs/16_cli.ipynb #2c006bfb
 def _answers(index, distances, ids) -> list[dict]:
@@ -350,31 +473,42 @@ def _answers(index, distances, ids) -> list[dict]:
     details = index.details(ids[there])
     return [{'id': i, 'distance': d, **{name: values[n].item() for name, values in details.items()}} for n, (i, d) in enumerate(zip(ids[there].tolist(), distances[there].tolist()))]
 
+def check_sheet(sheet: Path, root: str) -> None:
+    "Raises ValueError or OSError where a contact sheet cannot be drawn, or not written."
+    from dcwh.codes import writable
+    if not root: raise ValueError('the index does not know where its images are; build it with --images')
+    if not Path(root).is_dir():
+        raise FileNotFoundError(f'{root}, where the images of the index were, is not there')
+    if sheet.suffix.lower() not in ('.png', '.jpg', '.jpeg'): raise ValueError(f'{sheet} is neither .png nor .jpg')
+    writable(sheet)
+
 def _draw(asked: list[Path], answers: list[list[dict]], root: str, sheet: Path) -> None:
-    "A contact sheet of the answers. Raises ValueError if the index does not know where its images are, or names one outside."
+    """A contact sheet of the answers.
+
+    Raises ValueError if the index names an image outside of its folder."""
     import io
     from dcwh.app import below
     from dcwh.codes import write_whole
     from dcwh.data import square
     from dcwh.report import contact_sheet, plt
-    if not root: raise ValueError('the index does not know where its images are; build it with --images')
-    if sheet.suffix.lower() not in ('.png', '.jpg', '.jpeg'): raise ValueError(f'{sheet} is neither .png nor .jpg')
     picture = lambda path: square(path, 160).permute(1, 2, 0).numpy()
     rows = [[picture(image), *(picture(below(Path(root), str(row['id']))) for row in found)] for image, found in zip(asked, answers)]
     captions = [['query', *(f'{row["distance"]:.4g}  {row.get("label", "")}'.strip()[:18] for row in found)] for found in answers]
     drawn = io.BytesIO()
     fig = contact_sheet(rows, captions)
-    fig.savefig(drawn, format=sheet.suffix[1:].replace('jpg', 'jpeg'), dpi=120)
+    fig.savefig(drawn, format=sheet.suffix[1:].lower().replace('jpg', 'jpeg'), dpi=120)
     plt.close(fig)
     write_whole(sheet, lambda f: f.write(drawn.getvalue()))
 
 # %% ../nbs/16_cli.ipynb #940e4567
 @app.command()
+@in_a_line
 def evaluate(
     query: Annotated[Path, typer.Argument(help='codes and labels of the queries')],
     database: Annotated[Path, typer.Argument(help='of the images that are searched')],
     top_k: Annotated[int, typer.Option(min=0, help='length of the ranking; 0: the whole database')] = 0,
     normaliser: Annotated[str, typer.Option(help='of AP@k: found, min or all')] = 'found',
+    query_table: TableFile = '', database_table: TableFile = '',
     as_json: Json = False,
 ) -> None:
     """Score codes from anywhere: files of `dcwh encode` with their tables, or .npz files with codes (N, K) and labels (N,) or (N, C).
@@ -385,29 +519,55 @@ def evaluate(
     """
     from dcwh.codes import read_codes
     from dcwh import evaluation
-    try:
-        sides = labelled({file: read_codes(file) for file in (query, database)})
-        found = evaluation.evaluate(sides[query], sides[database], top_k or None)
-        table = {'map': found.map_at(top_k or None, normaliser), 'map_pessimistic': found.map_at(top_k or None, normaliser, 'pessimistic'), 'map_optimistic': found.map_at(top_k or None, normaliser, 'optimistic'), 'top_k': top_k or None, 'normaliser': normaliser}
-    except Exception as e: _fail(e)
+    k = top_k or None
+    evaluation.check_cut(k, normaliser)
+    files, tables = (query, database), (query_table, database_table)
+    sides = [read_codes(file) for file in files]
+    columns = [columns_of(codes, file, table) for codes, file, table in zip(sides, files, tables)]
+    sides = labelled(sides, columns, files)
+    found = evaluation.evaluate(*sides, k)
+    tell_repeated(*sides, same_file=query.samefile(database))
+    maps = {name: found.map_at(k, normaliser, ties) for name, ties in {'map': 'expected', 'map_pessimistic': 'pessimistic', 'map_optimistic': 'optimistic'}.items()}
+    table = maps | {'top_k': k, 'normaliser': normaliser}
     _answer(table | {name: value for name, value in found.to_dict().items() if name not in table}, as_json)
 
 # %% ../nbs/16_cli.ipynb #ccd1fb8b
-def labelled(files: dict) -> dict:
-    "Codes by file, with labels from the column label (or labels, separated by ;) of the tables beside them, numbered together. Raises ValueError where only some files have one."
+def labelled(
+    sides: list,      # codes
+    columns: list,    # of the table of each, as text
+    files: tuple,     # where the codes are from, for the error
+) -> list:
+    """Codes with labels from the column label (or labels, separated by ;) of their tables, numbered together.
+
+    Raises ValueError where only some have one."""
     from dataclasses import replace
+    from dcwh.sources import labels_in, number_labels
+    names = [labels_in(of_side) for of_side in columns]
+    if not any(names): return sides
+    for file, rows, codes in zip(files, names, sides):
+        if rows is None:
+            raise ValueError(f'{table_of(file)} has no column label, and the table of the other side has one')
+        bare = [i for i, row in zip(codes.ids.tolist(), rows) if not all(row)]
+        if bare:
+            raise ValueError(f'{table_of(file)}: {len(bare)} images have an empty label, the first {bare[0]}; leave them out of the codes')
+    _, labels = number_labels([row for rows in names for row in rows])
+    ends = len(names[0])
+    return [replace(codes, labels=part) for codes, part in zip(sides, (labels[:ends], labels[ends:]))]
+
+def tell_repeated(query, database, same_file: bool) -> None:
+    """Warn of queries that are in the database too: each finds itself first, and the mAP is too
+    high."""
     import numpy as np
-    columns = {file: _columns(codes, file, '') for file, codes in files.items()}
-    names = {file: [str(v).split(';') for v in c.get('labels', c.get('label', []))] for file, c in columns.items()}
-    if not any(names.values()): return files
-    if bare := [file for file, labels in names.items() if not labels]: raise ValueError(f'{bare[0].with_suffix(".csv")} has no column label, and the table of the other side has one')
-    classes = sorted({name for labels in names.values() for several in labels for name in several})
-    member = {file: np.array([[c in several for c in classes] for several in labels]) for file, labels in names.items()}
-    one = all((m.sum(1) == 1).all() for m in member.values())
-    return {file: replace(codes, labels=member[file].argmax(1) if one else member[file]) for file, codes in files.items()}
+    named = any(codes.ids.dtype.kind == 'U' or (codes.ids != np.arange(len(codes))).any() for codes in (query, database))
+    again = len(query) if same_file else np.isin(query.ids, database.ids).sum() if named else 0
+    if again:
+        warnings.warn(f'{again} of {len(query)} queries are in the database too: each finds itself at distance 0, and the mAP is too high')
+    if len(database) > 1 and (database.packed == database.packed[0]).all():
+        warnings.warn('all codes of the database are equal: this is the mAP of chance')
 
 # %% ../nbs/16_cli.ipynb #bbcad38c
 @app.command()
+@in_a_line
 def serve(
     where: Index, model: Model = ...,
     images: Annotated[str, typer.Option(help='the folder of the images, if it is not where the index says')] = '',
@@ -419,5 +579,4 @@ def serve(
     """
     from dcwh import app as page
     from dcwh.search import CodeIndex
-    try: page.serve(CodeIndex.load(where), encoder_of(model), images, port)
-    except Exception as e: _fail(e)
+    page.serve(CodeIndex.load(where), encoder_of(model), images, port)

@@ -60,14 +60,18 @@ def _kind(array: np.ndarray) -> str:
 def as_outputs(
     h: Tensor | np.ndarray,   # real-valued outputs or signs, shape (N, K)
 ) -> np.ndarray:              # floats or signed integers, shape (N, K), finite
-    "Outputs of a network, checked. Raises ValueError where `h` has no signs, naming the call to take."
+    """Outputs of a network, checked.
+
+    Raises ValueError where `h` has no signs, naming the call to take."""
     h = as_array(h, 'h')
     if h.ndim != 2 or not 1 <= h.shape[1] <= LONGEST:
-        raise ValueError(f'h has shape {h.shape}; outputs have shape (N, K) with K from 1 to {LONGEST}')
+        raise ValueError(f'h has shape {h.shape}; '
+                         f'outputs have shape (N, K) with K from 1 to {LONGEST}')
     if h.dtype == bool:
         raise ValueError('h holds booleans, which have no sign; Codes.from_bits takes bits')
     if h.dtype.kind == 'u':
-        raise ValueError(f'h is {h.dtype}, which has no sign; Codes.from_packed takes packed bytes, '
+        raise ValueError(f'h is {h.dtype}, which has no sign; '
+                         'Codes.from_packed takes packed bytes, '
                          'Codes.from_bits takes 0 and 1')
     if not np.isfinite(h).all():
         raise ValueError(f'h holds {(~np.isfinite(h)).sum()} values that are NaN or infinite; '
@@ -94,12 +98,15 @@ def check_packed(
     packed: np.ndarray,
     name: str = 'packed',   # of the argument, for the error
 ) -> None:
-    "Raises ValueError if `packed` is not uint8 of shape (N, B), with B bytes of at most 65,535 bits."
+    """Raises ValueError if `packed` is not uint8 of shape (N, B), with B bytes of at most 65,535
+    bits."""
     if not isinstance(packed, np.ndarray) or packed.dtype != np.uint8 or packed.ndim != 2:
         given = f'{packed.dtype} of shape {packed.shape}' if hasattr(packed, 'shape') else type(packed).__name__
-        raise ValueError(f'{name} is {given}; packed codes are a uint8 array of shape (N, B), as `pack` gives them')
+        raise ValueError(f'{name} is {given}; '
+                         'packed codes are a uint8 array of shape (N, B), as `pack` gives them')
     if not 1 <= packed.shape[1] <= -(-LONGEST // 8):
-        raise ValueError(f'{name} has {packed.shape[1]} bytes a code; a code has 1 to {LONGEST} bits')
+        raise ValueError(f'{name} has {packed.shape[1]} bytes a code; '
+                         f'a code has 1 to {LONGEST} bits')
 
 def check_bits(bits: int) -> int:
     "A code length as an int. Raises ValueError if it is not a whole number from 1 to 65,535."
@@ -113,7 +120,9 @@ def unpack(
     packed: np.ndarray,  # uint8, shape (N, ceil(K/8))
     bits: int,           # code length K
 ) -> np.ndarray:         # int8, shape (N, K), -1 or +1
-    "The codes as corners of the cube. Raises ValueError where `packed` does not hold codes of `bits` bits."
+    """The codes as corners of the cube.
+
+    Raises ValueError where `packed` does not hold codes of `bits` bits."""
     check_packed(packed)
     if -(-check_bits(bits) // 8) != packed.shape[1]:
         raise ValueError(f'bits is {bits} and packed has {packed.shape[1]} bytes a code; '
@@ -139,7 +148,9 @@ def hamming(
 def writable(
     path: str | Path,   # of a file to be
 ) -> Path:              # the same, links followed
-    "Try a place before the work. Its folder is made. Raises OSError where the file could not be written."
+    """Try a place before the work.
+
+    Its folder is made. Raises OSError where the file could not be written."""
     place = Path(os.path.realpath(path))
     try:
         if place.is_dir(): raise OSError('it is a folder')
@@ -173,7 +184,9 @@ def _temporary(place: Path, token: str) -> str:
 
 # %% ../nbs/00_codes.ipynb #b81e68ba
 class _Disk(io.FileIO):
-    "A new file, locked while its writer lives. It remembers why it could not be written, whatever a library makes of that."
+    """A new file, locked while its writer lives.
+
+    It remembers why it could not be written, whatever a library makes of that."""
     error: OSError | None = None
 
     def write(self, part) -> int:
@@ -213,7 +226,8 @@ def write_whole(
         Path(disk.name).unlink(missing_ok=True)
         if disk.error is None: raise
         reason = disk.error.strerror
-        raise OSError(disk.error.errno, f'{path} cannot be written ({reason}); make room, or give another place') from e
+        raise OSError(disk.error.errno, f'{path} cannot be written ({reason}); '
+                                        'make room, or give another place') from e
 
 # %% ../nbs/00_codes.ipynb #37bda600
 @contextmanager
@@ -232,11 +246,14 @@ def as_labels(
     images: int | None = None,           # how many there have to be; None: any number
     name: str = 'labels',                # of the argument, for the error
 ) -> np.ndarray | None:                  # int64 (N,): one label per image, or bool (N, C): several
-    "Labels in one of the two forms that all of `dcwh` takes. Raises ValueError where they are neither."
+    """Labels in one of the two forms that all of `dcwh` takes.
+
+    Raises ValueError where they are neither."""
     if labels is None: return None
     y = as_array(labels, name)
     if images is not None and y.shape[:1] != (images,):
-        raise ValueError(f'{name} have shape {y.shape}; {images} images need ({images},), or ({images}, C)')
+        raise ValueError(f'{name} have shape {y.shape}; '
+                         f'{images} images need ({images},), or ({images}, C)')
     if y.ndim not in (1, 2) or y.ndim == 2 and y.shape[1] < 1:
         raise ValueError(f'{name} have shape {y.shape}; give class numbers (N,), or 0 and 1 (N, C)')
     if y.dtype.kind == 'f': y = _whole_numbers(y, name)
@@ -254,7 +271,8 @@ def _whole_numbers(y: np.ndarray, name: str) -> np.ndarray:
 
 def _class_numbers(y: np.ndarray, name: str) -> np.ndarray:
     if y.dtype == bool:
-        raise ValueError(f'{name} are booleans of shape {y.shape}; give class numbers (N,), or 0 and 1 (N, C)')
+        raise ValueError(f'{name} are booleans of shape {y.shape}; '
+                         'give class numbers (N,), or 0 and 1 (N, C)')
     wrong = (y < 0) | (y > np.iinfo(np.int64).max)
     if wrong.any():
         raise ValueError(f'{name} hold {wrong.sum()} values that are no class numbers, the first {y[wrong][0]}; '
@@ -269,14 +287,17 @@ def _indicators(y: np.ndarray, name: str) -> np.ndarray:
 
 # %% ../nbs/00_codes.ipynb #fa34536a
 def _checked(codes: 'Codes') -> dict:
-    "The parts of codes in the forms they are kept in. Raises ValueError where they contradict each other."
+    """The parts of codes in the forms they are kept in.
+
+    Raises ValueError where they contradict each other."""
     check_packed(codes.packed)
     bits, (n, width) = check_bits(codes.bits), codes.packed.shape
     if width != -(-bits // 8):
         raise ValueError(f'packed is uint8 of shape {codes.packed.shape}; '
                          f'codes of {bits} bits are uint8 of shape (N, {-(-bits // 8)})')
     if bits % 8 and (codes.packed[:, -1] & (0xFF >> bits % 8)).any():
-        raise ValueError(f'padding bits of packed are not zero; only the first {bits} bits may be set')
+        raise ValueError(f'padding bits of packed are not zero; '
+                         f'only the first {bits} bits may be set')
     if not isinstance(codes.model, str):
         raise ValueError(f'model is {codes.model!r}; give its identity, a text')
     return {'packed': np.ascontiguousarray(codes.packed), 'bits': bits,
@@ -287,7 +308,8 @@ def _checked_ids(ids: np.ndarray | None, images: int) -> np.ndarray:
     ids = np.arange(images) if ids is None else np.ascontiguousarray(ids)
     if ids.dtype.kind not in 'iuU':
         raise ValueError(f'ids hold {_kind(ids)}; give a name or a whole number for each image')
-    if ids.shape != (images,): raise ValueError(f'ids have shape {ids.shape}; {images} images need ({images},)')
+    if ids.shape != (images,):
+        raise ValueError(f'ids have shape {ids.shape}; {images} images need ({images},)')
     return ids
 
 # %% ../nbs/00_codes.ipynb #f3b440ac
@@ -299,13 +321,10 @@ def as_bits(
     if array.ndim != 2 or not 1 <= array.shape[1] <= LONGEST:
         raise ValueError(f'bits have shape {array.shape}; give (N, K) with K from 1 to {LONGEST}')
     if array.dtype != bool and not np.isin(array, (0, 1)).all():
-        raise ValueError(f'bits hold {array.min():g} to {array.max():g}; give 0 and 1. Codes.from_outputs '
+        raise ValueError(f'bits hold {array.min():g} to {array.max():g}; '
+                         'give 0 and 1. Codes.from_outputs '
                          'takes values with signs, Codes.from_packed takes packed bytes')
     return array.astype(bool)
-
-def _arrays(codes: 'Codes') -> dict:
-    "What is written of codes."
-    return {name: part for name, part in vars(codes).items() if part is not None}
 
 # %% ../nbs/00_codes.ipynb #a0e9a453
 @dataclass(frozen=True, eq=False)
@@ -326,7 +345,8 @@ class Codes:
     def __getitem__(self, rows: slice | np.ndarray) -> 'Codes':
         "Some of the images: a slice, a mask, or positions."
         if np.ndim(rows) == 0 and not isinstance(rows, slice):
-            raise ValueError(f'{rows!r} is one position; give a slice, a mask or an array of positions')
+            raise ValueError(f'{rows!r} is one position; '
+                             'give a slice, a mask or an array of positions')
         labels = None if self.labels is None else self.labels[rows]
         return Codes(self.packed[rows], self.bits, labels, self.ids[rows], self.model)
 
@@ -338,7 +358,9 @@ class Codes:
         ids: np.ndarray | None = None,              # shape (N,); None numbers them
         model: str = '',                            # identity of the model that gave them
     ) -> 'Codes':
-        "The codes of a network's outputs. Warns where all are equal, as the signs of a sigmoid's outputs are."
+        """The codes of a network's outputs.
+
+        Warns where all are equal, as the signs of a sigmoid's outputs are."""
         packed = pack(h)
         if len(packed) > 1 and (packed == packed[0]).all():
             warnings.warn(f'all {len(packed)} codes are equal: the outputs have the same signs', stacklevel=2)
@@ -367,9 +389,10 @@ class Codes:
         "Codes that are packed into bytes."
         return cls(packed, bits, labels, ids, model)
 
-    def save(self, path: str | Path) -> None:
-        "Write one .npz file, whole or not at all."
-        write_whole(path, lambda f: np.savez(f, **_arrays(self)))
+    def save(self, path: str | Path, **more) -> None:
+        "Write one .npz file, whole or not at all, with more arrays or texts in it if there are."
+        parts = {name: part for name, part in vars(self).items() if part is not None}
+        write_whole(path, lambda f: np.savez(f, **parts, **more))
 
     @staticmethod
     def load(path: str | Path) -> 'Codes':
@@ -378,7 +401,9 @@ class Codes:
 
 # %% ../nbs/00_codes.ipynb #5d4a11e6
 def _plain_arrays(path: str | Path) -> dict[str, np.ndarray]:
-    "The arrays of an .npz. Raises ValueError if it is something else, or holds what would have to be unpickled."
+    """The arrays of an .npz.
+
+    Raises ValueError if it is something else, or holds what would have to be unpickled."""
     try:
         with np.load(path, allow_pickle=False) as z: return {name: z[name] for name in z.files}
     except Exception as e:   # zipfile, zlib and numpy have many words for a damaged file

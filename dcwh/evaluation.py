@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['FIRST', 'TIES', 'REPORTED', 'GRADED', 'words', 'label_words', 'ones', 'trips', 'differing', 'shared',
-           'keeps_torch_threads', 'check_sides', 'blocks', 'histograms', 'harmonic', 'precision_sum', 'split_ties',
-           'check_cut', 'tie_groups', 'divisor', 'hypergeometric', 'group_sum', 'average_precision', 'ap_in_order',
-           'within_radius', 'found_at', 'discounts', 'dcg', 'ndcg', 'Counts', 'Evaluation', 'evaluate', 'ap_of_outputs',
-           'decisions']
+           'keeps_torch_threads', 'check_sides', 'same_form', 'blocks', 'histograms', 'harmonic', 'precision_sum',
+           'split_ties', 'check_cut', 'tie_groups', 'divisor', 'hypergeometric', 'group_sum', 'average_precision',
+           'ap_in_order', 'within_radius', 'found_at', 'discounts', 'dcg', 'ndcg', 'Counts', 'Evaluation', 'evaluate',
+           'ap_of_outputs', 'decisions']
 
 # %% ../nbs/08_evaluation.ipynb #810349ca
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, wraps
 from itertools import product
 
@@ -20,7 +20,7 @@ from numba.extending import intrinsic, overload, register_jitable
 import torch
 from torch import Tensor
 
-from .codes import Codes, unpack
+from .codes import Codes, as_array, as_labels, unpack
 
 # %% ../nbs/08_evaluation.ipynb #73a253c9
 def words(
@@ -95,16 +95,34 @@ def keeps_torch_threads(f):
     return wrapped
 
 # %% ../nbs/08_evaluation.ipynb #293693fc
-def check_sides(query: Codes, database: Codes) -> None:
-    "Raise ValueError where a set of codes cannot be scored, or the two cannot be compared."
+def check_sides(query: Codes, database: Codes) -> tuple[Codes, Codes]:
+    """Both sides with labels in the same form.
+
+    Raises ValueError where a set of codes cannot be scored, or the two cannot be compared."""
     for name, side in (('query', query), ('database', database)):
         if not isinstance(side, Codes): raise ValueError(f'{name} is {type(side).__name__}; give Codes, such as Codes.from_outputs(h, labels)')
         if not len(side): raise ValueError(f'{name} holds no codes; both sides need at least one')
         if side.labels is None: raise ValueError(f'{name}.labels is None; without labels nothing is relevant, and codes can be searched but not scored')
     if query.bits != database.bits: raise ValueError(f'query has {query.bits} bits and database {database.bits}; both sides need the same code length')
-    kinds = ['one label an image' if side.labels.ndim == 1 else f'{side.labels.shape[1]} label columns' for side in (query, database)]
-    if kinds[0] != kinds[1]:
-        raise ValueError(f'query.labels have {kinds[0]} and database.labels {kinds[1]}; both sides need the same kind of labels, from the same classes')
+    labels = same_form(query.labels, database.labels)
+    return tuple(side if y is side.labels else replace(side, labels=y) for side, y in zip((query, database), labels))
+
+def same_form(
+    y: np.ndarray,   # labels of the queries: int64 (Q,), or bool (Q, C)
+    z: np.ndarray,   # of the database: int64 (N,), or bool (N, C)
+) -> tuple[np.ndarray, np.ndarray]:
+    """Labels of two sides in one form: class numbers become rows of booleans where the other side has such.
+
+    Raises ValueError where they are of other classes."""
+    if y.ndim == z.ndim == 1: return y, z
+    columns = {side.shape[1] for side in (y, z) if side.ndim == 2}
+    most = max((side.max() for side in (y, z) if side.ndim == 1), default=-1)
+    if len(columns) > 1 or most >= min(columns):
+        words = [f'{side.shape[1]} columns' if side.ndim == 2 else f'class numbers up to {side.max()}' for side in (y, z)]
+        raise ValueError(f'query.labels have {words[0]} and database.labels {words[1]}; '
+                         'both sides need labels of the same classes')
+    classes = np.arange(columns.pop())
+    return tuple(side if side.ndim == 2 else side[:, None] == classes for side in (y, z))
 
 # %% ../nbs/08_evaluation.ipynb #efdc4442
 def blocks(
@@ -139,15 +157,18 @@ def _count_tiles(query, database, counts, device, rows=(2**8, 2**14)):
 # %% ../nbs/08_evaluation.ipynb #9d49ad80
 def histograms(
     query: Codes,                        # Q codes
-    database: Codes,                     # N codes of the same length, with labels of the same kind
+    database: Codes,                     # N codes of the same length, with labels of the same classes
     graded: bool = False,                # one row for each number of shared labels, not only for none and some
     device: str | torch.device = 'cpu',  # where to count: cpu (numba), or a device of torch
 ) -> np.ndarray:                         # int32, shape (Q, S+1, bits+1): database items that share s labels with the query, at distance d
     "Count, for each query, the database by shared labels 0 … S and Hamming distance 0 … bits. Raises ValueError where the two sides cannot be compared."
-    check_sides(query, database)
+    query, database = check_sides(query, database)
+    try: device = torch.device(device)
+    except (RuntimeError, TypeError) as e:
+        raise ValueError(f'device is {device!r}; give cpu, cuda, or another device of torch') from e
     most = max(1, int(query.labels.sum(1).max())) if query.labels.ndim == 2 else 1
     counts = np.zeros((len(query), (most if graded else 1) + 1, query.bits + 1), np.int32)
-    return _count_blocks(query, database, most, counts) if torch.device(device).type == 'cpu' else _count_tiles(query, database, counts, device)
+    return _count_blocks(query, database, most, counts) if device.type == 'cpu' else _count_tiles(query, database, counts, device)
 
 # %% ../nbs/08_evaluation.ipynb #cf30767a
 FIRST = np.concatenate([[0], np.cumsum(1 / np.arange(1, 64))])   # H(0) … H(63)
@@ -191,8 +212,10 @@ def check_cut(
     normaliser: str = 'found', # 'found', 'min' or 'all'
 ) -> None:
     "Raise ValueError where a cut or its normaliser is not one of those defined here."
-    if top_k is not None and (not isinstance(top_k, (int, np.integer)) or top_k < 1):
-        raise ValueError(f'top_k is {top_k!r}; it is a whole number from 1 up, or None for the whole database')
+    whole = isinstance(top_k, (int, np.integer)) and not isinstance(top_k, bool)
+    if top_k is not None and not (whole and 1 <= top_k < 2**62):
+        raise ValueError(f'top_k is {top_k!r}; '
+                         'it is a whole number from 1 to 2^62, or None for the whole database')
     if normaliser not in ('found', 'min', 'all'):
         raise ValueError(f"normaliser is {normaliser!r}; 'found' divides by the relevant items in the top k, 'min' by min(R, k), 'all' by R")
 
@@ -294,6 +317,7 @@ def ap_in_order(
 ) -> np.ndarray:                # float64, shape (Q,)
     "AP with ties in the order of the database, as a stable sort leaves them. For comparisons; it changes when the database is permuted. A thousand queries are in work at a time."
     check_cut(top_k, normaliser)
+    query, database = check_sides(query, database)
     if len(query) > 1000: return np.concatenate([ap_in_order(query[start:start + 1000], database, top_k, normaliser) for start in range(0, len(query), 1000)])
     counts = histograms(query, database)
     rank, hits = (x.cumsum(1) - x for x in (counts.sum(1), counts[:, 1]))   # before each group; then of the last image seen in it
@@ -318,7 +342,9 @@ def found_at(
     ties: str = 'expected',  # mean over all orders of tied items; 'optimistic', 'pessimistic': relevant items first, last
 ) -> np.ndarray:             # float64, shape (Q, len(ns))
     "The number of relevant items in the first N ranks, or their summed gain."
-    ns = np.atleast_1d(ns)
+    ns = as_array(ns, 'ns').reshape(-1)
+    if ns.dtype.kind not in 'iu' or not ns.size:
+        raise ValueError(f'ns are {ns.tolist()}; ranks are whole numbers, at least one')
     if ties != 'expected' and (relevant > items).any(): raise ValueError(f'ties is {ties!r}, and gains are only averaged over all orders; give counts of relevant items, or ties=\'expected\'')
     if ns.min() < 1 or ns.max() > items[0].sum(): raise ValueError(f'ns go from {ns.min()} to {ns.max()}; the ranks of this database are 1 to {items[0].sum()}')
     ends = [np.pad(counts.cumsum(1), ((0, 0), (1, 0))) for counts in split_ties(items, relevant, ties)]
@@ -442,7 +468,7 @@ class Evaluation(Counts):
 # %% ../nbs/08_evaluation.ipynb #21c39b21
 def evaluate(
     query: Codes,                        # Q codes
-    database: Codes,                     # N codes of the same length, with labels of the same kind
+    database: Codes,                     # N codes of the same length, with labels of the same classes
     top_k: int | None = None,            # length of the ranking; None: the whole database
     graded: bool = False,                # count shared labels too, for nDCG, ACG and weighted mAP
     device: str | torch.device = 'cpu',  # where to count
@@ -450,6 +476,17 @@ def evaluate(
     "Rank the database for every query and measure it. Raises ValueError, before any work, where the arguments do not fit together."
     check_cut(top_k)
     return Evaluation(histograms(query, database, graded, device), None if top_k is None else int(top_k), graded)
+
+# %% ../nbs/08_evaluation.ipynb #c9d0255c
+def _labels_of_outputs(h: Tensor, labels: np.ndarray, name: str) -> np.ndarray:
+    """Labels of one side.
+
+    Raises ValueError where there are none, or where `h` is no finite matrix of outputs."""
+    if not isinstance(h, Tensor) or h.ndim != 2 or not h.numel() or not h.isfinite().all():
+        raise ValueError(f'{name} is no tensor of finite outputs of shape (N, K)')
+    if labels is None:
+        raise ValueError(f'{name}_labels is None; without labels nothing is relevant')
+    return as_labels(labels, len(h), f'{name}_labels')
 
 # %% ../nbs/08_evaluation.ipynb #ebaf4a3b
 @torch.no_grad()
@@ -463,7 +500,12 @@ def ap_of_outputs(
 ) -> np.ndarray:                    # float64, shape (Q,)
     "AP of each query where the database is ranked by Euclidean distance between outputs, ties in the order of the database."
     check_cut(top_k, normaliser)
-    y, z = (torch.from_numpy(labels).to(query.device) for labels in (query_labels, database_labels))
+    sides = ((query, query_labels, 'query'), (database, database_labels, 'database'))
+    labels = same_form(*(_labels_of_outputs(h, labels, name) for h, labels, name in sides))
+    if query.shape[1] != database.shape[1]:
+        raise ValueError(f'query has {query.shape[1]} bits and database {database.shape[1]}; '
+                         'both sides need the same code length')
+    y, z = (torch.from_numpy(part).to(query.device) for part in labels)
     k, rows, scores = min(top_k or len(z), len(z)), max(1, 2**22 // len(z)), []
     for q, y_q in zip(query.double().split(rows), y.split(rows)):
         relevant = y_q[:, None] == z if y.ndim == 1 else y_q.float() @ z.float().T > 0
@@ -478,4 +520,7 @@ def decisions(
     labels: Tensor | np.ndarray | None, # int (N,) or bool (N, C)
 ) -> Codes:
     "The codes of a classifier's decision: one bit a class, set for the class with the highest score."
-    return Codes.from_outputs(torch.eye(logits.shape[1])[logits.argmax(1).cpu()] - .5, labels)
+    if logits.ndim != 2:
+        raise ValueError(f'logits have shape {tuple(logits.shape)}; '
+                         'scores of the classes are (N, C)')
+    return Codes.from_bits(torch.eye(logits.shape[1])[logits.argmax(1).cpu()], labels)

@@ -19,7 +19,7 @@ def sides(draw, least=1, most=130):
     sizes, classes = (draw(st.integers(1, 4)), draw(st.integers(1, 40))), draw(st.integers(1, 70))
     rng = np.random.default_rng(seed)
     pool = rng.normal(size=(draw(st.integers(1, 50)), bits))
-    labels = [rng.random((n, classes)) < .1 if several else rng.integers(-2, 3, n) for n in sizes]
+    labels = [rng.random((n, classes)) < .1 if several else rng.integers(0, 5, n) for n in sizes]
     return tuple(Codes.from_outputs(pool[rng.integers(0, len(pool), n)], y) for n, y in zip(sizes, labels))
 
 

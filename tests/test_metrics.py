@@ -28,25 +28,27 @@ def at_once(several, top_k=100):
     return evaluate(*sides, top_k, graded=several).to_dict()
 
 
-def one_of_two(rank, port, several, results):
+def one_of_two(rank, port, several, alone, results):
     distributed.init_process_group('gloo', init_method=f'tcp://127.0.0.1:{port}', rank=rank, world_size=2)
     metric = HashRetrieval(top_k=100, graded=several)
     for side, (x, y, ids) in zip(('query', 'database'), images(several)):
-        for part in torch.cat([torch.arange(rank, len(x), 2), torch.tensor([0])]).split(16):   # image 0 comes from both, as a padding sampler has it
-            metric.update(x[part], y[part], side, ids[part])
+        mine = torch.cat([torch.arange(rank, len(x), 2), torch.tensor([0])])   # image 0 comes from both, as a padding sampler has it
+        if alone: mine = torch.arange(len(x) if rank == 0 else 0)              # or the other has nothing at all
+        for part in mine.split(16) if len(mine) else (): metric.update(x[part], y[part], side, ids[part])
     results[rank] = metric.compute()
-    assert len(metric.collected('query')) < 37   # its own again
+    own = len(metric.query_packed)
+    assert own == (0 if alone and rank else 2 + bool(alone))   # its own batches again
     distributed.destroy_process_group()
 
 
-@pytest.mark.parametrize('several', [False, True])
-def test_two_processes_give_what_one_gives(several):
+@pytest.mark.parametrize('several, alone', [(False, False), (True, False), (True, True)])
+def test_two_processes_give_what_one_gives(several, alone):
     with socket.socket() as s:
         s.bind(('127.0.0.1', 0))
         port = s.getsockname()[1]
     with torch.multiprocessing.Manager() as manager:
         results = manager.dict()
-        spawn(one_of_two, (port, several, results), nprocs=2)
+        spawn(one_of_two, (port, several, alone, results), nprocs=2)
         for rank in (0, 1): assert results[rank].items() <= at_once(several).items() and results[rank]['queries'] == 37
 
 

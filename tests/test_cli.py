@@ -1,0 +1,238 @@
+"""The command line: what it refuses before any work, what it never writes over, and that text stays text on the way to a number."""
+import json
+import os
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+import dcwh.codes
+from dcwh.cli import app, labelled
+from dcwh.codes import Codes
+from dcwh.evaluation import evaluate
+from dcwh.model import HashModel
+from dcwh.search import CodeIndex
+
+CLASSES = ('ant', 'bee', 'cow')
+
+
+def do(*words):
+    "A command in this process."
+    return CliRunner().invoke(app, [str(word) for word in words])
+
+
+def refused(done, *said):
+    "One line, exit code 2, and every word of `said` in it."
+    assert done.exit_code == 2 and len(done.stderr.strip().splitlines()) == 1, (done.exit_code, done.output)
+    for word in said: assert word in done.stderr, (word, done.stderr)
+    return True
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    "A folder with a model and photos of three classes; commands run in it."
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    HashModel('small', 16, weights='none', image_size=16).save_pretrained('model')
+    rng = np.random.default_rng(0)
+    for c, name in enumerate(CLASSES):
+        (tmp_path / 'photos' / name).mkdir(parents=True)
+        for i in range(4):
+            pixels = rng.integers(0, 60, (16, 16, 3)) + 150 * (np.arange(3) == c)
+            Image.fromarray(pixels.astype('uint8')).save(f'photos/{name}/{i}.png')
+    return tmp_path
+
+
+def encode(*more, images='photos', out='c.npz'): return do('encode', 'model', images, '--out', out, '--workers', 0, *more)
+
+
+def write_list(columns, rows, name='list.csv'):
+    with open(name, 'w') as file: file.write('\n'.join([columns, *rows]) + '\n')
+
+
+def images_labelled(**labels):
+    "A list of two photos of each class, with other labels."
+    return [f'photos/{c}/{i}.png,{label}' for c, label in labels.items() for i in range(2)]
+
+
+def test_codes_and_table_stay_together(place):
+    assert encode().exit_code == 0
+    table = (place / 'c.csv').read_text()
+    assert table.splitlines()[:2] == ['id,label', 'ant/0.png,ant'] and sorted(os.listdir(place)) == ['c.csv', 'c.npz', 'model', 'photos']
+    assert do('index', 'build', 'one.index', 'c.npz').exit_code == 0
+    (place / 'c.csv').write_text(table.replace('ant/0.png,ant', 'ant/0.png,bee'))
+    assert refused(do('index', 'build', 'two.index', 'c.npz'), 'c.csv', 'was changed', '--table')
+    assert refused(do('evaluate', 'c.npz', 'c.npz'), 'c.csv', 'was changed')
+    assert do('index', 'build', 'two.index', 'c.npz', '--table', 'c.csv').exit_code == 0
+    assert CodeIndex.load('two.index').details(['ant/0.png'])['label'].tolist() == ['bee']
+    assert refused(encode(), 'c.csv is there, and is not the table')   # it was edited by hand
+    (place / 'c.csv').unlink()
+    assert refused(do('index', 'build', 'three.index', 'c.npz'), 'c.csv', 'is not there')
+    assert do('index', 'build', 'three.index', 'c.npz', '--table', 'none').exit_code == 0
+    assert CodeIndex.load('three.index').columns == () and encode().exit_code == 0 and (place / 'c.csv').read_text() == table
+
+
+@pytest.mark.parametrize('killed_at', ['c.npz', 'c.csv'])
+def test_a_kill_between_codes_and_table_is_noticed_and_mended(place, monkeypatch, killed_at):
+    write_list('path,label', images_labelled(ant='old', bee='old'))
+    assert encode(images='list.csv').exit_code == 0
+    write_list('path,label', images_labelled(ant='new', bee='new'))
+    rename = os.replace
+    def killed(source, target):
+        if str(target).endswith(killed_at): raise KeyboardInterrupt
+        rename(source, target)
+    monkeypatch.setattr(dcwh.codes.os, 'replace', killed)
+    assert encode(images='list.csv').exit_code not in (0, 2)
+    monkeypatch.setattr(dcwh.codes.os, 'replace', rename)
+    built = do('index', 'build', 'x.index', 'c.npz')
+    assert refused(built, 'c.csv') if killed_at == 'c.csv' else CodeIndex.load('x.index').values('label') == ['old']
+    assert encode(images='list.csv').exit_code == 0 and do('index', 'build', 'y.index', 'c.npz').exit_code == 0
+    assert CodeIndex.load('y.index').values('label') == ['new'] and not [n for n in os.listdir(place) if n.endswith('.part')]
+
+
+def test_nothing_is_written_over(place):
+    write_list('path,label', images_labelled(ant='a', bee='b'), 'photos.csv')
+    before = (place / 'photos.csv').read_text()
+    assert refused(encode(images='photos.csv', out='photos.npz'), 'photos.csv', 'names the images')
+    assert refused(encode(out='photos.npz'), 'photos.csv is there')   # somebody's own table
+    os.symlink('photos.csv', 'link.csv')
+    assert refused(encode(images='photos.csv', out='link.npz'), 'names the images')
+    np.savez('other.npz', weights=np.ones(3))
+    assert refused(encode(out='other.npz'), 'other.npz')
+    assert (place / 'photos.csv').read_text() == before and np.load('other.npz').files == ['weights']
+
+
+def test_places_and_columns_are_looked_at_before_an_image_is(place, monkeypatch):
+    def encoding(*args, **options): raise AssertionError('an image was encoded')
+    monkeypatch.setattr(HashModel, 'outputs_at', encoding)
+    (place / 'taken.npz').mkdir()
+    (place / 'file').touch()
+    for out in ('x.csv', 'codes.v1', 'codes', 'taken.npz', 'file/c.npz', '/proc/c.npz'): assert refused(encode(out=out), out.partition('/')[0])
+    for head in ('id,path,label', 'path,code,label', 'path,two words,label', 'path,label,label', 'path,label,'):
+        write_list(head, [','.join(['photos/ant/0.png'] * len(head.split(',')))])
+        assert refused(encode(images='list.csv'), 'list.csv'), head
+    assert refused(encode(images='nowhere'), 'nowhere')
+    for model in ('nowhere', 'runs/digits-default/dcwh-16/model', 'x.onnx', 'photos', 'me/my-model'):
+        assert refused(do('encode', model, 'photos'), model)
+    assert refused(do('search', 'nowhere.index', 'photos/ant/0.png', '--model', 'model'), 'nowhere.index')
+    monkeypatch.undo()
+    monkeypatch.chdir(place)
+    assert refused(encode('--precision', 'fp8'), 'precision')
+
+
+def test_an_odd_name_survives_the_table(place):
+    odd = ['a,b.png', 'a"b.png', 'a\rb.png', "a'b ü.png", ' a.png']
+    for name in odd: os.rename(f'photos/ant/{len(os.listdir("photos/ant")) - 1}.png', f'photos/ant/{name}') if name == odd[0] else Image.new('RGB', (16, 16)).save(f'photos/ant/{name}')
+    assert encode().exit_code == 0 and do('index', 'build', 'x.index', 'c.npz').exit_code == 0
+    assert {f'ant/{name}' for name in odd} <= set(CodeIndex.load('x.index').ids.tolist())
+
+
+def by_hand(labels, queries=20, codes=None):
+    "The files of two sides, made elsewhere, with names in tables; and the mAP of the same with numbers."
+    rng = np.random.default_rng(1)
+    names = sorted(set(labels))
+    h, y = rng.standard_normal((len(labels), 32)), np.array([names.index(name) for name in labels])
+    sides = slice(0, queries), slice(queries, None)
+    for file, part in zip(('q', 'd'), sides):
+        Codes.from_outputs(h[part], ids=np.array([f'{file}{i}' for i in range(len(y[part]))])).save(f'{file}.npz')
+    return y, evaluate(*(Codes.from_outputs(h[part], y[part]) for part in sides)).map, sides
+
+
+def tables(labels, sides, column='label'):
+    for file, part in zip(('q', 'd'), sides):
+        write_list(f'id,{column}', [f'{file}{i},{label}' for i, label in enumerate(labels[part])], f'{file}.csv')
+
+
+def score():
+    done = do('evaluate', 'q.npz', 'd.npz', '--json')
+    assert done.exit_code == 0, done.stderr
+    return json.loads(done.stdout)['map']
+
+
+@pytest.mark.parametrize('names', [('a', 'b', 'c', 'd'), ('1.1', '1.10', '1.2', '1.20'), ('1_1', '11', '1_2', '12'), ('1e3', '1000', '1E3', '1000.0'),
+                                   ('007', '7', '07', '7.0'), ('true', 'True', 'null', 'nan'), ('9' * 22, '9' * 23, '1' + '0' * 21, '-1')])
+def test_class_names_are_text(tmp_path, monkeypatch, names):
+    monkeypatch.chdir(tmp_path)
+    labels = [names[i] for i in np.random.default_rng(0).integers(0, 4, 220)]
+    _, expected, sides = by_hand(labels)
+    tables(labels, sides)
+    assert score() == expected
+    tables([f' {label} ' for label in labels], sides)
+    assert score() == expected
+
+
+def test_several_labels_meet_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    labels = [CLASSES[i] for i in np.random.default_rng(0).integers(0, 3, 220)]
+    y, _, sides = by_hand(labels)
+    tables([label if i < 20 else f'{label}; {CLASSES[0]}' for i, label in enumerate(labels)], sides, 'labels')
+    member = np.eye(3, dtype=bool)[y]
+    member[20:, 0] = True
+    codes = [Codes.load(f'{file}.npz') for file in 'qd']
+    expected = evaluate(*(Codes(c.packed, c.bits, member[part], c.ids) for c, part in zip(codes, sides))).map
+    assert score() == expected
+    np.savez('q.npz', packed=codes[0].packed, bits=32, labels=y[sides[0]])   # numbers beside rows
+    np.savez('d.npz', packed=codes[1].packed, bits=32, labels=member[sides[1]])
+    for file in 'qd': os.unlink(f'{file}.csv')
+    assert score() == expected
+
+
+def test_an_empty_label_and_queries_in_the_database_are_said(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    labels = [CLASSES[i] for i in np.random.default_rng(0).integers(0, 3, 60)]
+    _, _, sides = by_hand(labels)
+    tables(['', *labels[1:]], sides)
+    assert refused(do('evaluate', 'q.npz', 'd.npz'), 'q.csv', 'empty label')
+    tables(labels, sides)
+    assert '20 of 20 queries are in the database too' in do('evaluate', 'q.npz', 'q.npz').stderr
+    assert do('evaluate', 'q.npz', 'd.npz').stderr == ''
+    np.savez('n.npz', codes=np.random.default_rng(0).normal(size=(9, 8)), labels=np.arange(9) % 3)
+    np.savez('m.npz', codes=np.random.default_rng(1).normal(size=(9, 8)), labels=np.arange(9) % 3)
+    assert do('evaluate', 'n.npz', 'm.npz').stderr == ''   # rows of different files without names are different images
+    assert '9 of 9 queries' in do('evaluate', 'n.npz', 'n.npz').stderr
+    table = do('evaluate', 'n.npz', 'm.npz').stdout
+    assert all(len(line.split()) <= 2 for line in table.splitlines()), 'a name has run into its number'
+
+
+def test_many_classes_take_no_matrix():
+    names, ends = [[f'class {i % 20_000}'] for i in range(40_000)], 10_000
+    sides = [Codes.from_packed(np.zeros((n, 1), np.uint8), 8) for n in (ends, 30_000)]
+    columns = [{'label': np.array([name for name, in part])} for part in (names[:ends], names[ends:])]
+    query, database = labelled(sides, columns, ())
+    assert query.labels.dtype == database.labels.dtype == np.int64 and (query.labels == database.labels[10_000:20_000]).all()
+
+
+@pytest.mark.parametrize('where', ['x.index', 'x.lance'])
+def test_conditions_and_ids_are_read_by_their_type(place, where):
+    rows = [f'photos/{c}/{i}.png,{label},20{i}' for c, label in zip(CLASSES, ('7', 'true', 'owl')) for i in range(4)]
+    write_list('path,label,year', rows)
+    assert encode(images='list.csv').exit_code == 0
+    assert do('index', 'build', where, 'c.npz', '--kind', 'flat' if where == 'x.index' else 'lance').exit_code == 0
+    def found(*conditions):
+        asked = [word for condition in conditions for word in ('--where', condition)]
+        return do('search', where, 'photos/ant/0.png', '--model', 'model', '-k', 2_000_000_000, *asked, '--json')
+    def number(*conditions): return len(json.loads(found(*conditions).stdout)['answers'][0]['nearest'])
+    assert number() == 12 and number('label=7') == number('label=true') == 4 and number('year=201') == 3
+    assert number('label=7', 'label=owl') == 8 and number('label=7', 'year=203') == 1 and number('label=7.0') == 0
+    for wrong in ('year=abc', 'year=2.5', 'colour=red', 'label'): assert refused(found(wrong), wrong.partition('=')[0]), wrong
+    Codes.from_bits(np.eye(4)).save('numbers.npz')
+    kind = 'flat' if where == 'x.index' else 'lance'
+    assert do('index', 'build', f'n{where}', 'numbers.npz', '--kind', kind).exit_code == 0
+    assert json.loads(do('index', 'delete', f'n{where}', '3', '--json').stdout)['images'] == 3
+    for wrong in ('3', 'abc', '1.0', '99'): assert refused(do('index', 'delete', f'n{where}', wrong))
+
+
+def test_an_index_is_refused_before_it_is_built(place):
+    assert encode().exit_code == 0
+    for kind, option in (('ivf', 'nprobe=4'), ('flat', 'lists=4'), ('flat', 'root=x'), ('ivf', 'lists=abc'), ('hnsw', 'links=1'), ('multihash', 'substring=20'), ('ivf', 'probes=0'), ('hnsw', 'x')):
+        assert refused(do('index', 'build', 'x.index', 'c.npz', '--kind', kind, '--set', option), option.partition('=')[0]), (kind, option)
+    assert refused(do('index', 'build', 'x.index', 'c.npz', '--images', 'nowhere'), 'nowhere')
+    assert refused(do('index', 'build', 'photos', 'c.npz'), 'photos') and refused(do('index', 'build', 'x.index', 'nowhere.npz'), 'nowhere.npz')
+    assert refused(do('index', 'build', 'x.index', 'c.npz', '--kind', 'tree'), 'tree') and not (place / 'x.index').exists()
+
+
+def test_a_comparison_of_no_folder_is_refused(tmp_path):
+    assert refused(do('compare', '--results', tmp_path / 'nowhere'), 'nowhere is not there')
+    assert refused(do('compare', '--results', tmp_path, '--published', tmp_path / 'none.csv'), 'none.csv is not there')
