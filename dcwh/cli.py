@@ -384,7 +384,9 @@ def build(
     from dcwh.codes import read_codes, writable
     from dcwh.search import CodeIndex, check_options
     from dcwh.sources import typed_columns
-    options = assignments(set or []) | ({'path': where} if kind == 'lance' else {})
+    options = assignments(set or [])
+    if 'path' in options: raise ValueError(f'path is {where}, the place of the index; it is no option')
+    if kind == 'lance': options['path'] = where
     if kind != 'lance' and Path(where).exists():
         raise FileExistsError(f'{where} is there already; dcwh index add extends it')
     if kind != 'lance': writable(where)
