@@ -73,12 +73,16 @@ class Memory(nn.Module):
 
     def check(self, h: Tensor, index: Tensor | None) -> None:
         "Raises ValueError where `index` cannot be positions of these images in the training set."
-        ask = 'this method remembers outputs of training images: call criterion(h, y, index), with their positions in the training set'
-        if not isinstance(index, Tensor): raise ValueError(f'index is {type(index).__name__}; {ask}')
+        ask = ('this method remembers outputs of training images: '
+               'call criterion(h, y, index), with their positions in the training set')
+        if not isinstance(index, Tensor):
+            raise ValueError(f'index is {type(index).__name__}; {ask}')
         if index.shape != h.shape[:1] or index.dtype != torch.int64:
-            raise ValueError(f'index is {index.dtype} of shape {tuple(index.shape)} for {len(h)} outputs; {ask}')
+            given = f'{index.dtype} of shape {tuple(index.shape)}'
+            raise ValueError(f'index is {given} for {len(h)} outputs; {ask}')
         if index.device.type == 'cpu' and not 0 <= index.min() <= index.max() < len(self.seen):
-            raise ValueError(f'index goes from {index.min()} to {index.max()}; the training set has {len(self.seen)} images')
+            raise ValueError(f'index goes from {index.min()} to {index.max()}; '
+                             f'the training set has {len(self.seen)} images')
 
     def write(self, h: Tensor, y: Tensor, index: Tensor | None) -> None:
         "Keep the outputs of a batch."
@@ -242,7 +246,9 @@ class DSDH(DPSH):
     @torch.no_grad()
     def end_epoch(self, outputs=None) -> dict:
         "A step of codes and classifier; returns the share of bits in which codes are not the signs of outputs."
-        if not self.memory.seen.any(): raise ValueError('end_epoch was called and no batch has been seen; call criterion(h, y, index) for each batch, in training mode')
+        if not self.memory.seen.any():
+            raise ValueError('end_epoch was called and no batch has been seen; '
+                             'call criterion(h, y, index) for each batch, in training mode')
         seen, u = self.memory.seen, self.memory.outputs[self.memory.seen]
         self.codes[seen], w = discrete_step(self.codes[seen], u, self.memory.labels[seen].to(u.dtype), *self.solver)
         self.classifier.copy_(w)

@@ -60,21 +60,26 @@ def _kind(array: np.ndarray) -> str:
 def as_outputs(
     h: Tensor | np.ndarray,   # real-valued outputs or signs, shape (N, K)
 ) -> np.ndarray:              # floats or signed integers, shape (N, K), finite
-    "Outputs of a network, checked. Raises ValueError where `h` has no signs, naming the call to take."
+    """Outputs of a network, checked.
+
+    Raises ValueError where `h` has no signs, naming the call to take."""
     h = as_array(h, 'h')
     if h.ndim != 2 or not 1 <= h.shape[1] <= LONGEST:
-        raise ValueError(f'h has shape {h.shape}; outputs have shape (N, K) with K from 1 to {LONGEST}')
+        raise ValueError(f'h has shape {h.shape}; '
+                         f'outputs have shape (N, K) with K from 1 to {LONGEST}')
     if h.dtype == bool:
         raise ValueError('h holds booleans, which have no sign; Codes.from_bits takes bits')
     if h.dtype.kind == 'u':
-        raise ValueError(f'h is {h.dtype}, which has no sign; Codes.from_packed takes packed bytes, '
+        raise ValueError(f'h is {h.dtype}, which has no sign; '
+                         'Codes.from_packed takes packed bytes, '
                          'Codes.from_bits takes 0 and 1')
     if not np.isfinite(h).all():
         raise ValueError(f'h holds {(~np.isfinite(h)).sum()} values that are NaN or infinite; '
                          'such outputs come from a training that diverged')
     if h.size and h.min() >= 0 and _is_unsigned(h):
-        raise ValueError(f'h holds {h.min():g} to {h.max():g} and nothing below 0; Codes.from_bits '
-                         'takes 0 and 1, Codes.from_packed takes packed bytes, and outputs have signs')
+        raise ValueError(f'h holds {h.min():g} to {h.max():g} and nothing below 0; '
+                         'Codes.from_bits takes 0 and 1, Codes.from_packed takes packed bytes, '
+                         'and outputs have signs')
     return h
 
 def _is_unsigned(h: np.ndarray) -> bool:
@@ -94,12 +99,16 @@ def check_packed(
     packed: np.ndarray,
     name: str = 'packed',   # of the argument, for the error
 ) -> None:
-    "Raises ValueError if `packed` is not uint8 of shape (N, B), with B bytes of at most 65,535 bits."
+    """Raises ValueError if `packed` is not uint8 of shape (N, B), with B bytes of at most 65,535
+    bits."""
     if not isinstance(packed, np.ndarray) or packed.dtype != np.uint8 or packed.ndim != 2:
-        given = f'{packed.dtype} of shape {packed.shape}' if hasattr(packed, 'shape') else type(packed).__name__
-        raise ValueError(f'{name} is {given}; packed codes are a uint8 array of shape (N, B), as `pack` gives them')
+        shape = getattr(packed, 'shape', None)
+        given = f'{packed.dtype} of shape {shape}' if shape is not None else type(packed).__name__
+        raise ValueError(f'{name} is {given}; '
+                         'packed codes are a uint8 array of shape (N, B), as `pack` gives them')
     if not 1 <= packed.shape[1] <= -(-LONGEST // 8):
-        raise ValueError(f'{name} has {packed.shape[1]} bytes a code; a code has 1 to {LONGEST} bits')
+        raise ValueError(f'{name} has {packed.shape[1]} bytes a code; '
+                         f'a code has 1 to {LONGEST} bits')
 
 def check_bits(bits: int) -> int:
     "A code length as an int. Raises ValueError if it is not a whole number from 1 to 65,535."
@@ -113,11 +122,14 @@ def unpack(
     packed: np.ndarray,  # uint8, shape (N, ceil(K/8))
     bits: int,           # code length K
 ) -> np.ndarray:         # int8, shape (N, K), -1 or +1
-    "The codes as corners of the cube. Raises ValueError where `packed` does not hold codes of `bits` bits."
+    """The codes as corners of the cube.
+
+    Raises ValueError where `packed` does not hold codes of `bits` bits."""
     check_packed(packed)
     if -(-check_bits(bits) // 8) != packed.shape[1]:
+        room = 8 * packed.shape[1]
         raise ValueError(f'bits is {bits} and packed has {packed.shape[1]} bytes a code; '
-                         f'that is room for {8 * packed.shape[1] - 7} to {8 * packed.shape[1]} bits')
+                         f'that is room for {room - 7} to {room} bits')
     return np.unpackbits(packed, axis=1, count=bits).astype(np.int8) * 2 - 1
 
 # %% ../nbs/00_codes.ipynb #8362dbb4
@@ -125,9 +137,9 @@ def hamming(
     a: np.ndarray,   # packed codes, shape (N, B)
     b: np.ndarray,   # packed codes, shape (M, B)
 ) -> np.ndarray:     # uint16, shape (N, M): how many bits differ
-    """All distances between two small sets of codes. Raises ValueError where they are no packed codes of one length.
+    """All distances between two small sets of codes.
 
-    It holds N x M x B bytes; `dcwh.evaluation` scores whole databases without doing so."""
+    Raises ValueError where they are no packed codes of one length. It holds N x M x B bytes; `dcwh.evaluation` scores whole databases without doing so."""
     check_packed(a, 'a')
     check_packed(b, 'b')
     if a.shape[1] != b.shape[1]:
@@ -139,7 +151,9 @@ def hamming(
 def writable(
     path: str | Path,   # of a file to be
 ) -> Path:              # the same, links followed
-    "Try a place before the work. Its folder is made. Raises OSError where the file could not be written."
+    """Try a place before the work.
+
+    Its folder is made. Raises OSError where the file could not be written."""
     place = Path(os.path.realpath(path))
     try:
         if place.is_dir(): raise OSError('it is a folder')
@@ -173,7 +187,9 @@ def _temporary(place: Path, token: str) -> str:
 
 # %% ../nbs/00_codes.ipynb #b81e68ba
 class _Disk(io.FileIO):
-    "A new file, locked while its writer lives. It remembers why it could not be written, whatever a library makes of that."
+    """A new file, locked while its writer lives.
+
+    It remembers why it could not be written, whatever a library makes of that."""
     error: OSError | None = None
 
     def write(self, part) -> int:
@@ -189,7 +205,7 @@ def _beside(place: Path) -> _Disk:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if os.fstat(file.fileno()).st_nlink: return file
-        except BlockingIOError: pass   # taken for a leftover by another process, before it was locked
+        except BlockingIOError: pass   # taken for a leftover by another process meanwhile
         except OSError: return file    # a file system without locks
         file.close()
 
@@ -197,9 +213,10 @@ def write_whole(
     path: str | Path,                    # where the file shall be; its folder is made
     write: Callable[[BinaryIO], object], # called with an open binary file
 ) -> None:
-    """Write a file so that nobody ever sees half of it: beside its place, flushed to disk, then renamed into it.
+    """Write a file so that nobody ever sees half of it.
 
-    Its mode follows the umask. Raises OSError, naming path and reason, where it cannot be written."""
+    It is written beside its place, flushed to disk, then renamed into it. Its mode follows the
+    umask. Raises OSError, naming path and reason, where it cannot be written."""
     place = writable(path)
     remove_leftovers(place)
     disk = _beside(place)
@@ -213,7 +230,8 @@ def write_whole(
         Path(disk.name).unlink(missing_ok=True)
         if disk.error is None: raise
         reason = disk.error.strerror
-        raise OSError(disk.error.errno, f'{path} cannot be written ({reason}); make room, or give another place') from e
+        raise OSError(disk.error.errno, f'{path} cannot be written ({reason}); '
+                                        'make room, or give another place') from e
 
 # %% ../nbs/00_codes.ipynb #37bda600
 @contextmanager
@@ -228,15 +246,18 @@ def locked(
 
 # %% ../nbs/00_codes.ipynb #86ceb064
 def as_labels(
-    labels: Tensor | np.ndarray | None,  # class numbers (N,) or (N, 1), or 0 and 1 (N, C); None: unknown
+    labels: Tensor | np.ndarray | None,  # class numbers (N,) or (N, 1), or 0 and 1 (N, C)
     images: int | None = None,           # how many there have to be; None: any number
     name: str = 'labels',                # of the argument, for the error
 ) -> np.ndarray | None:                  # int64 (N,): one label per image, or bool (N, C): several
-    "Labels in one of the two forms that all of `dcwh` takes. Raises ValueError where they are neither."
+    """Labels in one of the two forms that all of `dcwh` takes.
+
+    Raises ValueError where they are neither."""
     if labels is None: return None
     y = as_array(labels, name)
     if images is not None and y.shape[:1] != (images,):
-        raise ValueError(f'{name} have shape {y.shape}; {images} images need ({images},), or ({images}, C)')
+        raise ValueError(f'{name} have shape {y.shape}; '
+                         f'{images} images need ({images},), or ({images}, C)')
     if y.ndim not in (1, 2) or y.ndim == 2 and y.shape[1] < 1:
         raise ValueError(f'{name} have shape {y.shape}; give class numbers (N,), or 0 and 1 (N, C)')
     if y.dtype.kind == 'f': y = _whole_numbers(y, name)
@@ -248,16 +269,19 @@ def _whole_numbers(y: np.ndarray, name: str) -> np.ndarray:
     wrong = ~np.isfinite(y) | (y != np.floor(y)) | (np.abs(y) >= 2**53)
     if wrong.any():
         first = y[wrong].flat[0]
-        raise ValueError(f'{name} hold {wrong.sum()} values that are no class numbers, the first {first}; '
+        raise ValueError(f'{name} hold {wrong.sum()} values that are no class numbers, '
+                         f'the first {first}; '
                          'leave images without a label out')
     return y.astype(np.int64)
 
 def _class_numbers(y: np.ndarray, name: str) -> np.ndarray:
     if y.dtype == bool:
-        raise ValueError(f'{name} are booleans of shape {y.shape}; give class numbers (N,), or 0 and 1 (N, C)')
+        raise ValueError(f'{name} are booleans of shape {y.shape}; '
+                         'give class numbers (N,), or 0 and 1 (N, C)')
     wrong = (y < 0) | (y > np.iinfo(np.int64).max)
     if wrong.any():
-        raise ValueError(f'{name} hold {wrong.sum()} values that are no class numbers, the first {y[wrong][0]}; '
+        raise ValueError(f'{name} hold {wrong.sum()} values that are no class numbers, '
+                         f'the first {y[wrong][0]}; '
                          'classes are numbered from 0, and images without a label are left out')
     return y.astype(np.int64)
 
@@ -269,14 +293,17 @@ def _indicators(y: np.ndarray, name: str) -> np.ndarray:
 
 # %% ../nbs/00_codes.ipynb #fa34536a
 def _checked(codes: 'Codes') -> dict:
-    "The parts of codes in the forms they are kept in. Raises ValueError where they contradict each other."
+    """The parts of codes in the forms they are kept in.
+
+    Raises ValueError where they contradict each other."""
     check_packed(codes.packed)
     bits, (n, width) = check_bits(codes.bits), codes.packed.shape
     if width != -(-bits // 8):
         raise ValueError(f'packed is uint8 of shape {codes.packed.shape}; '
                          f'codes of {bits} bits are uint8 of shape (N, {-(-bits // 8)})')
     if bits % 8 and (codes.packed[:, -1] & (0xFF >> bits % 8)).any():
-        raise ValueError(f'padding bits of packed are not zero; only the first {bits} bits may be set')
+        raise ValueError(f'padding bits of packed are not zero; '
+                         f'only the first {bits} bits may be set')
     if not isinstance(codes.model, str):
         raise ValueError(f'model is {codes.model!r}; give its identity, a text')
     return {'packed': np.ascontiguousarray(codes.packed), 'bits': bits,
@@ -287,7 +314,8 @@ def _checked_ids(ids: np.ndarray | None, images: int) -> np.ndarray:
     ids = np.arange(images) if ids is None else np.ascontiguousarray(ids)
     if ids.dtype.kind not in 'iuU':
         raise ValueError(f'ids hold {_kind(ids)}; give a name or a whole number for each image')
-    if ids.shape != (images,): raise ValueError(f'ids have shape {ids.shape}; {images} images need ({images},)')
+    if ids.shape != (images,):
+        raise ValueError(f'ids have shape {ids.shape}; {images} images need ({images},)')
     return ids
 
 # %% ../nbs/00_codes.ipynb #f3b440ac
@@ -299,7 +327,8 @@ def as_bits(
     if array.ndim != 2 or not 1 <= array.shape[1] <= LONGEST:
         raise ValueError(f'bits have shape {array.shape}; give (N, K) with K from 1 to {LONGEST}')
     if array.dtype != bool and not np.isin(array, (0, 1)).all():
-        raise ValueError(f'bits hold {array.min():g} to {array.max():g}; give 0 and 1. Codes.from_outputs '
+        raise ValueError(f'bits hold {array.min():g} to {array.max():g}; '
+                         'give 0 and 1. Codes.from_outputs '
                          'takes values with signs, Codes.from_packed takes packed bytes')
     return array.astype(bool)
 
@@ -309,7 +338,7 @@ class Codes:
     "Binary codes of N images. Raises ValueError where the parts contradict each other."
     packed: np.ndarray          # uint8, shape (N, ceil(bits/8))
     bits: int                   # code length K
-    labels: np.ndarray | None   # int64 (N,): one label per image, bool (N, C): several, None: unknown
+    labels: np.ndarray | None   # int64 (N,): one per image, bool (N, C): several, or None
     ids: np.ndarray             # shape (N,), a name or number of each image
     model: str = ''             # identity of the model that made them; empty: unknown
 
@@ -322,7 +351,8 @@ class Codes:
     def __getitem__(self, rows: slice | np.ndarray) -> 'Codes':
         "Some of the images: a slice, a mask, or positions."
         if np.ndim(rows) == 0 and not isinstance(rows, slice):
-            raise ValueError(f'{rows!r} is one position; give a slice, a mask or an array of positions')
+            raise ValueError(f'{rows!r} is one position; '
+                             'give a slice, a mask or an array of positions')
         labels = None if self.labels is None else self.labels[rows]
         return Codes(self.packed[rows], self.bits, labels, self.ids[rows], self.model)
 
@@ -334,10 +364,13 @@ class Codes:
         ids: np.ndarray | None = None,              # shape (N,); None numbers them
         model: str = '',                            # identity of the model that gave them
     ) -> 'Codes':
-        "The codes of a network's outputs. Warns where all are equal, as the signs of a sigmoid's outputs are."
+        """The codes of a network's outputs.
+
+        Warns where all are equal, as the signs of a sigmoid's outputs are."""
         packed = pack(h)
         if len(packed) > 1 and (packed == packed[0]).all():
-            warnings.warn(f'all {len(packed)} codes are equal: the outputs have the same signs', stacklevel=2)
+            said = f'all {len(packed)} codes are equal: the outputs have the same signs'
+            warnings.warn(said, stacklevel=2)
         return cls(packed, np.shape(h)[1], labels, ids, model)
 
     @classmethod
@@ -354,7 +387,7 @@ class Codes:
     @classmethod
     def from_packed(
         cls,
-        packed: np.ndarray,                         # uint8, shape (N, ceil(bits/8)), as numpy.packbits gives
+        packed: np.ndarray,                         # uint8, (N, ceil(bits/8)), of numpy.packbits
         bits: int,                                  # code length K
         labels: Tensor | np.ndarray | None = None,
         ids: np.ndarray | None = None,
@@ -375,7 +408,9 @@ class Codes:
 
 # %% ../nbs/00_codes.ipynb #5d4a11e6
 def _plain_arrays(path: str | Path) -> dict[str, np.ndarray]:
-    "The arrays of an .npz. Raises ValueError if it is something else, or holds what would have to be unpickled."
+    """The arrays of an .npz.
+
+    Raises ValueError if it is something else, or holds what would have to be unpickled."""
     try:
         with np.load(path, allow_pickle=False) as z: return {name: z[name] for name in z.files}
     except Exception as e:   # zipfile, zlib and numpy have many words for a damaged file
@@ -396,20 +431,23 @@ def _text(value: np.ndarray, name: str) -> str:
 
 # %% ../nbs/00_codes.ipynb #83284a04
 def read_codes(
-    path: str | Path,   # of an .npz: `packed` and `bits` as `Codes.save` writes them, or `codes` (N, K)
+    path: str | Path,   # of an .npz: `packed` and `bits`, as `Codes.save` writes, or `codes` (N, K)
 ) -> Codes:
-    """Codes from a file. A matrix `codes` holds outputs, -1 and 1, or 0 and 1; `labels` and `ids` may lie beside it.
+    """Codes from a file.
 
+    A matrix `codes` holds outputs, -1 and 1, or 0 and 1; `labels` and `ids` may lie beside it.
     Raises FileNotFoundError, or ValueError naming the file if it holds something else."""
     if not Path(path).is_file(): raise FileNotFoundError(f'{path} is not there; give an .npz of codes')
     parts = _plain_arrays(path)
+    labels, ids = parts.get('labels'), parts.get('ids')
+    missing = [name for name in ('packed', 'bits') if name not in parts]
     try:
-        if 'codes' in parts: return _from_matrix(parts['codes'], parts.get('labels'), parts.get('ids'))
-        if missing := [name for name in ('packed', 'bits') if name not in parts]:
-            raise ValueError(f'it holds {", ".join(parts) or "nothing"} and no {missing[0]}; codes are a matrix '
-                             'called codes, or packed and bits, and labels, if any, labels')
-        return Codes(parts['packed'], _number(parts['bits'], 'bits'), parts.get('labels'), parts.get('ids'),
-                     _text(parts.get('model', np.array('')), 'model'))
+        if 'codes' in parts: return _from_matrix(parts['codes'], labels, ids)
+        if missing:
+            raise ValueError(f'it holds {", ".join(parts) or "nothing"} and no {missing[0]}; codes are '
+                             'a matrix called codes, or packed and bits, and labels, if any, labels')
+        bits = _number(parts['bits'], 'bits')
+        return Codes(parts['packed'], bits, labels, ids, _text(parts.get('model', np.array('')), 'model'))
     except ValueError as e: raise ValueError(f'{path}: {e}') from e
 
 def _from_matrix(codes: np.ndarray, labels: np.ndarray | None, ids: np.ndarray | None) -> Codes:
@@ -418,8 +456,8 @@ def _from_matrix(codes: np.ndarray, labels: np.ndarray | None, ids: np.ndarray |
     if matrix.size and (matrix.dtype == bool or np.isin(matrix, (0, 1)).all()):
         return Codes.from_bits(matrix, labels, ids)
     if matrix.dtype.kind == 'f' and matrix.size and np.nanmin(matrix) >= 0:
-        raise ValueError(f'codes hold {np.nanmin(matrix):g} to {np.nanmax(matrix):g} and nothing below 0; '
-                         'of outputs of a sigmoid, save codes - .5')
+        raise ValueError(f'codes hold {np.nanmin(matrix):g} to {np.nanmax(matrix):g} and nothing '
+                         'below 0; of outputs of a sigmoid, save codes - .5')
     return Codes.from_outputs(matrix, labels, ids)
 
 # %% ../nbs/00_codes.ipynb #f09f07d4
@@ -461,11 +499,13 @@ def collisions(
     classes, place = np.unique(labels, return_inverse=True)
     _, code = np.unique(codes.packed, axis=0, return_inverse=True)
     everyone = np.bincount(code)   # images with each code
-    pairs, own = np.unique(place * len(everyone) + code[images], return_counts=True)   # of class and code
+    class_and_code = place * len(everyone) + code[images]
+    pairs, own = np.unique(class_and_code, return_counts=True)
     of_class, of_code = np.divmod(pairs, len(everyone))
     def by_class(counted): return np.bincount(of_class, counted, len(classes)).astype(np.int64)
     shared = own < everyone[of_code]
-    return {'class': classes, 'images': by_class(own), 'distinct': by_class(own > 0), 'collisions': by_class(own * shared)}
+    return {'class': classes, 'images': by_class(own), 'distinct': by_class(own > 0),
+            'collisions': by_class(own * shared)}
 
 # %% ../nbs/00_codes.ipynb #95800ce7
 def class_codes(

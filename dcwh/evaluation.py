@@ -96,26 +96,33 @@ def keeps_torch_threads(f):
 
 # %% ../nbs/08_evaluation.ipynb #293693fc
 def check_sides(query: Codes, database: Codes) -> tuple[Codes, Codes]:
-    "Both sides with labels in the same form. Raises ValueError where a set of codes cannot be scored, or the two cannot be compared."
+    """Both sides with labels in the same form.
+
+    Raises ValueError where a set of codes cannot be scored, or the two cannot be compared."""
     for name, side in (('query', query), ('database', database)):
         if not isinstance(side, Codes): raise ValueError(f'{name} is {type(side).__name__}; give Codes, such as Codes.from_outputs(h, labels)')
         if not len(side): raise ValueError(f'{name} holds no codes; both sides need at least one')
         if side.labels is None: raise ValueError(f'{name}.labels is None; without labels nothing is relevant, and codes can be searched but not scored')
     if query.bits != database.bits: raise ValueError(f'query has {query.bits} bits and database {database.bits}; both sides need the same code length')
     labels = same_form(query.labels, database.labels)
-    return tuple(side if y is side.labels else replace(side, labels=y) for side, y in zip((query, database), labels))
+    sides = zip((query, database), labels)
+    return tuple(side if y is side.labels else replace(side, labels=y) for side, y in sides)
 
 def same_form(
     y: np.ndarray,   # labels of the queries: int64 (Q,), or bool (Q, C)
     z: np.ndarray,   # of the database: int64 (N,), or bool (N, C)
 ) -> tuple[np.ndarray, np.ndarray]:
-    "Labels of two sides in one form: class numbers become rows of booleans where the other side has such. Raises ValueError where they are of other classes."
+    """Labels of two sides in one form: class numbers become rows where the other side has rows.
+
+    Raises ValueError where they are of other classes."""
     if y.ndim == z.ndim == 1: return y, z
     columns = {side.shape[1] for side in (y, z) if side.ndim == 2}
     most = max((side.max() for side in (y, z) if side.ndim == 1), default=-1)
     if len(columns) > 1 or most >= min(columns):
-        words = [f'{side.shape[1]} columns' if side.ndim == 2 else f'class numbers up to {side.max()}' for side in (y, z)]
-        raise ValueError(f'query.labels have {words[0]} and database.labels {words[1]}; both sides need labels of the same classes')
+        words = [f'class numbers up to {side.max()}' if side.ndim == 1 else f'{side.shape[1]} columns'
+                 for side in (y, z)]
+        raise ValueError(f'query.labels have {words[0]} and database.labels {words[1]}; '
+                         'both sides need labels of the same classes')
     classes = np.arange(columns.pop())
     return tuple(side if side.ndim == 2 else side[:, None] == classes for side in (y, z))
 
@@ -159,10 +166,12 @@ def histograms(
     "Count, for each query, the database by shared labels 0 … S and Hamming distance 0 … bits. Raises ValueError where the two sides cannot be compared."
     query, database = check_sides(query, database)
     try: device = torch.device(device)
-    except (RuntimeError, TypeError) as e: raise ValueError(f'device is {device!r}; give cpu, cuda, or another device of torch') from e
+    except (RuntimeError, TypeError) as e:
+        raise ValueError(f'device is {device!r}; give cpu, cuda, or another device of torch') from e
     most = max(1, int(query.labels.sum(1).max())) if query.labels.ndim == 2 else 1
     counts = np.zeros((len(query), (most if graded else 1) + 1, query.bits + 1), np.int32)
-    return _count_blocks(query, database, most, counts) if device.type == 'cpu' else _count_tiles(query, database, counts, device)
+    if device.type == 'cpu': return _count_blocks(query, database, most, counts)
+    return _count_tiles(query, database, counts, device)
 
 # %% ../nbs/08_evaluation.ipynb #cf30767a
 FIRST = np.concatenate([[0], np.cumsum(1 / np.arange(1, 64))])   # H(0) … H(63)
@@ -208,7 +217,8 @@ def check_cut(
     "Raise ValueError where a cut or its normaliser is not one of those defined here."
     whole = isinstance(top_k, (int, np.integer)) and not isinstance(top_k, bool)
     if top_k is not None and not (whole and 1 <= top_k < 2**62):
-        raise ValueError(f'top_k is {top_k!r}; it is a whole number from 1 to 2^62, or None for the whole database')
+        raise ValueError(f'top_k is {top_k!r}; '
+                         'it is a whole number from 1 to 2^62, or None for the whole database')
     if normaliser not in ('found', 'min', 'all'):
         raise ValueError(f"normaliser is {normaliser!r}; 'found' divides by the relevant items in the top k, 'min' by min(R, k), 'all' by R")
 
@@ -336,7 +346,8 @@ def found_at(
 ) -> np.ndarray:             # float64, shape (Q, len(ns))
     "The number of relevant items in the first N ranks, or their summed gain."
     ns = as_array(ns, 'ns').reshape(-1)
-    if ns.dtype.kind not in 'iu' or not ns.size: raise ValueError(f'ns are {ns.tolist()}; ranks are whole numbers, at least one')
+    if ns.dtype.kind not in 'iu' or not ns.size:
+        raise ValueError(f'ns are {ns.tolist()}; ranks are whole numbers, at least one')
     if ties != 'expected' and (relevant > items).any(): raise ValueError(f'ties is {ties!r}, and gains are only averaged over all orders; give counts of relevant items, or ties=\'expected\'')
     if ns.min() < 1 or ns.max() > items[0].sum(): raise ValueError(f'ns go from {ns.min()} to {ns.max()}; the ranks of this database are 1 to {items[0].sum()}')
     ends = [np.pad(counts.cumsum(1), ((0, 0), (1, 0))) for counts in split_ties(items, relevant, ties)]
@@ -471,10 +482,13 @@ def evaluate(
 
 # %% ../nbs/08_evaluation.ipynb #c9d0255c
 def _labels_of_outputs(h: Tensor, labels: np.ndarray, name: str) -> np.ndarray:
-    "Labels of one side. Raises ValueError where there are none, or where `h` is no finite matrix of outputs."
+    """Labels of one side.
+
+    Raises ValueError where there are none, or where `h` is no finite matrix of outputs."""
     if not isinstance(h, Tensor) or h.ndim != 2 or not h.numel() or not h.isfinite().all():
         raise ValueError(f'{name} is no tensor of finite outputs of shape (N, K)')
-    if labels is None: raise ValueError(f'{name}_labels is None; without labels nothing is relevant')
+    if labels is None:
+        raise ValueError(f'{name}_labels is None; without labels nothing is relevant')
     return as_labels(labels, len(h), f'{name}_labels')
 
 # %% ../nbs/08_evaluation.ipynb #ebaf4a3b
@@ -491,7 +505,9 @@ def ap_of_outputs(
     check_cut(top_k, normaliser)
     sides = ((query, query_labels, 'query'), (database, database_labels, 'database'))
     labels = same_form(*(_labels_of_outputs(h, labels, name) for h, labels, name in sides))
-    if query.shape[1] != database.shape[1]: raise ValueError(f'query has {query.shape[1]} bits and database {database.shape[1]}; both sides need the same code length')
+    if query.shape[1] != database.shape[1]:
+        raise ValueError(f'query has {query.shape[1]} bits and database {database.shape[1]}; '
+                         'both sides need the same code length')
     y, z = (torch.from_numpy(part).to(query.device) for part in labels)
     k, rows, scores = min(top_k or len(z), len(z)), max(1, 2**22 // len(z)), []
     for q, y_q in zip(query.double().split(rows), y.split(rows)):
@@ -507,5 +523,7 @@ def decisions(
     labels: Tensor | np.ndarray | None, # int (N,) or bool (N, C)
 ) -> Codes:
     "The codes of a classifier's decision: one bit a class, set for the class with the highest score."
-    if logits.ndim != 2: raise ValueError(f'logits have shape {tuple(logits.shape)}; scores of the classes are (N, C)')
+    if logits.ndim != 2:
+        raise ValueError(f'logits have shape {tuple(logits.shape)}; '
+                         'scores of the classes are (N, C)')
     return Codes.from_bits(torch.eye(logits.shape[1])[logits.argmax(1).cpu()], labels)

@@ -109,7 +109,8 @@ def check_data(result: dict, data: RetrievalSet, file: str | Path) -> None:
     held, found = result['protocol'], data.describe()
     names = ('source_hash', 'split_hash', 'source', 'name',
              'query', 'train', 'database', 'classes', 'top_k')
-    other = [f'{name} {held[name]}, not {found[name]}' for name in names if held[name] != found[name]]
+    differing = [name for name in names if held[name] != found[name]]
+    other = [f'{name} {held[name]}, not {found[name]}' for name in differing]
     if other: raise ValueError(f'{file} is of other images ({"; ".join(other[:2])}); {OTHERWISE}')
 
 def coded(folder: Path, data: RetrievalSet) -> bool:

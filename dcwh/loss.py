@@ -24,13 +24,17 @@ def check_batch(
     num_classes: int | None = None, # C; None where a method does not know
     bits: int | None = None,        # K; None likewise
 ) -> tuple[Tensor, Tensor]:         # h, and y as int64 (N,) or bool (N, C)
-    "Outputs and labels of a batch, as every method takes them. Raises ValueError naming what is wrong."
+    """Outputs and labels of a batch, as every method takes them.
+
+    Raises ValueError naming what is wrong."""
     for name, part in {'h': h, 'y': y}.items():
-        if not isinstance(part, Tensor): raise ValueError(f'{name} is {type(part).__name__}; give a tensor')
+        if not isinstance(part, Tensor):
+            raise ValueError(f'{name} is {type(part).__name__}; give a tensor')
     if h.ndim != 2 or not h.is_floating_point() or not len(h) or bits not in (None, h.shape[1]):
         raise ValueError(f'h is {h.dtype} of shape {tuple(h.shape)}; outputs are floats '
                          f'of shape (N, {bits or "K"}), with N from 1 up')
-    if y.ndim == 2 and y.shape[1] == 1 and not y.is_floating_point() and y.dtype != torch.bool: y = y[:, 0]
+    if y.ndim == 2 and y.shape[1] == 1 and not y.is_floating_point() and y.dtype != torch.bool:
+        y = y[:, 0]
     if y.ndim not in (1, 2) or len(y) != len(h):
         raise ValueError(f'y has shape {tuple(y.shape)} for {len(h)} outputs; '
                          'give class numbers (N,), or 0 and 1 (N, C)')
@@ -43,18 +47,22 @@ def _numbers(y: Tensor, num_classes: int | None, looked_at: bool) -> Tensor:
         raise ValueError(f'y is {y.dtype} of shape {tuple(y.shape)}; class numbers are integers')
     y, end = y.long(), num_classes or torch.iinfo(torch.int64).max
     if looked_at and not 0 <= y.min() <= y.max() < end:
-        raise ValueError(f'y goes from {y.min()} to {y.max()}; classes are numbered 0 to {num_classes and end - 1}')
+        raise ValueError(f'y goes from {y.min()} to {y.max()}; '
+                         f'classes are numbered 0 to {num_classes and end - 1}')
     return y
 
 def _rows(y: Tensor, num_classes: int | None, looked_at: bool) -> Tensor:
     "Rows of labels as booleans."
     if num_classes not in (None, y.shape[1]):
-        raise ValueError(f'y has {y.shape[1]} columns; a row has one for each of {num_classes} classes')
+        raise ValueError(f'y has {y.shape[1]} columns; '
+                         f'a row has one for each of {num_classes} classes')
     if looked_at and y.dtype != torch.bool and not ((y == 0) | (y == 1)).all():
-        raise ValueError(f'y of shape {tuple(y.shape)} goes from {y.min()} to {y.max()}; a row holds 0 and 1')
+        raise ValueError(f'y of shape {tuple(y.shape)} goes from {y.min()} to {y.max()}; '
+                         'a row holds 0 and 1')
     y = y.bool()
     if looked_at and not y.any(1).all():
-        raise ValueError(f'y has {(~y.any(1)).sum()} rows without a label, the first at {int(y.any(1).int().argmin())}; '
+        bare = ~y.any(1)
+        raise ValueError(f'y has {bare.sum()} rows without a label, the first at {bare.int().argmax()}; '
                          'leave images without a label out')
     return y
 
@@ -75,7 +83,10 @@ class Criterion(nn.Module):
         "Scores of the classes, (N, K) to (N, C), where the method classifies."
 
     def forward(self, h: Tensor, y: Tensor, index: Tensor | None = None) -> Tensor:
-        "The loss of outputs h (N, K) with labels y; `index` (N,) are positions in the training set. Raises ValueError as `check_batch` does."
+        """The loss of outputs h (N, K) with labels y.
+
+        `index` (N,) are positions in the training set.
+        Raises ValueError as `check_batch` does."""
         h, y = check_batch(h, y, self.num_classes, self.bits)
         terms = self.terms(h, y, index)
         self.last = {name: term.detach() for name, term in terms.items()}
@@ -98,7 +109,8 @@ STARTS = ('vertices', 'sparse', 'normal')
 
 def check_start(num_classes: int, bits: int, start: str = 'vertices') -> None:
     "Raises ValueError at an unknown start, and where there are fewer such corners than classes."
-    if start not in STARTS: raise ValueError(f'unknown start of centres {start!r}; known are {", ".join(STARTS)}')
+    if start not in STARTS:
+        raise ValueError(f'unknown start of centres {start!r}; known are {", ".join(STARTS)}')
     if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 1:
         raise ValueError(f'num_classes is {num_classes!r}; give a whole number from 1 up')
     if check_bits(bits) < 64 and 2**bits < num_classes:
@@ -106,8 +118,8 @@ def check_start(num_classes: int, bits: int, start: str = 'vertices') -> None:
                          f'take {(num_classes - 1).bit_length()} bits or more')
     own = max(1, bits // 4)
     if start == 'sparse' and math.comb(bits, own) < num_classes:
-        raise ValueError(f'{math.comb(bits, own)} codes of {bits} bits have {own} of them at +1, too few '
-                         f'for {num_classes} classes; take more bits, or start on vertices')
+        raise ValueError(f'{math.comb(bits, own)} codes of {bits} bits have {own} of them at +1, '
+                         f'too few for {num_classes} classes; take more bits, or start on vertices')
 
 def check_above(name: str, value: float, least: float = 0.) -> None:
     "Raises ValueError where a number is not finite, or not `least` or more."
@@ -179,13 +191,16 @@ def check_outputs(h: Tensor) -> None:
     "Raises ValueError where `h` is no tensor of floats of shape (N, K)."
     if not isinstance(h, Tensor): raise ValueError(f'h is {type(h).__name__}; give a tensor')
     if h.ndim != 2 or not h.is_floating_point():
-        raise ValueError(f'h is {h.dtype} of shape {tuple(h.shape)}; outputs are floats of shape (N, K)')
+        raise ValueError(f'h is {h.dtype} of shape {tuple(h.shape)}; '
+                         'outputs are floats of shape (N, K)')
 
 def cube_loss(
     h: Tensor,           # outputs, shape (N, K)
     margin: float = 1.,  # half side of the cube
 ) -> Tensor:             # scalar: mean over images of the summed excess
-    "Penalty for leaving the cube [-margin, margin]^K (J_cube, the cubic constraint). Raises ValueError where h or margin cannot be."
+    """Penalty for leaving the cube [-margin, margin]^K (J_cube, the cubic constraint).
+
+    Raises ValueError where h or margin cannot be."""
     check_outputs(h)
     check_above('margin', margin)
     return (full_precision(h).abs() - margin).relu().sum(1).mean()
@@ -194,7 +209,9 @@ def cube_loss(
 def vertex_loss(
     h: Tensor,   # outputs, shape (N, K)
 ) -> Tensor:     # scalar: mean over images of the squared distance
-    "Squared distance to the nearest vertex of the cube (J_vertex). Raises ValueError where h cannot be."
+    """Squared distance to the nearest vertex of the cube (J_vertex).
+
+    Raises ValueError where h cannot be."""
     check_outputs(h)
     h = full_precision(h)
     return (h - sign(h.detach())).square().sum(1).mean()
@@ -216,8 +233,9 @@ class DCWHLoss(Criterion):
     ):
         super().__init__()
         self.classwise = ClassWiseLoss(num_classes, bits, sigma, start, generator)
-        for name, value in {'margin': margin, 'cube_weight': cube_weight, 'vertex_weight': vertex_weight}.items():
-            check_above(name, value)
+        check_above('margin', margin)
+        check_above('cube_weight', cube_weight)
+        check_above('vertex_weight', vertex_weight)
         self.num_classes, self.bits = num_classes, bits
         self.margin, self.weights = margin, {'cube': cube_weight, 'vertex': vertex_weight}
 

@@ -29,8 +29,9 @@ class TwoSides(Metric):
         super().__init__(**options)
         self.add_state('bits', torch.tensor(0), dist_reduce_fx='max')
         for side in ('query', 'database'):
-            self.add_state(f'{side}_columns', torch.tensor(0), dist_reduce_fx='max')   # of labels; 8: the bytes of one number
-            self.add_state(f'{side}_several', torch.tensor(0), dist_reduce_fx='max')   # 1 where an image has several labels
+            # bytes of the labels of an image, and 1 where they are several and not one number
+            self.add_state(f'{side}_columns', torch.tensor(0), dist_reduce_fx='max')
+            self.add_state(f'{side}_several', torch.tensor(0), dist_reduce_fx='max')
             for part in PARTS: self.add_state(f'{side}_{part}', [], dist_reduce_fx='cat')
 
     def update(
@@ -47,23 +48,28 @@ class TwoSides(Metric):
         if self.bits not in (0, codes.bits): raise ValueError(f'h has {codes.bits} bits and earlier batches {self.bits}; one metric takes one code length')
         ids = as_array([] if ids is None else ids, 'ids')
         if ids.size and (ids.shape != (len(codes),) or ids.dtype.kind not in 'iu'):
-            raise ValueError(f'ids are {ids.dtype} of shape {ids.shape}; {len(codes)} images need as many whole numbers')
-        several, labels = codes.labels.ndim == 2, codes.labels.view(np.uint8).reshape(len(codes), -1)
+            raise ValueError(f'ids are {ids.dtype} of shape {ids.shape}; '
+                             f'{len(codes)} images need as many whole numbers')
+        several = codes.labels.ndim == 2
+        width = codes.labels.itemsize * (codes.labels.shape[1] if several else 1)   # bytes per image
         columns, known = getattr(self, f'{side}_columns'), getattr(self, f'{side}_several')
-        if columns and (columns, known) != (labels.shape[1], several):
-            raise ValueError(f'y has shape {codes.labels.shape}, and earlier batches have another form; one side takes one kind of labels')
+        if columns and (columns, known) != (width, several):
+            raise ValueError(f'y has shape {codes.labels.shape}, and earlier batches have another form; '
+                             'one side takes one kind of labels')
         self.bits.fill_(codes.bits)
-        columns.fill_(labels.shape[1])
+        columns.fill_(width)
         known.fill_(several)
-        for part, new in zip(PARTS, (codes.packed, labels, ids.astype(np.int64))):
-            getattr(self, f'{side}_{part}').append(torch.from_numpy(new.reshape(-1)).to(self.device))
+        for part, new in zip(PARTS, (codes.packed, codes.labels, ids.astype(np.int64))):
+            flat = torch.from_numpy(new.reshape(-1).view(np.int64 if part == 'ids' else np.uint8)).to(self.device)
+            getattr(self, f'{side}_{part}').append(flat)
 
     def forward(self, *args, **kwargs): raise TypeError('one batch is no retrieval: call update with each batch of both sides, then compute')
 
     def _sync_dist(self, *args, **kwargs) -> None:
         "Gather from all processes; one that has seen no batch gives empty parts."
-        for name, dtype in ((f'{side}_{part}', dtype) for side in ('query', 'database') for part, dtype in PARTS.items()):
-            if not getattr(self, name): setattr(self, name, [torch.zeros(0, dtype=dtype, device=self.device)])
+        for name, dtype in [(f'{side}_{part}', PARTS[part]) for side in ('query', 'database') for part in PARTS]:
+            empty = torch.zeros(0, dtype=dtype, device=self.device)
+            if not getattr(self, name): setattr(self, name, [empty])
         super()._sync_dist(*args, **kwargs)
 
 # %% ../nbs/09_metrics.ipynb #182be8fd
@@ -73,14 +79,17 @@ def collected(
 ) -> Codes:
     "The codes of a side, each image once. Raises ValueError where there are none."
     parts = [getattr(sides, f'{side}_{part}') for part in PARTS]
-    if not len(parts[0]) or not sum(map(len, parts[0] if isinstance(parts[0], list) else [parts[0]])):
+    packed = parts[0] if isinstance(parts[0], list) else [parts[0]]   # gathered ones are joined
+    if not sum(map(len, packed)):
         raise ValueError(f"the {side} side is empty; give it with update(h, y, side='{side}')")
     packed, labels, ids = (dim_zero_cat(part).cpu().numpy() for part in parts)
     packed = packed.reshape(-1, -(-int(sides.bits) // 8))
     labels = labels.reshape(len(packed), -1)
     labels = labels.view(bool) if getattr(sides, f'{side}_several') else labels.view(np.int64)[:, 0]
     if not len(ids): ids = np.arange(len(packed))
-    if len(ids) != len(packed): raise ValueError(f'ids were given for {len(ids)} of {len(packed)} images ({side}); give them with every batch, or with none')
+    if len(ids) != len(packed):
+        raise ValueError(f'ids were given for {len(ids)} of {len(packed)} images ({side}); '
+                         'give them with every batch, or with none')
     first = np.unique(ids, return_index=True)[1]
     return Codes(packed[first], int(sides.bits), labels[first], ids[first])
 
@@ -102,5 +111,6 @@ class HashRetrieval(TwoSides):
 
     def compute(self) -> dict[str, float]:
         "All numbers of the evaluation, by name."
-        found = evaluate(collected(self, 'query'), collected(self, 'database'), self.top_k, self.graded, self.device)
+        sides = collected(self, 'query'), collected(self, 'database')
+        found = evaluate(*sides, self.top_k, self.graded, self.device)
         return {name: value for name, value in found.to_dict().items() if isinstance(value, (int, float))}

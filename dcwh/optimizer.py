@@ -39,8 +39,10 @@ RULES = ('running', 'exact', 'gradient', 'fixed')
 
 def check_rule(loss: DCWHLoss, rule: str, every: int, hold: float) -> None:
     "Raises ValueError where centres cannot be found in this way."
-    if not isinstance(loss, DCWHLoss): raise ValueError(f'loss is {type(loss).__name__}; give a DCWHLoss')
-    if rule not in RULES: raise ValueError(f'unknown rule of centres {rule!r}; known are {", ".join(RULES)}')
+    if not isinstance(loss, DCWHLoss):
+        raise ValueError(f'loss is {type(loss).__name__}; give a DCWHLoss')
+    if rule not in RULES:
+        raise ValueError(f'unknown rule of centres {rule!r}; known are {", ".join(RULES)}')
     if isinstance(every, bool) or not isinstance(every, int) or every < 1:
         raise ValueError(f'every is {every!r}; centres are found every 1 or more epochs')
     check_above('hold', hold)
@@ -62,7 +64,8 @@ class Alternation(Criterion):
     @property
     def centres(self) -> Tensor: return self.loss.centres
 
-    def begin_epoch(self, epoch: int, epochs: int) -> None: self.epoch, self.epochs, self.sums = epoch, epochs, None
+    def begin_epoch(self, epoch: int, epochs: int) -> None:
+        self.epoch, self.epochs, self.sums = epoch, epochs, None
 
     def logits(self, h: Tensor) -> Tensor: return self.loss.logits(h)
 
@@ -77,11 +80,15 @@ class Alternation(Criterion):
         return super().forward(h, y, index)
 
     def found(self, outputs: Callable[[], tuple[Tensor, Tensor]] | None) -> Tensor | None:
-        "Centres in closed form; None where this epoch takes no step. Raises ValueError where there is nothing to take them from."
+        """Centres in closed form; None where this epoch takes no step.
+
+        Raises ValueError where there is nothing to take them from."""
         due = (self.epoch + 1) % self.every == 0 and self.epoch + 1 > self.hold * self.epochs
         if self.rule not in ('running', 'exact') or not due: return None
         if self.rule == 'exact':
-            if outputs is None: raise ValueError('the exact rule of centres needs end_epoch(outputs): a function that gives (h, y) of all training images')
+            if outputs is None:
+                raise ValueError('the exact rule of centres needs end_epoch(outputs): '
+                                 'a function that gives (h, y) of all training images')
             self.sums = class_sums(*outputs(), len(self.centres)).to(self.centres.device)
         if self.sums is None:
             raise ValueError('end_epoch was called and no batch has been seen since begin_epoch; '

@@ -1,4 +1,5 @@
 """The command line: what it refuses before any work, what it never writes over, and that text stays text on the way to a number."""
+from pathlib import Path
 import json
 import os
 
@@ -200,7 +201,7 @@ def test_many_classes_take_no_matrix():
     names, ends = [[f'class {i % 20_000}'] for i in range(40_000)], 10_000
     sides = [Codes.from_packed(np.zeros((n, 1), np.uint8), 8) for n in (ends, 30_000)]
     columns = [{'label': np.array([name for name, in part])} for part in (names[:ends], names[ends:])]
-    query, database = labelled(sides, columns, ())
+    query, database = labelled(sides, columns, (Path('q.npz'), Path('d.npz')))
     assert query.labels.dtype == database.labels.dtype == np.int64 and (query.labels == database.labels[10_000:20_000]).all()
 
 

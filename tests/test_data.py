@@ -1,16 +1,20 @@
 """Every source under every protocol: what is read, what is drawn, and what bad input says."""
-from pathlib import Path
-import subprocess
-import sys
+import gzip
+import os
+import shutil
+import socket
 
 import numpy as np
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
 import dcwh.sources
-from dcwh.data import load
+from dcwh.cli import app
+from dcwh.data import check, content_hash, load, readable, ImageSet
 from dcwh.experiment import retrieval_set, run
-from dcwh.sources import Source, digit_pairs, digits, find_source, from_dataset, lists
+from dcwh.sources import (Source, catalogue, digit_pairs, digits, find_source, from_dataset,
+                          lists, number_labels, read_columns, typed, write_table)
 from dcwh.training import resolve
 
 PAIRS, DIGITS = digit_pairs(), digits()
@@ -114,7 +118,6 @@ def test_lists_that_are_known_go_by_the_name_of_the_set_and_others_by_their_size
 
 
 def test_lists_may_lie_elsewhere_packed_and_with_one_label_an_image(tmp_path):
-    import gzip
     of = as_lists(tmp_path / 'images', refused=False, labels=np.eye(10, dtype=bool)[DIGITS.labels])
     for file in (tmp_path / 'images').glob('*.txt'):
         (tmp_path / f'{file.name}.gz').write_bytes(gzip.compress(file.read_bytes()))
@@ -149,14 +152,22 @@ def test_a_folder_of_decoded_images_that_cannot_be_written_costs_nothing(tmp_pat
     assert len(load(as_folder(tmp_path / 'a', refused=False)).read(16).train.source.images) == N
 
 
+def shell_check(name, where, *more):
+    "What `dcwh data check` ends with and says: exit code, answer, complaints."
+    words = ['data', 'check', name, '--data-dir', str(where), '--workers', '0', *more]
+    done = CliRunner().invoke(app, words)
+    return done.exit_code, done.stdout, done.stderr
+
+
 def test_check_ends_with_1_and_names_what_is_broken(tmp_path):
     as_csv(tmp_path)
-    shell = lambda *words: subprocess.run([Path(sys.executable).with_name('dcwh'), 'data', 'check', 'csv/pairs', '--data-dir', tmp_path / 'pairs.csv', '--workers', '0', *words], capture_output=True, text=True)
-    broken = shell()
-    assert broken.returncode == 1 and '80 images of csv/pairs cannot be read' in broken.stderr and f'{tmp_path}/img/5.png' in broken.stderr
-    assert [line for line in broken.stdout.splitlines() if line.startswith(('images', 'query', 'train'))] == ['images            400', 'query             80', 'train             320']
+    code, out, err = shell_check('csv/pairs', tmp_path / 'pairs.csv')
+    assert code == 1 and '80 images of csv/pairs cannot be read' in err
+    assert f'{tmp_path}/img/5.png' in err
+    sizes = [line for line in out.splitlines() if line.startswith(('images', 'query', 'train'))]
+    assert sizes == ['images            400', 'query             80', 'train             320']
     for i in range(0, N, 5): Image.fromarray(PAIRS.images[i]).save(tmp_path / f'img/{i}.png')
-    assert shell().returncode == 0
+    assert shell_check('csv/pairs', tmp_path / 'pairs.csv')[0] == 0
 
 
 @pytest.mark.parametrize('wrong, message', (
@@ -170,3 +181,342 @@ def test_a_class_without_training_images_is_named(tmp_path):
     names = write(PAIRS.images, PAIRS.labels, tmp_path, (), False)
     (tmp_path / 'mine.csv').write_text('path,label,split\n' + ''.join(f'{name},{"only" if i == 0 else i % 2},{"test" if i < 10 else "train"}\n' for i, name in enumerate(names)))
     with pytest.raises(ValueError, match="1 classes have no training image, the first 'only'"): load('csv/mine', data_dir=tmp_path / 'mine.csv')
+
+
+# what results are bound to
+
+def filled(root, *names):
+    "Files that nobody opens, each of another size."
+    for n, name in enumerate(names, 1):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(b'not opened' * n)
+    return root
+
+
+TWELVE = [f'img/{i}.png' for i in range(12)]
+PLAIN = [f'{"abc"[i % 3]}/{i}.png' for i in range(12)]
+HALVES = [f'{"test" if i < 3 else "train"}/{"abc"[i % 3]}/{i}.JPEG' for i in range(12)]
+ONE = [f'{name},{("zebra", "10", "é")[i % 3]}' for i, name in enumerate(TWELVE)]
+SEVERAL = [f'{name},{("a", "b;c", "c; a")[i % 3]},{("test", "train", "train", "database")[i % 4]}'
+           for i, name in enumerate(TWELVE)]
+ROWS = [f'{name} {("1 0 0", "0 1 1", "1 0 1")[i % 3]}\n' for i, name in enumerate(TWELVE)]
+
+
+def listed(root):
+    for role, rows in {'test': ROWS[:3], 'train': ROWS[3:9], 'database': ROWS[3:]}.items():
+        (root / f'{role}.txt').write_text(''.join(rows))
+    return root
+
+
+def as_table(root, *lines):
+    filled(root, *TWELVE)
+    (root / 'mine.csv').write_text('\n'.join(lines))
+    return root / 'mine.csv'
+
+
+@pytest.mark.parametrize('of, protocol, source_hash, split_hash', (
+    (lambda root: 'digits', 'full', '62eb172a75fecaf7', 'a4ad1c52aa1e1faa'),
+    (lambda root: 'digit-pairs', 'full', '4fa5860263aa72fc', '53a122186875e8f9'),
+    (lambda root: ('folder/x', filled(root, *PLAIN)), 'full',
+     '4dd72ce00562cfed', 'c8c6a68b0a55a505'),
+    (lambda root: ('folder/x', filled(root, *HALVES)), 'full',
+     'ca2f6496dde6ad11', '578ec8d496c9c0ac'),
+    (lambda root: ('csv/x', as_table(root, 'path,label', *ONE)), 'full',
+     '6edcc52a908996a6', 'e8d9f726dcda5d14'),
+    (lambda root: ('csv/x', as_table(root, 'path,labels,split', *SEVERAL)), 'official',
+     'cd3bace64385f0fd', 'ee3abfd6bcf6c428'),
+    (lambda root: ('lists/x', listed(filled(root, *TWELVE))), 'official',
+     'bbecba2272c835f9', 'febcf04ed0d515bc'),
+    (lambda root: ('lists/x', listed(filled(root, *TWELVE[:-1]))), 'official',
+     '29d217a9e369cb73', 'afa82fa8f8dfc690')),
+    ids=('digits', 'pairs', 'folder', 'halves', 'csv', 'csv of several', 'lists', 'one missing'))
+def test_hashes_stay_what_results_are_bound_to(of, protocol, source_hash, split_hash, tmp_path):
+    name, where = (*np.atleast_1d(of(tmp_path)), tmp_path)[:2]
+    data = load(find_source(str(name), where, missing='skip'), protocol)
+    assert (data.query.source.hash, data.split_hash()) == (source_hash, split_hash)
+
+
+def test_the_content_hash_stays_what_it_was(tmp_path):
+    images = find_source('folder/x', filled(tmp_path, *PLAIN)).images
+    assert content_hash(images, np.arange(12)) == '8d6632fce7d84519'
+    assert content_hash(images, np.arange(6)) != content_hash(images, np.arange(12))
+
+
+# folders
+
+def pictures(root, *names):
+    for n, name in enumerate(names):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(DIGITS.images[n]).save(root / name)
+    return root
+
+
+@pytest.fixture
+def zoo(tmp_path):
+    names = [f'{c}/{i}.png' for c in ('cat', 'dog', 'owl') for i in range(4)]
+    return pictures(tmp_path / 'zoo', *names)
+
+
+def test_linked_class_folders_are_classes(zoo, tmp_path):
+    (zoo / 'owl').rename(tmp_path / 'elsewhere')
+    (zoo / 'owl').symlink_to(tmp_path / 'elsewhere')
+    (zoo / 'cat/round').symlink_to(zoo)               # leads back to where we are
+    (tmp_path / 'elsewhere/itself').symlink_to('itself')   # leads nowhere at all
+    with pytest.raises(OSError, match='itself is a link that leads nowhere'):
+        find_source('folder/x', zoo)
+    (tmp_path / 'elsewhere/itself').unlink()
+    source = find_source('folder/x', zoo)
+    assert source.classes == ('cat', 'dog', 'owl') and len(source.labels) == 12
+    assert len(catalogue(zoo)[0]) == 12 and set(catalogue(zoo)[1]['label']) == {'cat', 'dog', 'owl'}
+
+
+def test_a_class_folder_is_never_counted_twice(zoo):
+    (zoo / 'puma').symlink_to('cat')
+    assert len(catalogue(zoo)[0]) == 12
+    with pytest.raises(ValueError, match='no image of their own, the first puma'):
+        find_source('folder/x', zoo)
+
+
+def test_many_links_are_no_endless_way(zoo):
+    for c in ('cat', 'dog', 'owl'):
+        for other in ('cat', 'dog', 'owl'): (zoo / c / f'to-{other}').symlink_to(zoo / other)
+    assert len(catalogue(zoo)[0]) == 12
+
+
+@pytest.mark.parametrize('make, message', (
+    (lambda zoo: (zoo / 'fish').mkdir(), 'the first fish; add images'),
+    (lambda zoo: filled(zoo, 'fish/notes.txt'), 'the first fish; add images'),
+    (lambda zoo: pictures(zoo, 'fish/deep/1.png'), '<class>/<image>, the first fish/deep/1.png'),
+    (lambda zoo: pictures(zoo, '1.png'), 'not at <class>/<image>, the first 1.png'),
+    (lambda zoo: pictures(zoo, 'cat /1.png'), "'cat ' of .* begins or ends with a space"),
+    (lambda zoo: (zoo / 'fish').symlink_to('nowhere'), 'fish is a link that leads nowhere')))
+def test_what_a_folder_would_leave_out_is_named(zoo, make, message):
+    make(zoo)
+    with pytest.raises((ValueError, OSError), match=message): find_source('folder/x', zoo)
+
+
+def test_a_folder_that_cannot_be_read_is_named(zoo, monkeypatch):
+    scan = os.scandir
+
+    def refuse(path):
+        if str(path).endswith('dog'): raise PermissionError(13, 'Permission denied', str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, 'scandir', refuse)   # as for a user who may not; root may
+    for reads in (lambda: find_source('folder/x', zoo), lambda: catalogue(zoo)):
+        with pytest.raises(OSError, match=r'folder .*dog cannot be read \(Permission denied\)'):
+            reads()
+
+
+def test_all_endings_of_photographs_are_read_or_named(zoo, tmp_path):
+    for ending in ('jfif', 'JPE', 'apng', 'pgm', 'tiff', 'avif', 'heic', 'cr2'):
+        shutil.copy(zoo / 'cat/0.png', zoo / f'cat/more.{ending}')
+    assert len(find_source('folder/x', zoo).labels) == 20
+    _, wrong = check(find_source('folder/x', zoo))
+    named = [line.rpartition('/')[2].partition(':')[0] for line in wrong[1:]]
+    assert named == ['more.cr2', 'more.heic']
+
+
+@pytest.mark.parametrize('part', ('val', 'valid', 'validation'))
+def test_validation_images_are_learned_from_and_other_folders_named(zoo, part, tmp_path):
+    root = tmp_path / 'set'
+    for name in ('train', 'test', part): shutil.copytree(zoo, root / name)
+    source = find_source('folder/x', root)
+    assert len(source.labels) == 36 and len(source.split.query) == 12
+    assert {source.files[i].partition('/')[0] for i in source.split.train} == {'train', part}
+    (root / 'test').rename(root / 'extra')
+    with pytest.raises(ValueError, match='12 images in extra beside train'):
+        find_source('folder/x', root)
+    shutil.rmtree(root / 'extra')
+    source = find_source('folder/x', root)
+    assert {source.files[i].partition('/')[0] for i in source.split.query} == {part}
+
+
+def test_half_a_split_is_refused_before_anything_is_trained(zoo, tmp_path):
+    shutil.copytree(zoo, tmp_path / 'set/train')
+    (tmp_path / 'set/test').mkdir()
+    code, _, err = shell_check('folder/x', tmp_path / 'set')
+    assert code == 2 and 'the official split has no query image' in err
+    (tmp_path / 'set/test/cat').mkdir()
+    with pytest.raises(ValueError, match='the first test/cat'):
+        load('folder/x', data_dir=tmp_path / 'set')
+
+
+# what is no image
+
+@pytest.fixture
+def traps(zoo):
+    "A folder with everything that should not be opened, and how many faults that are."
+    os.mkfifo(zoo / 'cat/pipe.png')
+    (zoo / 'cat/zero.png').symlink_to('/dev/zero')
+    (zoo / 'cat/gone.png').symlink_to('nowhere')
+    (zoo / 'dog/empty.png').write_bytes(b'')
+    script = '%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n'
+    (zoo / 'dog/script.jpg').write_text(script)
+    shutil.copy(zoo / 'dog/0.png', os.fsencode(zoo) + b'/dog/caf\xe9\r.png')
+    here = os.getcwd()
+    os.chdir(zoo)   # the name of a socket is short
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind('owl/socket.png')
+        os.chdir(here)
+        yield zoo
+
+
+FAULTS = ('pipe.png: it is a pipe', 'zero.png: it is a device', 'gone.png: ',
+          'empty.png: it is no image', 'script.jpg: it is no image', 'socket.png: it is a socket',
+          r'caf\xe9\r.png: its name is not UTF-8')
+
+
+def test_check_lists_every_fault_in_a_line_and_opens_nothing_that_is_no_file(traps, monkeypatch):
+    monkeypatch.setattr('PIL.EpsImagePlugin.Ghostscript', None)   # called: an error
+    code, out, err = shell_check('folder/x', traps)
+    assert code == 1 and 'images            19' in out and 'content_hash' in out
+    lines = err.splitlines()
+    assert len(lines) == 8 and all(any(fault in line for line in lines) for fault in FAULTS)
+
+
+def test_encoding_leaves_them_out_and_names_them(traps):
+    files, unreadable = catalogue(traps)[0], []
+    labels = np.arange(len(files)) % 2
+    images = ImageSet(Source('x', files, labels, ('a', 'b')), np.arange(len(files)))
+    rows = np.concatenate([rows for _, rows in readable(images, 4, 8, 0, unreadable)])
+    assert len(rows) == 12 and len(unreadable) == 7
+    assert all(line.isprintable() for line in unreadable)
+
+
+def test_a_run_names_them_all_before_it_starts(traps):
+    with pytest.raises(ValueError, match='7 images of folder/x cannot be read'):
+        load('folder/x', data_dir=traps).read(16)
+
+
+# tables
+
+def test_paths_of_one_file_are_one_file(zoo, tmp_path):
+    file = zoo / 'mine.csv'
+    names = ['cat/0.png', './cat//1.png', 'dog/../cat/2.png', f'{zoo}/dog/0.png', 'dog/1.png']
+    file.write_text('path,label\n' + ''.join(f'{name},{name[-5]}\n' for name in names))
+    source = find_source('csv/x', file)
+    assert source.files == ('cat/0.png', 'cat/1.png', 'cat/2.png', 'dog/0.png', 'dog/1.png')
+    assert check(source)[1] == [] and catalogue(file)[0].names == source.files
+    for again in ('./cat/0.png', f'{zoo}/cat/0.png', 'dog/../cat/0.png'):
+        file.write_text(f'path,label\ncat/0.png,a\ndog/0.png,b\n{again},c\n')
+        for reads in (lambda: find_source('csv/x', file), lambda: catalogue(file)):
+            with pytest.raises(ValueError, match='line 4: cat/0.png stands in line 2'): reads()
+    elsewhere = pictures(tmp_path / 'elsewhere', '1.png')
+    file.write_text(f'path,label\n{elsewhere}/1.png,a\ncat/0.png,b\n')
+    assert all(path.is_file() for path in find_source('csv/x', file).images)
+    (zoo / 'link').symlink_to(elsewhere)
+    file.write_text('path,label\nlink/../zoo/cat/0.png,a\ncat/1.png,b\n')   # not ./zoo
+    assert check(find_source('csv/x', file))[1] == []
+
+
+WRONG_TABLES = (
+    (b'path,label,label\ncat/0.png,a,b\n', 'line 1: the column label is given twice'),
+    (b'path,label,labels\ncat/0.png,a,b\n', 'line 1: there are columns label and labels'),
+    (b',path,label\n0,cat/0.png,a\n', 'line 1: column 1 has no name'),
+    (b'path,label\ncat/0.png,a\ncat/1.png\n', 'line 3: 1 columns'),
+    (b'path,label\n\ncat/0.png,a,b\n', 'line 3: 3 columns'),
+    (b'path,label\n"cat/0.png","a\n' + b'cat/1.png,b\n' * 20_000, 'line 2: a quote opens'),
+    (b'path,label\n"cat\n/0.png",a\ncat/1.png,"b\n', 'line 4: a quote opens'),
+    (b'path,label\ncat/0.png,"a"b\n', 'line 2: a quote opens'),
+    ('path,label\ncat/0.png,caf\u00e9\n'.encode('utf-16'), 'line 1: this is UTF-16'),
+    ('path,label\ncat/0.png,a\n'.encode('utf-16-le'), 'line 1: a zero byte'),
+    ('path,label\r\ncat/0.png,caf\u00e9\r\n'.encode('cp1252'), 'line 2: byte 0xe9 is not UTF-8'),
+    (b'path,label\ncat/0.png,\0\n', 'line 2: a zero byte'),
+    (b'path,label\ncat/0.png, \n', 'line 2: cat/0.png has an empty label'),
+    (b'path,labels\ncat/0.png,a;;b\n', 'line 2: cat/0.png has an empty label'),
+    (b'path,label\n"",a\n', 'line 2: path is empty'),
+    (b'path,label\n', 'names no images'), (b'', 'line 1: there is no column path'),
+    (b'path;label\n', 'line 1: there is no column path'))
+
+
+@pytest.mark.parametrize('text, message', WRONG_TABLES, ids=[wrong[1] for wrong in WRONG_TABLES])
+def test_both_readers_of_tables_name_file_and_line(zoo, text, message):
+    file = zoo / 'mine.csv'
+    file.write_bytes(text)
+    for reads in (lambda: find_source('csv/x', file), lambda: catalogue(file)):
+        with pytest.raises(ValueError) as wrong: reads()
+        assert str(file) in str(wrong.value) and message in str(wrong.value)
+        assert '\n' not in str(wrong.value)
+
+
+@pytest.mark.parametrize('parts, role', (
+    (('train', 'database'), 'query'), (('test', 'database'), 'train'),
+    (('test', 'test'), 'train'), (('database', 'database'), 'query')))
+def test_a_column_split_gives_every_role_an_image_or_is_refused(zoo, parts, role):
+    rows = [f'{c}/{i}.png,{c},{parts[i % 2]}' for c in ('cat', 'dog') for i in range(4)]
+    (zoo / 'mine.csv').write_text('\n'.join(['path,label,split', *rows]))
+    with pytest.raises(ValueError, match=f'the column split leaves no {role} image'):
+        find_source('csv/x', zoo / 'mine.csv')
+
+
+def test_text_of_a_table_stays_text(zoo):
+    names = ['1.1', '1.10', '1_1', '11', '1e3', '1000', '007', '7', ' 7']
+    files = [f'{c}/{i}.png' for c in ('cat', 'dog', 'owl') for i in range(3)]
+    rows = [f'{file},{name}' for file, name in zip(files, names)]
+    (zoo / 'mine.csv').write_text('\n'.join(['path,label', *rows]))
+    source = find_source('csv/x', zoo / 'mine.csv')
+    assert source.classes == tuple(sorted(names[:-1])) and source.labels[-1] == source.labels[-2]
+    assert catalogue(zoo / 'mine.csv')[1]['label'].tolist() == [*names[:-1], '7']
+    for long in ('1234567890123456789012', '9223372036854775808'):
+        assert typed(['1', long]).tolist() == ['1', long]
+
+
+def test_classes_are_numbered_without_a_matrix():
+    names = [[f'class {i % 40_000}'] for i in range(80_000)]
+    classes, labels = number_labels(names)
+    assert len(classes) == 40_000 and labels.shape == (80_000,)
+    assert [classes[i] for i in labels[:3]] == ['class 0', 'class 1', 'class 2']
+
+
+def test_a_long_value_cannot_fill_memory(tmp_path):
+    (tmp_path / 'mine.csv').write_text('id,note\n' + '1,\n' * 10_000 + f'2,{"x" * 10**6}\n')
+    with pytest.raises(ValueError, match='line 10002: note has 1000000 characters'):
+        read_columns(tmp_path / 'mine.csv', 'id')
+
+
+def test_what_is_written_is_read_again(tmp_path):
+    odd = ['a\rb', 'a\nb', 'a\r\nb', 'a,b', '"', '""', ' a', 'a ', '\xa0a', 'é', '\x85', '\u2028',
+           "'", '#', '']
+    ids = [f'{i}{value}.png' if i % 2 else f'{value}{i}' for i, value in enumerate(odd)]
+    columns = {'id': ids, 'a "b", c': list(map(str.strip, odd))}
+    (tmp_path / 'mine.csv').write_bytes(write_table(columns))
+    read, more = read_columns(tmp_path / 'mine.csv', 'id')
+    assert read.tolist() == ids and more['a "b", c'].tolist() == columns['a "b", c']
+
+
+# lists
+
+WRONG_LISTS = (
+    ('test.txt', b'', 'test.txt, line 1: the list is empty'),
+    ('test.txt', b' \n\n', 'test.txt, line 1: the list is empty'),
+    ('train.txt', b'img/1.png 1 0\nimg/caf\xe9.png 0 1\n', 'train.txt, line 2: byte 0xe9 is not'),
+    ('train.txt', b'img/1.png 1 0\n\nimg/2.png 0 1\n', 'train.txt, line 2: not a path'),
+    ('train.txt', b'img/1.png 1 0\n./img/1.png 1 0\n', 'train.txt, line 2: a path that stands'),
+    ('train.txt', './img/0.png 1 0'.encode('utf-16'), 'train.txt, line 1: a zero byte'),
+    ('database.txt', b'./img//0.png 1 0\n', 'database.txt, line 1: img/0.png is a query too'),
+    ('test.txt.gz', gzip.compress(b'img/0.png 1 0\n' * 50)[:-9], 'test.txt.gz is no whole gzip'),
+    ('test.txt.gz', b'img/0.png 1 0\n', 'test.txt.gz is no whole gzip file'))
+
+
+@pytest.mark.parametrize('name, content, message', WRONG_LISTS, ids=[w[2] for w in WRONG_LISTS])
+def test_lists_name_file_and_line(tmp_path, name, content, message):
+    for file in ('test', 'train', 'database'):
+        row = 'img/0.png 1 0\n' if file == 'test' else 'img/1.png 0 1\n'
+        (tmp_path / f'{file}.txt').write_text(row)
+    if name.endswith('.gz'): (tmp_path / name.removesuffix('.gz')).unlink()
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError) as wrong: find_source('lists/x', tmp_path)
+    assert f'{tmp_path}/{message}' in str(wrong.value) and '\n' not in str(wrong.value)
+
+
+def test_lists_with_odd_paths_are_read(tmp_path):
+    pictures(tmp_path, 'a b 1.png', 'x/2.png', '3.png', '4.png')
+    (tmp_path / 'test.txt').write_text('a b 1.png 1 0\n')
+    (tmp_path / 'train.txt').write_text(f'{tmp_path}/x/2.png 1 0\n.//3.png 0 1\n')
+    (tmp_path / 'database.txt').write_text('./x/2.png 1 0\nx/../3.png 0 1\n4.png 0 1\n\n')
+    source = find_source('lists/x', tmp_path)
+    assert source.files == ('a b 1.png', 'x/2.png', '3.png', '4.png') and check(source)[1] == []
+    (tmp_path / 'a b 1.png').unlink()
+    with pytest.raises(ValueError, match='the official split has no query image'):
+        find_source('lists/x', tmp_path, missing='skip')

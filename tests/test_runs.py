@@ -1,5 +1,8 @@
 """Whole runs: the template, the runner, interruptions, and what happens to bad input."""
+import io
 import json
+import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,10 +13,14 @@ import numpy as np
 import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
+import torch
+from typer.testing import CliRunner
 
+from dcwh.cli import app
 from dcwh.codes import Codes
-from dcwh.experiment import report, run, run_name, template_parameters
-from dcwh.training import resolve
+from dcwh.experiment import recorded, report, run, run_name, template_parameters
+from dcwh.model import HashModel
+from dcwh.training import read_result, resolve
 
 ROOT = Path(__file__).parents[1]
 TEMPLATE = ROOT / 'nbs/templates/run.ipynb'
@@ -156,15 +163,22 @@ def test_results_do_not_depend_on_workers(tmp_path, folder, monkeypatch):
 # methods, precisions, roles
 
 def test_methods_and_precision(tmp_path):
-    for words in ({'method': 'ce'}, {'method': 'dcwh-learned'}, {'method': 'dch', 'settings': {'method_settings': {'gamma': 10}}}, {'settings': {'centres': 'exact', 'optimizer': 'sgd', 'schedule': 'step', 'lr': .05}}, {'precision': 'bf16'}, {'precision': 'fp16'}):
+    for words in ({'method': 'ce'}, {'method': 'dcwh-learned'}, {'method': 'dch', 'settings': {'method_settings': {'gamma': 10}}},
+                  {'settings': {'centres': 'exact', 'optimizer': 'sgd', 'schedule': 'step', 'lr': .05}}, {'precision': 'bf16'}):
         result = run(resolve(**QUICK, **words), tmp_path / 'reports', tmp_path / 'runs')
         assert result['metrics']['map'] > .5, words
-    assert len(list((tmp_path / 'reports').rglob('*.json'))) == 6  # never two under one name
+    assert len(list((tmp_path / 'reports').rglob('*.json'))) == 5  # never two under one name
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason='a GPU computes in fp16')
+def test_a_precision_that_is_not_computed_in_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="precision is 'fp16'.*give bf16 or fp32"):
+        run(resolve(**QUICK, precision='fp16'), tmp_path / 'reports', tmp_path / 'runs')
+    assert not list(tmp_path.rglob('*.json'))
 
 
 def test_a_saved_model_gives_the_codes_of_its_run(tmp_path):
     from dcwh.data import load
-    from dcwh.model import HashModel
     for precision in ('fp32', 'bf16'):
         config = resolve(**QUICK, precision=precision)
         run(config, tmp_path / 'reports', tmp_path / 'runs')
@@ -172,12 +186,19 @@ def test_a_saved_model_gives_the_codes_of_its_run(tmp_path):
         assert np.array_equal(model.encode(load('digits').query).packed, codes_of(config, tmp_path / 'runs')[2]), precision
 
 
-def test_another_folder_under_the_same_name_is_another_run(tmp_path, folder):
-    other = tmp_path / 'other'
-    subprocess.run(['cp', '-r', folder, other], check=True)
+def test_another_folder_under_the_same_name_is_not_the_same_run(tmp_path, folder):
+    other, places = tmp_path / 'other', (tmp_path / 'reports', tmp_path / 'runs')
+    shutil.copytree(folder, other)
     for file in sorted((other / 'train').rglob('*.png'))[::2]: file.unlink()
-    sizes = [run(of_folder(root), tmp_path / 'reports', tmp_path / 'runs')['protocol']['train'] for root in (folder, other, folder)]
-    assert sizes == [240, 120, 240]
+    first = run(of_folder(folder), *places)
+    before = {path: path.read_bytes() for path in tmp_path.rglob('*') if path.is_file()}
+    for asked in (run, recorded):
+        with pytest.raises(ValueError, match='of other images .*--force'): asked(of_folder(other), *places)
+        with pytest.raises(FileNotFoundError): asked(of_folder(tmp_path / 'nowhere'), *places)
+        assert asked(of_folder(folder), *places) == first
+    with pytest.raises(ValueError, match='codes of other images'): run(of_folder(other), tmp_path / 'elsewhere', places[1])
+    assert {path: path.read_bytes() for path in before} == before
+    assert run(of_folder(other), *places, resume=False)['protocol']['train'] == 120
 
 
 def test_without_git_the_result_is_written_all_the_same(tmp_path, monkeypatch):
@@ -185,12 +206,15 @@ def test_without_git_the_result_is_written_all_the_same(tmp_path, monkeypatch):
     assert run(resolve(**QUICK), tmp_path / 'reports', tmp_path / 'runs')['manifest']['commit'] is None
 
 
-def test_the_command_line_ends_with_one_line(tmp_path):
-    images = tmp_path / 'images'
+def test_the_command_line_ends_with_one_line(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    images, none = tmp_path / 'images', ['--detail', 'none']
     images.mkdir()
-    for words in (['--dataset', 'digitz'], ['--dataset', 'folder/x', '--set', f'data_dir={images}', '--set', 'weights=none'], ['--set', 'sigmoid=1'], ['--set', 'lr=1e30', '--recipe', 'quick']):
-        done = subprocess.run([Path(sys.executable).with_name('dcwh'), 'run', *words, '--out', tmp_path / 'reports', '--runs', tmp_path / 'runs'], cwd=ROOT, capture_output=True, text=True)
-        assert done.returncode == 2 and 'Traceback' not in done.stderr, done.stderr
+    for words in (['--dataset', 'digitz'], ['--dataset', 'folder/x', '--set', f'data_dir={images}', '--set', 'weights=none'],
+                  ['--set', 'sigmoid=1', *none], ['--set', 'lr=1e9', '--recipe', 'quick', *none], ['--seed', '9' * 23, *none],
+                  ['--set', 'sigma=1e400', *none], ['--set', 'resize=1000000', *none], ['--set', 'precision=fp8', *none]):
+        done = CliRunner().invoke(app, ['run', *words, '--out', str(tmp_path / 'reports'), '--runs', str(tmp_path / 'runs')])
+        assert done.exit_code == 2 and len(done.stderr.strip().splitlines()) == 1, (words, done.output)
 
 
 def test_validation_never_reads_the_queries(tmp_path, folder):
@@ -209,7 +233,8 @@ def test_unreadable_images_are_all_listed_before_training(tmp_path, folder):
     broken = sorted(images.rglob('*.png'))[10:200:60]
     for n, file in enumerate(broken): file.write_bytes(file.read_bytes()[:70] if n % 2 else b'')
     with pytest.raises(ValueError, match=f'{len(broken)} images') as error: run(of_folder(images), tmp_path / 'reports', tmp_path / 'runs')
-    assert all(str(file) in str(error.value) for file in broken) and not list((tmp_path / 'runs').rglob('*.*'))
+    assert all(str(file) in str(error.value) for file in broken)
+    assert not [path for path in (tmp_path / 'runs').rglob('*.*') if path.suffix != '.lock']
 
 
 def test_folders_that_are_no_image_set(tmp_path, folder):
@@ -246,9 +271,144 @@ def test_weights_of_another_model(tmp_path):
 def test_a_folder_that_cannot_be_written(tmp_path, monkeypatch):
     def refuse(*_, dir, **__): raise PermissionError(13, 'Permission denied', str(dir))   # as for a user who may not; root may
     monkeypatch.setattr('tempfile.TemporaryFile', refuse)
-    with pytest.raises(PermissionError, match='give another folder'): run(resolve(**QUICK), tmp_path / 'reports', tmp_path / 'runs')
+    with pytest.raises(OSError, match='Permission denied.*give another place'): run(resolve(**QUICK), tmp_path / 'reports', tmp_path / 'runs')
 
 
-def test_a_file_where_a_folder_should_be(tmp_path):
-    (tmp_path / 'reports').write_text('')
-    with pytest.raises(OSError, match='give another folder'): run(resolve(**QUICK), tmp_path / 'reports', tmp_path / 'runs')
+@pytest.mark.parametrize('place', ['reports', 'runs', f'runs/{run_name(resolve(**QUICK))}', f'runs/{run_name(resolve(**QUICK))}/model'])
+def test_a_file_where_a_folder_should_be(tmp_path, place):
+    (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / place).write_text('')
+    with pytest.raises(OSError, match='give another place'): run(resolve(**QUICK), tmp_path / 'reports', tmp_path / 'runs')
+
+
+# what is there already
+
+def damaged(path, how):
+    "A result file with something wrong in it."
+    result = json.loads(path.read_text())
+    if how == 'torn': return path.write_bytes(path.read_bytes()[:200])
+    if how == 'empty': return path.write_bytes(b'')
+    if how == 'a list': result = [1]
+    if how == 'no metrics': del result['metrics']
+    if how == 'other bits': result['config']['bits'] = 48
+    if how == 'no configuration': result['config'] = 'quick'
+    path.write_text(json.dumps(result))
+
+
+@pytest.mark.parametrize('how', ['torn', 'empty', 'a list', 'no metrics', 'other bits', 'no configuration'])
+def test_a_damaged_result_is_named_and_stays(tmp_path, uninterrupted, how):
+    config = resolve(**QUICK)
+    file = tmp_path / f'{run_name(config)}.json'
+    file.parent.mkdir(parents=True)
+    file.write_text(json.dumps(uninterrupted[0]))
+    assert recorded(config, tmp_path) == uninterrupted[0]
+    damaged(file, how)
+    before = file.read_bytes()
+    for asked in (recorded, run):
+        with pytest.raises(ValueError, match=f'{file.name}.*delete it, or make it again') as error: asked(config, tmp_path, tmp_path / 'runs')
+        assert '\n' not in str(error.value) and file.read_bytes() == before
+
+
+def test_every_committed_result_is_read():
+    files = sorted((ROOT / 'reports').rglob('*.json'))
+    assert len(files) > 1000 and all(read_result(file)['metrics']['map'] <= 1 for file in files)
+
+
+def test_a_committed_result_is_not_run_again_and_not_replaced(tmp_path, uninterrupted):
+    config = resolve(**QUICK)
+    file = tmp_path / f'{run_name(config)}.json'
+    file.parent.mkdir(parents=True)
+    file.write_text(json.dumps({**uninterrupted[0], 'manifest': {**uninterrupted[0]['manifest'], 'device': 'another'}}))
+    before, options = file.read_bytes(), {**QUICK, 'out': str(tmp_path), 'runs': str(tmp_path / 'runs')}
+    assert not report(TEMPLATE, **options).exists() and not (tmp_path / 'runs').exists()
+    run(config, tmp_path, tmp_path / 'runs')
+    assert file.read_bytes() == before and codes_of(config, tmp_path / 'runs')
+    run(config, tmp_path, tmp_path / 'runs', resume=False)
+    assert json.loads(file.read_text())['manifest']['device'] != 'another'
+
+
+def test_what_kills_have_left_is_removed(tmp_path, uninterrupted):
+    config = resolve(**QUICK)
+    places = tmp_path / 'reports', tmp_path / 'runs'
+    result = run(config, *places)
+    home = places[1] / run_name(config)
+    for asked in (recorded, run):
+        for name in ('checkpoint.pt', '.checkpoint.pt.0123abcd.part'): (home / name).write_bytes(b'left')
+        assert asked(config, *places) == result
+        assert not [path.name for path in home.iterdir() if 'checkpoint' in path.name]
+
+
+def test_two_processes_on_one_run(tmp_path):
+    config, places = resolve(**QUICK), [str(tmp_path / 'reports'), str(tmp_path / 'runs')]
+    both = [subprocess.Popen([sys.executable, '-c', RUN, *places]) for _ in range(2)]
+    assert [process.wait() for process in both] == [0, 0]
+    assert recorded(config, *places) and len(list((tmp_path / 'reports').rglob('*.json'))) == 1
+    assert not list((tmp_path / 'runs').rglob('*checkpoint*')) and not list(tmp_path.rglob('*.part'))
+
+
+def test_killed_before_the_report(tmp_path, uninterrupted):
+    options = {**QUICK, 'out': str(tmp_path / 'reports'), 'runs': str(tmp_path / 'runs')}
+    result = run(resolve(**QUICK), options['out'], options['runs'])
+    path = tmp_path / 'reports' / f'{run_name(resolve(**QUICK))}.ipynb'
+    path.write_text('{"cells": [{"outputs": [{"output_type": "error"}]}]}')   # as a run that failed leaves it
+    written = path.with_suffix('.json').read_bytes()
+    assert report(TEMPLATE, detail='brief', **options) == path
+    assert f"mAP {result['metrics']['map']:.4f}" in path.read_text() and path.with_suffix('.json').read_bytes() == written
+
+
+@pytest.mark.parametrize('content', ['', '{}', '[1]', '{"cells": []}', 'notebook'])
+def test_a_template_that_is_none(tmp_path, content):
+    (tmp_path / 'template.ipynb').write_text(content)
+    with pytest.raises(ValueError, match='template.ipynb'): report(tmp_path / 'template.ipynb', **QUICK)
+
+
+# checkpoints and model folders that are damaged
+
+def test_a_damaged_checkpoint_says_what_to_do(tmp_path):
+    config, places = resolve(**QUICK), (tmp_path / 'reports', tmp_path / 'runs')
+    file = places[1] / run_name(config) / 'checkpoint.pt'
+    file.parent.mkdir(parents=True)
+    for content in (b'', b'PK', *(whole(state) for state in ({'a': 1}, [1], torch.zeros(3), None))):
+        file.write_bytes(content)
+        with pytest.raises(ValueError, match='checkpoint.pt is of no use.*delete it to start anew') as error: run(config, *places)
+        assert '\n' not in str(error.value)
+
+
+def whole(state):
+    "What torch writes of it."
+    file = io.BytesIO()
+    torch.save(state, file)
+    return file.getvalue()
+
+
+def test_models_of_a_run_follow_the_umask(tmp_path):
+    before = os.umask(0o077)
+    try: HashModel('small', 8, 'none', image_size=16).save_pretrained(tmp_path / 'model')
+    finally: os.umask(before)
+    assert {oct(path.stat().st_mode & 0o777) for path in (tmp_path / 'model').iterdir()} == {'0o600'}
+    HashModel('small', 8, 'none', image_size=16).save_pretrained(tmp_path / 'open')
+    assert {path.stat().st_mode & 0o777 for path in (tmp_path / 'open').iterdir()} == {0o666 & ~before}
+
+
+def test_only_a_name_that_says_so_is_looked_for_on_the_hub(tmp_path, monkeypatch):
+    asked = []
+    def fetched(name, file, **options):
+        asked.append((name, file, options))
+        return tmp_path / 'model' / file
+    monkeypatch.setattr('dcwh.model.hf_hub_download', fetched)
+    for where in ('me/my-model', 'runs/nowhere/model', 'my-model', tmp_path / 'nowhere'):
+        with pytest.raises(FileNotFoundError, match='is not there'): HashModel.from_pretrained(where)
+    assert not asked
+    model = HashModel('small', 8, 'none', image_size=16)
+    model.save_pretrained(tmp_path / 'model')
+    assert HashModel.from_pretrained('hf://me/my-model', revision='v1').identity() == model.identity()
+    assert asked == [('me/my-model', file, {'revision': 'v1'}) for file in ('model.safetensors', 'config.json')]
+
+
+def test_no_weights_are_downloaded_for_a_saved_model(tmp_path, monkeypatch):
+    model = HashModel('resnet18', 8, 'none', image_size=32)
+    model.save_pretrained(tmp_path)
+    held = json.loads((tmp_path / 'config.json').read_text())
+    (tmp_path / 'config.json').write_text(json.dumps({**held, 'weights': 'default'}))   # as a stranger may write it
+    monkeypatch.setattr('torch.hub.load_state_dict_from_url', lambda *_, **__: pytest.fail('a download'))
+    assert HashModel.from_pretrained(tmp_path).identity() == model.identity()

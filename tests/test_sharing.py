@@ -122,7 +122,7 @@ def test_encoding_needs_onnxruntime_only(digits, tmp_path):
     model = HashModel.from_pretrained(where / 'runs' / name / 'model')
     path = export_onnx(model, tmp_path / 'model.onnx')
     code = 'import sys\nfor name in ("onnx", "onnxscript", "timm"): sys.modules[name] = None\n' \
-           f'import torch\nfrom dcwh.sharing import OnnxModel\nmodel = OnnxModel(sys.argv[1])\ncodes = model.encode(torch.zeros(2, 3, 16, 16, dtype=torch.uint8))\nprint(codes.model, len(codes))'
+           f'import torch\nfrom dcwh.sharing import OnnxModel\nmodel = OnnxModel(sys.argv[1])\ncodes = model.encode(torch.randint(256, (2, 3, 16, 16), dtype=torch.uint8))\nprint(codes.model, len(codes))'
     done = subprocess.run([sys.executable, '-W', 'error::UserWarning', '-c', code, path], capture_output=True, text=True, timeout=300)
     assert (done.stdout.split(), done.stderr) == ([model.identity(), '2'], '')
 
@@ -184,7 +184,7 @@ def test_upload(digits, tmp_path, monkeypatch):
     assert asked[0] == ('create_repo', ('somebody/digits',), {'private': True, 'exist_ok': True})
     assert asked[1][1] == ['README.md', 'config.json', 'model.safetensors'] and asked[1][2]['repo_id'] == 'somebody/digits'
     made = ModelCard.load(folder / 'README.md')
-    assert made.data.license == 'mit' and "from_pretrained('somebody/digits')" in made.text
+    assert made.data.license == 'mit' and "from_pretrained('hf://somebody/digits')" in made.text
 
 
 def test_a_failure_leaves_no_folder(digits, tmp_path, monkeypatch):
