@@ -5,15 +5,15 @@
 # %% auto #0
 __all__ = ['TYPES', 'WORDS', 'LONGEST_TEXT', 'RESERVED', 'OPTIONS', 'MOST_KEYS', 'MOST_BYTES', 'DTYPES', 'OF_A_SEARCH',
            'STRUCTURES', 'NOTHING', 'ENTRIES', 'FORMAT', 'HEADER', 'KINDS', 'CALM', 'as_column', 'check_width',
-           'read_value', 'typed_value', 'is_text', 'table_of', 'check_name', 'joining', 'check_column', 'conditions',
-           'Option', 'option_lines', 'options_of', 'check_options', 'check_lance_name', 'check_count', 'check_answers',
-           'check_root', 'check_codes', 'outputs_of', 'squared_distances', 'Columns', 'read_texts', 'Comparison',
-           'check_path', 'in_lance', 'CodeIndex', 'faiss_library', 'flat', 'hnsw', 'ivf', 'multihash', 'structure_of',
-           'tuned', 'nearest', 'Rows', 'as_ids', 'Lookup', 'joined', 'in_already', 'Growing', 'FaissIndex',
-           'check_members', 'parts_of', 'damaged', 'LaterFormat', 'check_header', 'write_index', 'alone',
-           'replace_index', 'read_index', 'structure_in', 'bounded', 'check_lists', 'check_graph', 'changing',
-           'in_one_line', 'lance_table', 'already', 'arrow', 'types_of', 'sql', 'one_of', 'literal', 'header_of',
-           'Table', 'Asking', 'one_writer', 'Changing', 'LanceIndex']
+           'read_value', 'typed_value', 'shown', 'is_text', 'table_of', 'check_name', 'joining', 'check_column',
+           'conditions', 'Option', 'option_lines', 'options_of', 'check_options', 'check_lance_name', 'check_count',
+           'check_answers', 'check_root', 'check_codes', 'outputs_of', 'squared_distances', 'Columns', 'many_texts',
+           'read_texts', 'Comparison', 'check_path', 'in_lance', 'CodeIndex', 'faiss_library', 'flat', 'hnsw', 'ivf',
+           'multihash', 'structure_of', 'tuned', 'nearest', 'Rows', 'as_ids', 'Lookup', 'joined', 'in_already',
+           'Growing', 'FaissIndex', 'check_members', 'parts_of', 'damaged', 'LaterFormat', 'check_header',
+           'write_index', 'alone', 'replace_index', 'read_index', 'structure_in', 'bounded', 'check_lists',
+           'check_graph', 'changing', 'in_one_line', 'lance_table', 'already', 'arrow', 'types_of', 'sql', 'one_of',
+           'literal', 'header_of', 'Table', 'Asking', 'one_writer', 'Changing', 'LanceIndex']
 
 # %% ../nbs/13_search.ipynb #51e31f9a
 from collections.abc import Iterator, Mapping, Sequence
@@ -150,7 +150,7 @@ def read_value(
     if kind == 'float64' and re.fullmatch(r'-?[0-9]+(\.[0-9]*)?([eE][-+]?[0-9]+)?', text):
         value = float(text)
         if isfinite(value) and Decimal(text) == Decimal(repr(value)): return value
-    raise ValueError(f'{what} holds {WORDS[kind]}, and {text!r} is none')
+    raise ValueError(f'{what} holds {WORDS[kind]}, and {shown(text)} is none')
 
 def typed_value(value, kind: str, what: str) -> str | int | float | bool:
     "A value in the type of its column. Raises ValueError if it is of another."
@@ -162,8 +162,13 @@ def typed_value(value, kind: str, what: str) -> str | int | float | bool:
         return int(value)
     if kind == 'float64' and number and abs(value) <= float_info.max and float(value) == value:
         return float(value)
-    raise ValueError(f'{what} holds {WORDS[kind]}; {value!r} is {type(value).__name__} '
+    raise ValueError(f'{what} holds {WORDS[kind]}; {shown(value)} is {type(value).__name__} '
                      'and cannot be in it')
+
+def shown(value) -> str:
+    "A value in an error: in one line, and not all of it if it is long."
+    text = repr(value).replace('\n', ' ')
+    return text if len(text) <= 60 else f'{text[:57]}…'
 
 def is_text(value: str) -> bool:
     "Whether a text can be in an index: no NUL, no lone surrogate."
@@ -236,7 +241,7 @@ def conditions(
 
     Raises ValueError naming a column or a value that does not fit."""
     if not isinstance(where, Mapping | None):
-        raise ValueError(f'where is {where!r}; give columns and their values, '
+        raise ValueError(f'where is {shown(where)}; give columns and their values, '
                          "such as {'label': ['cat', 'dog']}")
     found = {}
     for name, values in (where or {}).items():
@@ -311,7 +316,7 @@ def check_options(
     "Raises ValueError, naming what is allowed, where an option is unknown or out of its range."
     known, found = options_of(kind), {}
     if not isinstance(options, Mapping):
-        raise ValueError(f'options are {options!r}; give names and values')
+        raise ValueError(f'options are {shown(options)}; give names and values')
     for name, value in options.items():
         if name not in known:
             raise ValueError(f'{name} is no option of an index of kind {kind}; '
@@ -327,7 +332,7 @@ def _in_range(name: str, value, option: Option, bits: int, images: int) -> int:
     highest = option.highest(bits, images)
     whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
     if not whole or not option.least <= value <= highest:
-        raise ValueError(f'{name} is {value!r}; with {images} codes of {bits} bits '
+        raise ValueError(f'{name} is {shown(value)}; with {images} codes of {bits} bits '
                          f'it is a whole number from {option.least} to {highest}')
     return int(value)
 
@@ -371,7 +376,7 @@ MOST_BYTES = 2**33   # that the answers of one call may take
 def check_count(name: str, value: int) -> int:
     "Raises ValueError if a number is not a whole one, 1 or more."
     if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < 1:
-        raise ValueError(f'{name} is {value!r}; ask for a whole number of at least 1')
+        raise ValueError(f'{name} is {shown(value)}; ask for a whole number of at least 1')
     return int(value)
 
 def check_answers(queries: int, k: int, width: int) -> None:
@@ -420,7 +425,7 @@ def squared_distances(h: np.ndarray, packed: np.ndarray, bits: int) -> np.ndarra
     distances = [((h - unpack(part, bits)) ** 2).sum(1) for part in parts]
     return np.concatenate([np.empty(0, np.float32), *distances])
 
-# %% ../nbs/13_search.ipynb #c15d5621
+# %% ../nbs/13_search.ipynb #99fd34d1
 DTYPES = {'text': np.str_, 'int64': np.int64, 'float64': np.float64, 'bool': np.bool_}
 
 class Columns:
@@ -440,8 +445,8 @@ class Columns:
 
         Raises ValueError naming what does not fit."""
         types, found = self.types, {}
-        for pair in [pairs] if isinstance(pairs, str) else pairs:
-            name, equals, value = str(pair).partition('=')
+        for pair in many_texts(pairs):
+            name, equals, value = pair.partition('=')
             if not equals: raise ValueError(f'{pair!r} is no condition; write column=value')
             check_column(name, types)
             found.setdefault(name, []).append(read_value(value, types[name], f'column {name!r}'))
@@ -462,10 +467,18 @@ class Columns:
         return {name: read_texts(texts, types[name], f'column {name!r}')
                 for name, texts in columns.items()}
 
+def many_texts(texts: Sequence[str]) -> list[str]:
+    "Texts in a list; one alone is one. Raises ValueError for what is something else."
+    texts = [texts] if isinstance(texts, str) or not hasattr(texts, '__iter__') else list(texts)
+    for text in texts:
+        if not isinstance(text, str):
+            raise ValueError(f'{shown(text)} is {type(text).__name__}; give texts')
+    return texts
+
+# %% ../nbs/13_search.ipynb #c15d5621
 def read_texts(texts: Sequence[str], kind: str, what: str) -> np.ndarray:
     "Texts as an array of one type. Raises ValueError as `read_value` does."
-    texts = [texts] if isinstance(texts, str) else texts
-    read = [read_value(str(text), kind, what) for text in texts]
+    read = [read_value(text, kind, what) for text in many_texts(texts)]
     return as_column(read, what, len(read)) if read else np.empty(0, DTYPES[kind])
 
 # %% ../nbs/13_search.ipynb #7584b5e9
@@ -854,7 +867,7 @@ class FaissIndex(Growing):
         Distance -1 and an empty id (or -1) where there were fewer.
         Raises ValueError for what does not fit."""
         self.check(codes, k)
-        allowed, k = self.allowed(where), min(k, len(self))
+        allowed, k = self.allowed(where), min(int(k), len(self))
         check_answers(len(codes), k, self.codes.ids.dtype.itemsize)
         distances, rows = nearest(self.structure, codes.packed, k, allowed)
         ids = self.codes.ids[rows]
@@ -1289,7 +1302,7 @@ class Asking(Table):
     ) -> tuple[np.ndarray, np.ndarray]:   # Hamming distances, int32 (Q, min(k, len(self))), and ids
         "As `FaissIndex.search`, with equal distances in the order of the ids."
         self.check(codes, k)
-        only, k = sql(where, self.types), min(k, len(self))
+        only, k = sql(where, self.types), min(int(k), len(self))
         check_answers(len(codes), k, 64)
         distances, ids = np.full((len(codes), k), -1, np.int32), []
         for row, query in enumerate(codes.packed if k else ()):
