@@ -636,7 +636,9 @@ def structure_of(
 def tuned(structure, kind: str, options: dict):
     "The same structure, with what a search needs to know set."
     value = {name: option.default for name, option in OPTIONS[kind].items()} | options
-    if kind == 'hnsw': structure.hnsw.efSearch = value['ef_search']
+    if kind == 'hnsw':
+        structure.hnsw.efSearch = value['ef_search']
+        structure.hnsw.efConstruction = value['ef_construction']   # for what is added later
     if kind == 'ivf': structure.nprobe = min(value['probes'], structure.nlist)
     if kind == 'multihash': structure.nflip = value['flips']
     return structure
