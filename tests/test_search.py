@@ -273,7 +273,7 @@ def test_k_is_cut_at_the_size(tmp_path, kind):
     codes, h = some_codes(20), np.random.default_rng(0).standard_normal((3, 32))
     index = built(kind, codes, folder=tmp_path)
     tracemalloc.start()
-    for k in (20, 21, 10**12):
+    for k in (20, 21, 10**12, np.uint8(99)):
         assert [part.shape for part in index.search(codes[:3], k)] == [(3, 20)] * 2
         assert [part.shape for part in index.rerank(h, k, k)] == [(3, 20)] * 2
         assert index.rerank(h, 4, k)[1].shape == (3, 4) and index.search(codes[:0], k)[0].shape == (
@@ -446,6 +446,10 @@ def test_ids_that_are_numbers(tmp_path, kind):
     for ids in (['5'], [5.0], [True], ['x'], [[5]], None, '5', 'abc'):
         with pytest.raises(ValueError):
             index.delete(ids)
+    for wrong in (None, 3, [3]):
+        with pytest.raises(ValueError, match='give texts'):
+            index.read_ids(wrong)
+    assert index.read_ids('12').tolist() == [12]
     for text in ('x', '05', '5.0', ''):
         with pytest.raises(ValueError, match='id holds whole numbers'):
             index.read_ids([text])
