@@ -376,24 +376,20 @@ class Codes:
     @classmethod
     def from_bits(
         cls,
-        bits: Tensor | np.ndarray,                  # booleans, or 0 and 1, shape (N, K)
-        labels: Tensor | np.ndarray | None = None,
-        ids: np.ndarray | None = None,
-        model: str = '',
+        bits: Tensor | np.ndarray,   # booleans, or 0 and 1, shape (N, K)
+        labels=None, ids=None, model: str = '',
     ) -> 'Codes':
-        "Codes that are given bit by bit."
+        "Codes that are given bit by bit; the rest as for `from_outputs`."
         return cls(np.packbits(as_bits(bits), axis=1), np.shape(bits)[1], labels, ids, model)
 
     @classmethod
     def from_packed(
         cls,
-        packed: np.ndarray,                         # uint8, (N, ceil(bits/8)), of numpy.packbits
-        bits: int,                                  # code length K
-        labels: Tensor | np.ndarray | None = None,
-        ids: np.ndarray | None = None,
-        model: str = '',
+        packed: np.ndarray,          # uint8, (N, ceil(bits/8)), as numpy.packbits gives
+        bits: int,                   # code length K
+        labels=None, ids=None, model: str = '',
     ) -> 'Codes':
-        "Codes that are packed into bytes."
+        "Codes that are packed into bytes; the rest as for `from_outputs`."
         return cls(packed, bits, labels, ids, model)
 
     def save(self, path: str | Path, **more) -> None:
