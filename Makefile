@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PYTHON ?= $(firstword $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p; done))
 
 .DEFAULT_GOAL := help
-.PHONY: help venv report test test-all chromium grid benchmark lab readme export clean-notebooks docs hooks
+.PHONY: help venv shell report test test-all chromium grid benchmark lab readme export clean-notebooks docs hooks
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -19,6 +19,12 @@ $(VENV)/.installed: settings.ini setup.py
 
 venv: $(VENV)/.installed  ## make .venv and install the project with all it needs (2 minutes, once)
 
+shell: venv  ## open a shell in which dcwh, papermill and snakemake are found
+	PATH="$(CURDIR)/$(BIN):$$PATH" VIRTUAL_ENV="$(CURDIR)/$(VENV)" $${SHELL:-/bin/sh}
+
+# One thread: the network is so small that several wait for each other, for minutes on a busy machine. Codes are the same.
+# For a large one: make report OMP_NUM_THREADS=8 ARGS="--dataset folder/birds --set data_dir=/data/birds"
+report: export OMP_NUM_THREADS ?= 1
 report: venv  ## train and evaluate on digits at 16 bits; print where the report is, and its mAP
 	$(BIN)/dcwh run --out runs/report $(ARGS)
 

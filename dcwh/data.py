@@ -26,7 +26,8 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 
 from .codes import write_whole
-from .sources import UNREAD, Files, Source, Split, check_positions, find_source, printable
+from .sources import (UNREAD, Files, Source, Split, as_path, check_positions, find_source,
+                          printable)
 
 # %% ../nbs/02_data.ipynb #41d2ca13
 def whole_number(
@@ -154,7 +155,7 @@ def class_sizes(
 
 # %% ../nbs/02_data.ipynb #d8abf8ea
 Image.init()
-FORMATS = tuple(kind for kind in ('JPEG', 'MPO', 'PNG', 'WEBP', 'GIF', 'BMP', 'DIB', 'TIFF', 'PPM',
+FORMATS = tuple(kind for kind in ('JPEG', 'PNG', 'WEBP', 'GIF', 'BMP', 'DIB', 'TIFF', 'PPM',
                                   'JPEG2000', 'AVIF') if kind in Image.OPEN)   # of photographs
 
 def open_image(
@@ -164,7 +165,7 @@ def open_image(
 
     Raises ValueError if it is a folder, a pipe, a device or none of them, OSError where it cannot
     be read."""
-    path = Path(path)
+    path = as_path(path, 'path')
     mode = os.stat(path).st_mode
     if not stat.S_ISREG(mode): raise ValueError(f'it is {_kind(mode)}, no file')
     if path.suffix.lower() in UNREAD:
@@ -197,6 +198,7 @@ def square(
     if not isinstance(image, Image.Image):
         raise ValueError(f'an image is a {type(image).__name__}; give a file, a PIL image, '
                          'or a tensor (3, H, W)')
+    if 0 in image.size: raise ValueError('an image has no pixels')
     if image.mode.startswith(('I', 'F')):
         raise ValueError(f'an image of mode {image.mode} has more than 8 bits a channel; '
                          'convert it to RGB')
@@ -205,6 +207,11 @@ def square(
 
 def as_picture(image: Tensor) -> Image.Image:
     "A tensor (C, H, W), bytes or floats from 0 to 1, as a PIL image. Raises ValueError for others."
+    if image.is_floating_point() and image.numel():
+        least, most = image.min().item(), image.max().item()
+        if not (-1 / 255 < least and most < 256 / 255):   # beyond rounding; a NaN is not either
+            raise ValueError(f'an image is a tensor of {least:.4g} to {most:.4g}; give bytes, '
+                             'or floats from 0 to 1, which are not normalised')
     try: return to_pil_image(image)
     except (TypeError, ValueError) as e:
         raise ValueError(f'an image is a tensor of shape {tuple(image.shape)} and {image.dtype}; '

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['TYPES', 'WORDS', 'LONGEST_TEXT', 'RESERVED', 'OPTIONS', 'MOST_KEYS', 'MOST_BYTES', 'DTYPES', 'STRUCTURES', 'NOTHING',
            'ENTRIES', 'FORMAT', 'HEADER', 'KINDS', 'CALM', 'as_column', 'check_width', 'read_value', 'typed_value',
-           'is_text', 'table_of', 'check_name', 'joining', 'conditions', 'Option', 'option_lines', 'options_of',
-           'check_options', 'check_lance_name', 'check_count', 'check_answers', 'check_root', 'check_codes',
-           'outputs_of', 'squared_distances', 'Columns', 'read_texts', 'Comparison', 'in_lance', 'CodeIndex',
-           'faiss_library', 'flat', 'hnsw', 'ivf', 'multihash', 'structure_of', 'tuned', 'nearest', 'Rows', 'as_ids',
-           'Lookup', 'joined', 'in_already', 'Growing', 'FaissIndex', 'check_members', 'parts_of', 'damaged',
-           'LaterFormat', 'check_header', 'write_index', 'alone', 'replace_index', 'read_index', 'structure_in',
-           'bounded', 'check_lists', 'check_graph', 'changing', 'in_one_line', 'lance_table', 'already', 'arrow',
-           'types_of', 'sql', 'one_of', 'literal', 'header_of', 'Table', 'Asking', 'one_writer', 'Changing',
+           'is_text', 'table_of', 'check_name', 'joining', 'check_column', 'conditions', 'Option', 'option_lines',
+           'options_of', 'check_options', 'check_lance_name', 'check_count', 'check_answers', 'check_root',
+           'check_codes', 'outputs_of', 'squared_distances', 'Columns', 'read_texts', 'Comparison', 'check_path',
+           'in_lance', 'CodeIndex', 'faiss_library', 'flat', 'hnsw', 'ivf', 'multihash', 'structure_of', 'tuned',
+           'nearest', 'Rows', 'as_ids', 'Lookup', 'joined', 'in_already', 'Growing', 'FaissIndex', 'check_members',
+           'parts_of', 'damaged', 'LaterFormat', 'check_header', 'write_index', 'alone', 'replace_index', 'read_index',
+           'structure_in', 'bounded', 'check_lists', 'check_graph', 'changing', 'in_one_line', 'lance_table', 'already',
+           'arrow', 'types_of', 'sql', 'one_of', 'literal', 'header_of', 'Table', 'Asking', 'one_writer', 'Changing',
            'LanceIndex']
 
 # %% ../nbs/13_search.ipynb #51e31f9a
@@ -196,7 +196,7 @@ def check_name(name: str) -> None:
         raise ValueError(f'a column cannot be called {name!r}; give a word of letters, digits '
                          'and _ that is not id, code or a name that LanceDB uses')
 
-# %% ../nbs/13_search.ipynb #6d7c7629
+# %% ../nbs/13_search.ipynb #4b17418b
 def joining(
     index: 'CodeIndex',
     codes: Codes,
@@ -221,6 +221,13 @@ def joining(
                              f'in the index it holds {WORDS[types[name]]}')
     return codes, {name: columns[name] for name in index.columns}
 
+def check_column(name: str, types: dict[str, str]) -> None:
+    "Raises ValueError if there is no such column."
+    known = [column for column in types if column != 'id']
+    if name not in known:
+        raise ValueError(f'no column {name}; there are {", ".join(known) or "none"}')
+
+# %% ../nbs/13_search.ipynb #6d7c7629
 def conditions(
     where: dict | None,       # a value, or a list of values, for each column
     types: dict[str, str],    # of the columns
@@ -231,10 +238,9 @@ def conditions(
     if not isinstance(where, Mapping | None):
         raise ValueError(f'where is {where!r}; give columns and their values, '
                          "such as {'label': ['cat', 'dog']}")
-    known, found = [name for name in types if name != 'id'], {}
+    found = {}
     for name, values in (where or {}).items():
-        if name not in known:
-            raise ValueError(f'no column {name}; there are {", ".join(known) or "none"}')
+        check_column(name, types)
         if isinstance(values, np.ndarray): values = values.tolist()
         if not isinstance(values, (list, tuple, set, frozenset)): values = [values]
         found[name] = [typed_value(v, types[name], f'column {name!r}') for v in values]
@@ -381,7 +387,7 @@ def check_root(root: str | Path, ids: np.ndarray) -> str:
     Raises ValueError or FileNotFoundError where they cannot be there."""
     if not isinstance(root, (str, Path)):
         raise ValueError(f'root is {root!r}; give the folder of the images')
-    if root in ('', Path()): return str(root or '')
+    if root == '': return ''
     if not os.path.isdir(root):
         raise FileNotFoundError(f'root is {root}, which is no folder; ids are relative to it')
     if ids.dtype.kind != 'U':
@@ -434,10 +440,10 @@ class Columns:
 
         Raises ValueError naming what does not fit."""
         types, found = self.types, {}
-        for pair in pairs:
-            name, equals, value = pair.partition('=')
+        for pair in [pairs] if isinstance(pairs, str) else pairs:
+            name, equals, value = str(pair).partition('=')
             if not equals: raise ValueError(f'{pair!r} is no condition; write column=value')
-            conditions({name: []}, types)   # is there such a column?
+            check_column(name, types)
             found.setdefault(name, []).append(read_value(value, types[name], f'column {name!r}'))
         return found
 
@@ -450,12 +456,15 @@ class Columns:
     def read_columns(self, columns: dict[str, Sequence[str]]) -> dict[str, np.ndarray]:
         "Columns from texts, in the types of the index. Raises ValueError naming column and value."
         types = self.types
-        conditions({name: [] for name in columns}, types)   # are there such columns?
+        if not isinstance(columns, Mapping):
+            raise ValueError(f'columns are {columns!r}; give a dict')
+        for name in columns: check_column(name, types)
         return {name: read_texts(texts, types[name], f'column {name!r}')
                 for name, texts in columns.items()}
 
 def read_texts(texts: Sequence[str], kind: str, what: str) -> np.ndarray:
     "Texts as an array of one type. Raises ValueError as `read_value` does."
+    texts = [texts] if isinstance(texts, str) else texts
     read = [read_value(str(text), kind, what) for text in texts]
     return as_column(read, what, len(read)) if read else np.empty(0, DTYPES[kind])
 
@@ -506,10 +515,14 @@ class Comparison(Columns):
         return np.take_along_axis(distances, order, 1), np.take_along_axis(ids, order, 1)
 
 # %% ../nbs/13_search.ipynb #983277a1
-def in_lance(path: str | Path) -> bool:
-    "Whether a folder or a URI is meant. Raises ValueError if it is a folder of something else."
+def check_path(path: str | Path) -> None:
+    "Raises ValueError for what is no path."
     if not isinstance(path, (str, Path)) or not str(path) or '\0' in str(path):
         raise ValueError(f'{path!r} is no path of an index')
+
+def in_lance(path: str | Path) -> bool:
+    "Whether a folder or a URI is meant. Raises ValueError if it is a folder of something else."
+    check_path(path)
     if '://' in str(path): return True
     if not os.path.isdir(path): return False
     if not str(path).rstrip('/').endswith('.lance'):
@@ -743,7 +756,7 @@ class Lookup(Rows):
 
     def values(self, column: str) -> list:
         "The different values of a column, sorted. Raises ValueError if there is no such column."
-        conditions({column: []}, self.types)
+        check_column(column, self.types)
         there = self.table[column]
         if self.left < len(self.codes): there = there[~self.gone]
         return sorted(set(there.tolist()))
@@ -919,6 +932,7 @@ def write_index(index: FaissIndex, path: str | Path) -> None:
 
     Raises OSError where the file holds another index or a newer state of this one, or is just
     being written; ValueError where it is something else."""
+    check_path(path)
     place = writable(path)
     with alone(place, 10): replace_index(index, place)
 
@@ -1039,14 +1053,16 @@ def check_graph(structure, packed: np.ndarray) -> None:
     if there != (faiss.IndexBinaryFlat, n, structure.d): raise ValueError('structure has no codes')
     if (faiss.vector_to_array(storage.xb) != packed.reshape(-1)).any():
         raise ValueError('structure holds other codes')
-    names = ('levels', 'offsets', 'neighbors', 'cum_nneighbor_per_level')
+    names = ('levels', 'offsets', 'cum_nneighbor_per_level')
     arrays = [faiss.vector_to_array(getattr(graph, name)).astype(np.int64) for name in names]
-    levels, offsets, links, until = arrays
+    levels, offsets, until = arrays
+    links = faiss.vector_to_array(graph.neighbors)
     if len(levels) != n or len(offsets) != n + 1 or offsets[0] != 0 or offsets[-1] != len(links):
         raise ValueError('structure has a torn graph')
     if (np.diff(until) < 0).any() or not ((levels >= 1) & (levels < len(until))).all():
         raise ValueError('structure has levels that do not fit')
-    if (np.diff(offsets) != until[levels]).any() or ((links < -1) | (links >= n)).any():
+    ends = links.min(initial=0), links.max(initial=-1)
+    if (np.diff(offsets) != until[levels]).any() or ends[0] < -1 or ends[1] >= n:
         raise ValueError('structure has links that lead nowhere')
     top, first = graph.max_level, graph.entry_point
     if n and not (0 <= first < n and 0 <= top == levels[first] - 1):
@@ -1254,7 +1270,7 @@ class Asking(Table):
 
     def values(self, column: str) -> list:
         "The different values of a column, sorted. Raises ValueError if there is no such column."
-        conditions({column: []}, self.types)
+        check_column(column, self.types)
         with in_one_line(self.path): there = self.table.search().select([column]).to_arrow()
         return there[column].unique().sort().to_pylist()
 

@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['IMAGES', 'UNREAD', 'VALIDATION', 'CELL', 'WIDEST', 'ODD', 'LARGEST', 'SPLITS', 'ONE', 'LONGEST_LIST', 'BENCHMARKS',
            'LISTS', 'SOURCES', 'KINDS', 'MISSING', 'Files', 'Split', 'Source', 'digest', 'hashed_parts', 'check_images',
-           'is_indexed', 'check_labels', 'check_positions', 'check_split', 'printable', 'at_line', 'digits',
-           'digit_pairs', 'fetch', 'unpack_archive', 'cifar', 'folders_below', 'found_below', 'images_below',
-           'check_tree', 'class_folders', 'folder', 'split_folders', 'read_text', 'read_cells', 'Rows', 'read_rows',
-           'check_head', 'check_values', 'names_below', 'image_names', 'check_once', 'split_labels', 'labels_in',
-           'number_labels', 'table', 'split_of', 'present', 'labels_of', 'typed', 'typed_columns', 'read_columns',
-           'catalogue', 'write_table', 'unpacked', 'read_list', 'find_lists', 'read_lists', 'lists', 'from_dataset',
-           'check_source', 'find_source']
+           'is_indexed', 'class_names', 'check_labels', 'check_positions', 'check_split', 'printable', 'as_path',
+           'at_line', 'digits', 'digit_pairs', 'fetch', 'unpack_archive', 'cifar', 'folders_below', 'found_below',
+           'images_below', 'check_tree', 'class_folders', 'folder', 'split_folders', 'read_text', 'read_cells', 'Rows',
+           'read_rows', 'check_head', 'check_values', 'names_below', 'image_names', 'check_once', 'split_labels',
+           'labels_in', 'number_labels', 'table', 'split_of', 'present', 'labels_of', 'typed', 'typed_columns',
+           'read_columns', 'catalogue', 'write_table', 'unpacked', 'read_list', 'find_lists', 'read_lists', 'lists',
+           'from_dataset', 'check_source', 'find_source']
 
 # %% ../nbs/01_sources.ipynb #19812303
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -85,7 +85,7 @@ class Source:
     def __post_init__(self):
         check_images(self)
         checked = {'labels': as_labels(self.labels, len(self.images), f'{self.name}: labels'),
-                   'classes': tuple(self.classes)}
+                   'classes': class_names(self.classes, self.name)}
         if isinstance(self.images, Files): checked['files'] = self.images.names
         for name, value in checked.items(): object.__setattr__(self, name, value)
         check_labels(self)
@@ -135,12 +135,21 @@ def is_indexed(images) -> bool:
     return hasattr(images, '__len__') and hasattr(images, '__getitem__')
 
 # %% ../nbs/01_sources.ipynb #7f968854
+def class_names(
+    classes: Sequence[str],
+    name: str,   # of the source, for the error
+) -> tuple[str, ...]:
+    "Names of classes. Raises ValueError if they are no names, or one is empty."
+    if isinstance(classes, str) or not hasattr(classes, '__iter__'):
+        raise ValueError(f'{name}: classes is {classes!r}; give a name for each class')
+    for i, known in enumerate(classes):
+        if not isinstance(known, str) or not known.strip():
+            raise ValueError(f'{name}: class {i} is called {known!r}; every class has a name')
+    return tuple(classes)
+
 def check_labels(source: Source) -> None:
     "Raise ValueError where labels and classes do not fit together."
     name, labels, c = source.name, source.labels, len(source.classes)
-    for i, known in enumerate(source.classes):
-        if not isinstance(known, str) or not known.strip():
-            raise ValueError(f'{name}: class {i} is called {known!r}; every class has a name')
     if c < 2:
         raise ValueError(f'{name}: {c} class ({", ".join(source.classes)}); '
                          'retrieval by class needs at least 2')
@@ -176,6 +185,8 @@ def check_split(source: Source) -> None:
     "Raise ValueError where an official split does not give images of the source to each role."
     if source.split is None: return
     name = source.name
+    if not isinstance(source.split, Split):
+        raise ValueError(f'{name}: split is a {type(source.split).__name__}; give a Split, or None')
     for role in ('query', 'train', 'database'):
         ids = check_positions(getattr(source.split, role), len(source.labels),
                               f'{name}: the positions of {role}')
@@ -191,6 +202,15 @@ def printable(
 ) -> str:
     "As one line: line breaks, control characters and bytes that are not UTF-8 become escapes."
     return ''.join(c if c.isprintable() else _escape(c) for c in str(text))
+
+def as_path(
+    where: str | Path,
+    name: str,   # of the argument, for the error
+) -> Path:
+    "A path. Raises ValueError if it is something else."
+    if not isinstance(where, (str, Path)):
+        raise ValueError(f'{name} is {where!r}; give a path, a text')
+    return Path(where)
 
 def at_line(file: str | Path, line: int) -> str:
     "File and line, for an error."
@@ -214,7 +234,7 @@ def digits(data_dir: str | Path = '') -> Source:
 
 # %% ../nbs/01_sources.ipynb #71f05e4a
 def digit_pairs(data_dir: str | Path = '') -> Source:
-    "4,000 training and 800 test pictures, 16 x 16 pixels, each of two digits, which are its labels."
+    "4,000 training and 800 test pictures, 16 x 16 pixels, each of two digits, its labels."
     single, rng = digits(), np.random.default_rng(0)
     scans = np.array_split(rng.permutation(len(single.labels)), [len(single.labels) // 5])
     pairs = np.concatenate([rng.choice(part, (n, 2)) for part, n in zip(scans, (800, 4000))])
@@ -414,7 +434,7 @@ def folder(name: str, data_dir: str | Path) -> Source:
 
     Raises FileNotFoundError if there is none, ValueError naming what would be left out, OSError
     naming what cannot be read."""
-    root = Path(data_dir)
+    root = as_path(data_dir, 'data_dir')
     if not root.is_dir():
         raise FileNotFoundError(f'data_dir {root} is not a folder; '
                                 'give one of <class>/<image> or <train|test>/<class>/<image>')
@@ -497,7 +517,7 @@ def read_rows(
     key: str,        # the column that names the images, such as path or id
 ) -> Rows:
     "A CSV with a column `key`. Raises FileNotFoundError, or ValueError naming the line."
-    file = Path(file)
+    file = as_path(file, 'file')
     cells = read_cells(file)
     first, head = next(cells, (1, []))
     head = [name.strip() for name in head]
@@ -639,7 +659,7 @@ SPLITS = {'test': ('query',), 'train': ('train', 'database'), 'database': ('data
 
 def table(name: str, data_dir: str | Path) -> Source:
     "Images and labels named by a CSV file. Raises FileNotFoundError or ValueError naming the line."
-    file = Path(data_dir)
+    file = as_path(data_dir, 'data_dir')
     if not file.is_file():
         raise FileNotFoundError(f'data_dir {printable(file)} is not a file; '
                                 'csv/<name> takes a CSV with columns path and label (or labels)')
@@ -737,7 +757,7 @@ def catalogue(where: str | Path) -> tuple[Files, dict[str, np.ndarray]]:
 
     That is the columns of the CSV as text, or `label`, the folder in which a file lies, where all
     lie in one. Raises ValueError naming file and line, or OSError naming what cannot be read."""
-    root = Path(where)
+    root = as_path(where, 'where')
     if root.suffix.lower() == '.csv' and not root.is_dir():
         names, columns = read_columns(root, 'path')
         return Files(root.parent, tuple(names.tolist())), columns
@@ -935,18 +955,18 @@ def from_dataset(
                          'give one with a length, whose items are (image, label)')
     labels = as_labels(_labels_of_items(dataset, name), len(dataset), f'{name}: labels')
     if not len(labels): raise ValueError(f'{name}: no images')
-    known = classes if len(classes) else getattr(dataset, 'classes', None) or ()
-    if isinstance(known, str):
-        raise ValueError(f'{name}: classes is {known!r}; give a name for each class')
+    own = getattr(dataset, 'classes', None)
+    if isinstance(own, str) or not hasattr(own, '__iter__'): own = ()
+    known = class_names(classes, name) or tuple(map(str, own))
     number = labels.shape[1] if labels.ndim == 2 else int(labels.max()) + 1
-    if not len(known) and number > len(labels) and labels.ndim == 1:
+    if not known and number > len(labels) and labels.ndim == 1:
         raise ValueError(f'{name}: labels go up to {number - 1} with {len(labels)} images; '
                          'number the classes from 0 without gaps')
     split = None if test is None else Split.by_test(test)
     if test is not None and len(test) != len(labels):
         raise ValueError(f'{name}: test has {len(test)} values; {len(labels)} images need one each')
     hashed = digest(labels.tobytes(), str(version).encode())
-    names = tuple(map(str, known if len(known) else range(number)))
+    names = known or tuple(map(str, range(number)))
     return Source(name, dataset, labels, names, split, hash=hashed)
 
 def _labels_of_items(dataset: Dataset, name: str):
@@ -983,9 +1003,8 @@ def find_source(
     check_source(name)
     if missing not in MISSING:
         raise ValueError(f'unknown missing {missing!r}; known are {", ".join(MISSING)}')
-    for argument, value in {'data_dir': data_dir, 'lists_dir': lists_dir}.items():
-        if not isinstance(value, (str, Path)):
-            raise ValueError(f'{argument} is {value!r}; give a path')
+    for argument, where in {'data_dir': data_dir, 'lists_dir': lists_dir}.items():
+        as_path(where, argument)
     if name in SOURCES: return SOURCES[name](data_dir)
     kind = 'lists' if name in BENCHMARKS else name.partition('/')[0]
     if kind == 'lists': return lists(name, data_dir, lists_dir, missing)

@@ -3,8 +3,9 @@ from contextlib import closing
 from pathlib import Path
 from urllib.error import URLError
 from urllib.parse import urlsplit
-from urllib.request import urlopen
+from urllib.request import Request, urlopen
 import json
+import os
 import shutil
 import signal
 import socket
@@ -23,6 +24,7 @@ from dcwh.sources import digits
 
 pytestmark = pytest.mark.whole
 SHOWN = 18   # results, as the page opens
+DCWH = Path(sys.executable).with_name('dcwh')
 
 
 def free_port():
@@ -209,23 +211,64 @@ def test_nothing_is_asked_of_another_machine(visitor, site):
     assert blocked == 'https://example.org/a.png'   # and nothing could be
 
 
-def test_from_a_shell(tmp_path):
-    "`dcwh encode`, `index build` and `serve`, each a process; Ctrl-C ends the page."
-    dcwh, source = Path(sys.executable).with_name('dcwh'), digits()
+@pytest.fixture(scope='module')
+def photos(tmp_path_factory):
+    "An index and a model in a folder, made by `dcwh encode` and `index build`, each a process."
+    folder, source = tmp_path_factory.mktemp('shell'), digits()
     for i in range(30):
-        (tmp_path / 'photos' / str(source.labels[i])).mkdir(parents=True, exist_ok=True)
-        Image.fromarray(source.images[i]).save(tmp_path / f'photos/{source.labels[i]}/{i:03}.png')
-    HashModel('small', 16, 'none', image_size=16).save_pretrained(tmp_path / 'model')
-    for words in (('encode', 'model', 'photos', '--out', 'photos.npz'), ('index', 'build', 'photos.index', 'photos.npz', '--images', 'photos')): subprocess.run([dcwh, *words], cwd=tmp_path, check=True, capture_output=True)
+        (folder / 'photos' / str(source.labels[i])).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(source.images[i]).save(folder / f'photos/{source.labels[i]}/{i:03}.png')
+    HashModel('small', 16, 'none', image_size=16).save_pretrained(folder / 'model')
+    commands = ('encode', 'model', 'photos', '--out', 'photos.npz'), ('index', 'build', 'photos.index', 'photos.npz', '--images', 'photos')
+    for words in commands: subprocess.run([DCWH, *words], cwd=folder, check=True, capture_output=True)
+    return folder
+
+
+def answered(page, port, path='', **more):
+    "What a page says as soon as it is there."
+    for _ in range(6000):
+        try: return urlopen(Request(f'http://127.0.0.1:{port}/{path}', **more), timeout=5).read().decode()
+        except URLError: time.sleep(.01)
+        assert page.poll() is None, page.stdout.read()
+
+
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
+def test_from_a_shell(number, photos, tmp_path):
+    "`dcwh serve` ends by Ctrl-C and by the signals of systemd and of a terminal that is closed; what visitors sent is gone."
     port = free_port()
-    with subprocess.Popen([dcwh, 'serve', 'photos.index', '--model', 'model', '--port', str(port)], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as page:
+    body = b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\nmine\r\n--x--\r\n'
+    words = [DCWH, 'serve', 'photos.index', '--model', 'model', '--port', str(port)]
+    with subprocess.Popen(words, cwd=photos, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ, 'TMPDIR': str(tmp_path)}) as page:
         try:
-            for _ in range(6000):   # Ctrl-C comes the moment it answers, while it is still opening
-                try: said = urlopen(f'http://127.0.0.1:{port}/', timeout=5).read().decode()
-                except URLError: time.sleep(.01)
-                else: break
-                assert page.poll() is None, page.stdout.read()
+            said = answered(page, port)   # the signal comes while it is still opening
             assert '30 images' in said and '16 bits' in said
-        finally: page.send_signal(signal.SIGINT)
+            up, = json.loads(answered(page, port, 'gradio_api/upload', data=body, headers={'Content-Type': 'multipart/form-data; boundary=x'}))
+            assert Path(up).read_bytes() == b'mine' and tmp_path in Path(up).parents
+        finally: page.send_signal(number)
         try: assert page.wait(30) == 0
         finally: page.kill()   # or a page that does not hear it would be waited for without end
+    assert not Path(up).exists() and not list(tmp_path.glob('dcwh-page-*'))
+
+
+def test_what_a_killed_page_left_goes_with_the_next(photos, tmp_path):
+    for end in (signal.SIGKILL, signal.SIGTERM):
+        port = free_port()
+        words = [DCWH, 'serve', 'photos.index', '--model', 'model', '--port', str(port)]
+        with subprocess.Popen(words, cwd=photos, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ, 'TMPDIR': str(tmp_path)}) as page:
+            try: answered(page, port)
+            finally: page.send_signal(end)
+            try: page.wait(30)
+            finally: page.kill()
+        assert len(list(tmp_path.glob('dcwh-page-*'))) == (end == signal.SIGKILL)
+
+
+def test_another_page_can_neither_upload_nor_ask(visitor, site):
+    "A page of another origin, in the same browser."
+    visitor.browser.get('data:text/html,<title>elsewhere</title>')
+    for path in ('gradio_api/upload', 'gradio_api/queue/join', 'gradio_api/reset'):
+        said = visitor.browser.execute_async_script('''const [url, done] = arguments;
+            const body = new FormData(); body.append('files', new Blob(['mine']), 'a.png');
+            fetch(url, {method: 'POST', body}).then(r => done(r.status)).catch(() => done('refused'))''', site[0] + path)
+        assert said in ('refused', 403), path
+    kept = Path(os.environ['GRADIO_TEMP_DIR'])
+    assert not [f for f in kept.rglob('a.png') if f.read_bytes() == b'mine']

@@ -28,8 +28,19 @@ def made(folder, score, source='digits', protocol='full', name=None, **flat):
     "A result file with an invented mAP."
     config = resolve(**{'dataset': source, 'bits': 16, **flat})
     history = [{'epoch': e, 'class': 1 / e, 'loss': 1 / e, 'lr': .1} for e in (1, 2)]
-    result = {'config': {**config.model_dump(), 'hash': config.hash}, 'protocol': {'source': source, 'name': protocol, 'query': 10, 'train': 20, 'database': 20, 'classes': 10, 'top_k': None, 'split_hash': 'x'},
-              'metrics': {'map': score, 'map_optimistic': score + .01, 'map_pessimistic': score - .02, 'precision_radius_2': .5, 'queries_without_relevant': 0}, 'history': history, 'manifest': {}}
+    protocol = {
+        'source': source, 'source_hash': 'x', 'name': protocol, 'query': 10, 'train': 20,
+        'database': 20, 'classes': 10, 'top_k': None, 'split_hash': 'x',
+    }
+    metrics = {
+        'map': score, 'map_optimistic': score + .01, 'map_pessimistic': score - .02,
+        'precision_radius_2': .5, 'queries_empty_radius_2': 0, 'queries_without_relevant': 0,
+        'normaliser': 'all',
+    }
+    result = {
+        'config': {**config.model_dump(), 'hash': config.hash}, 'protocol': protocol, 'metrics': metrics,
+        'history': history, 'manifest': {'versions': {}, 'device': 'none', 'seconds': {}},
+    }
     file = Path(folder) / (name or f'{config.hash}.json')
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(result))
@@ -105,7 +116,37 @@ def test_torn_and_foreign_files_are_named(folder):
     (folder / 'other.json').write_text('{"config": {}, "protocol": {}, "metrics": {}, "history": [], "manifest": {}}')
     with pytest.raises(ValueError) as error: report.read_results(folder)
     said = str(error.value)
-    assert said.startswith('3 files') and all(part in said for part in (str(torn), 'list.json', 'other.json', 'no config: dataset', 'no metrics: map'))
+    assert said.startswith('3 files') and all(part in said for part in (str(torn), 'list.json', 'other.json'))
+
+
+@pytest.mark.parametrize('part, name, value', [('config', 'bits', 64), ('config', 'method', 'dpsh'), ('config', 'hash', '0' * 16), ('config', 'bits', None),
+                                               ('metrics', 'map', 1.5), ('metrics', 'map', 'high'), ('metrics', 'map', None), ('protocol', 'source', 7)], ids=str)
+def test_a_changed_result_is_no_result(folder, part, name, value):
+    file = made(folder / 'a', .5, seed=9)
+    result = json.loads(file.read_text())
+    result[part][name] = value
+    file.write_text(json.dumps(result))
+    with pytest.raises(ValueError) as error: report.read_results(folder)
+    assert str(error.value).startswith('1 files') and file.name in str(error.value)
+
+
+def test_the_config_of_a_saved_model_is_passed_by(folder):
+    number = len(report.read_results(folder))
+    for place in ('a/run/model', 'mine'):
+        (folder / place).mkdir(parents=True)
+        (folder / place / 'config.json').write_text('{"bits": 16}')
+    (folder / 'mine/model.safetensors').touch()
+    assert len(report.read_results(folder)) == number
+    (folder / 'b/config.json').write_text('{"bits": 16}')   # beside results, and of no model
+    with pytest.raises(ValueError, match='b/config.json'): report.read_results(folder)
+
+
+def test_a_folder_that_is_not_there_is_refused(folder):
+    (folder / 'file').touch()
+    for name in ('nowhere', 'file'):
+        with pytest.raises(FileNotFoundError, match=f'{name} is no.*give the folder'): report.read_results(folder / name)
+    (folder / 'empty').mkdir()
+    assert report.read_results(folder / 'empty').empty and report.summary(report.read_results(folder / 'empty')).empty
 
 
 def test_the_same_run_twice_is_refused(folder):
@@ -118,7 +159,6 @@ def test_tuning_and_ablation_are_left_out_unless_asked_for(folder):
     made(folder / 'tuning' / 'x', .1, seed=7), made(folder / 'ablation', .1, seed=8)
     assert len(report.read_results(folder)) == number
     assert len(report.read_results(folder, include=('tuning',))) == number + 1 and len(report.read_results(folder / 'tuning')) == 1
-    assert report.read_results(folder / 'nowhere').empty and report.summary(report.read_results(folder / 'nowhere')).empty
 
 
 def test_paired_difference_is_smaller_than_the_intervals_say(folder):
@@ -181,5 +221,6 @@ def test_comparison_template(folder, tmp_path):
 
 
 def test_comparison_template_without_results(tmp_path):
+    (tmp_path / 'nothing').mkdir()
     said, pictures, warnings = execute(tmp_path, tmp_path / 'nothing')
     assert 'no result files' in said and not pictures and not warnings
