@@ -273,6 +273,7 @@ def _checked_item(i: int, image):
     elif not isinstance(image, Image.Image):
         raise ValueError(f'image {i} is {type(image).__name__}; '
                          'give a path, a PIL image or a uint8 tensor')
+    elif not all(image.size): raise ValueError(f'image {i} has no pixels; give uint8 (3, H, W)')
     return image
 
 
