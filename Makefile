@@ -22,7 +22,7 @@ venv: $(VENV)/.installed  ## make .venv and install the project with all it need
 shell: venv  ## open a shell in which dcwh, papermill and snakemake are found
 	PATH="$(CURDIR)/$(BIN):$$PATH" VIRTUAL_ENV="$(CURDIR)/$(VENV)" $${SHELL:-/bin/sh}
 
-# One thread: the network is so small that several wait for each other, for minutes on a busy machine. Codes are the same.
+# One thread: the network is so small that several wait for each other, for minutes on a busy machine.
 # For a large one: make report OMP_NUM_THREADS=8 ARGS="--dataset folder/birds --set data_dir=/data/birds"
 report: export OMP_NUM_THREADS ?= 1
 report: venv  ## train and evaluate on digits at 16 bits; print where the report is, and its mAP
