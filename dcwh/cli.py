@@ -460,7 +460,7 @@ def search(
     from dcwh.sources import Files
     found = CodeIndex.load(where)
     filters = found.read_where(only or [])
-    if sheet: check_sheet(sheet, found.root)
+    if sheet: check_sheet(sheet, found.root, images)
     encoder, unreadable = encoder_of(model), []
     h, rows = encoder.outputs_at(Files(Path(), tuple(map(str, images))), unreadable=unreadable)
     if not len(h): raise ValueError(f'none of the images can be read; the first: {unreadable[0]}')
@@ -490,14 +490,17 @@ def _answers(index, distances, ids) -> list[dict]:
     details = index.details(ids[there])
     return [{'id': i, 'distance': d, **{name: values[n].item() for name, values in details.items()}} for n, (i, d) in enumerate(zip(ids[there].tolist(), distances[there].tolist()))]
 
-def check_sheet(sheet: Path, root: str) -> None:
-    "Raises ValueError or OSError where a contact sheet cannot be drawn, or not written."
+def check_sheet(sheet: Path, root: str, asked: list[Path]) -> None:
+    "Raises ValueError or OSError where a contact sheet cannot be drawn, or would replace an image."
     from dcwh.codes import writable
     if not root: raise ValueError('the index does not know where its images are; build it with --images')
     if not Path(root).is_dir():
         raise FileNotFoundError(f'{root}, where the images of the index were, is not there')
     if sheet.suffix.lower() not in ('.png', '.jpg', '.jpeg'): raise ValueError(f'{sheet} is neither .png nor .jpg')
     writable(sheet)
+    images = sheet.is_file() and Path(root).resolve() in sheet.resolve().parents
+    if images or any(sheet.is_file() and image.is_file() and sheet.samefile(image) for image in asked):
+        raise ValueError(f'{sheet} would replace one of the images; give the sheet another name')
 
 def _draw(asked: list[Path], answers: list[list[dict]], root: str, sheet: Path) -> None:
     """A contact sheet of the answers.

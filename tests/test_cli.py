@@ -237,3 +237,12 @@ def test_an_index_is_refused_before_it_is_built(place):
 def test_a_comparison_of_no_folder_is_refused(tmp_path):
     assert refused(do('compare', '--results', tmp_path / 'nowhere'), 'nowhere is not there')
     assert refused(do('compare', '--results', tmp_path, '--published', tmp_path / 'none.csv'), 'none.csv is not there')
+
+
+def test_a_sheet_replaces_no_image(place):
+    assert encode().exit_code == 0 and do('index', 'build', 'x.index', 'c.npz', '--images', 'photos').exit_code == 0
+    Image.new('RGB', (16, 16)).save('mine.png')
+    before = {file: file.read_bytes() for file in (place / 'photos/bee/1.png', place / 'mine.png')}
+    for sheet in before: assert refused(do('search', 'x.index', place / 'mine.png', '--model', 'model', '--sheet', sheet), 'would replace')
+    assert {file: file.read_bytes() for file in before} == before
+    for _ in range(2): assert do('search', 'x.index', 'mine.png', '--model', 'model', '--sheet', 'sheet.png').exit_code == 0
