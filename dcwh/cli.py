@@ -267,7 +267,9 @@ def check_columns(columns: dict, images: Path) -> None:
     "Raises ValueError where a column cannot be kept beside the codes."
     from dcwh.search import check_name
     for name in columns:
-        try: check_name(name)
+        try:
+            check_name(name)
+            if name == 'distance': raise ValueError('a column cannot be called distance, as answers have one')
         except ValueError as e: raise ValueError(f'{images}: {e}') from e
 
 # %% ../nbs/16_cli.ipynb #9bd0dac2
@@ -370,7 +372,7 @@ def build(
     where: Index, codes: CodesFile, table: TableFile = '',
     kind: Annotated[str, typer.Option(help='flat, hnsw, ivf, multihash or lance')] = 'flat',
     images: Annotated[str, typer.Option(help='the folder that ids are relative to, for pictures in answers')] = '',
-    set: Annotated[Optional[list[str]], typer.Option(help='an option of the kind as name=value; may be repeated')] = None,
+    set: Annotated[Optional[list[str]], typer.Option(help='an option of the kind as name=value; may be repeated; a wrong one lists them')] = None,
     as_json: Json = False,
 ) -> None:
     """An index of codes.
@@ -394,6 +396,7 @@ def build(
     options = check_options(kind, options, found.bits, len(found))
     root = str(Path(images).resolve()) if images else ''
     columns = typed_columns(columns_of(found, codes, table))
+    check_columns(columns, codes)
     made = CodeIndex.build(found, kind, columns, root, **options)
     made.save(where)
     _answer(_described(made), as_json)

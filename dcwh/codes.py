@@ -229,9 +229,8 @@ def write_whole(
     except BaseException as e:
         Path(disk.name).unlink(missing_ok=True)
         if disk.error is None: raise
-        reason = disk.error.strerror
-        raise OSError(disk.error.errno, f'{path} cannot be written ({reason}); '
-                                        'make room, or give another place') from e
+        raise OSError(f'{disk.error.strerror}: {path} cannot be written; '
+                      'make room, or give another place') from e
 
 # %% ../nbs/00_codes.ipynb #37bda600
 @contextmanager
@@ -436,7 +435,8 @@ def read_codes(
     if not Path(path).is_file(): raise FileNotFoundError(f'{path} is not there; give an .npz of codes')
     parts = _plain_arrays(path)
     labels, ids = parts.get('labels'), parts.get('ids')
-    missing = [name for name in ('packed', 'bits') if name not in parts]
+    needed = ('packed', 'bits', 'ids') if 'model' in parts else ('packed', 'bits')
+    missing = [name for name in needed if name not in parts]
     try:
         if 'codes' in parts: return _from_matrix(parts['codes'], labels, ids)
         if missing:

@@ -191,10 +191,11 @@ def square(
     and cut the centre. Raises ValueError or OSError."""
     whole_number(side, 'side', 1, LARGEST)
     if isinstance(image, (str, Path)):
-        with open_image(image) as opened:
-            opened.draft('RGB', (side, side))
-            image = ImageOps.exif_transpose(opened)
-    elif isinstance(image, Tensor): image = as_picture(image)
+        try: return square(_decoded(image, side), side)
+        except Exception as e:   # decoders of broken files raise whatever they come upon
+            said = getattr(e, 'strerror', None) or str(e) or type(e).__name__
+            raise ValueError(f'{printable(image)}: {said}') from e
+    if isinstance(image, Tensor): image = as_picture(image)
     if not isinstance(image, Image.Image):
         raise ValueError(f'an image is a {type(image).__name__}; give a file, a PIL image, '
                          'or a tensor (3, H, W)')
@@ -204,6 +205,12 @@ def square(
                          'convert it to RGB')
     fitted = ImageOps.fit(on_white(image), (side, side), Image.Resampling.BICUBIC)
     return pil_to_tensor(fitted)
+
+def _decoded(path: str | Path, side: int) -> Image.Image:
+    "A file, decoded upright; a JPEG at no larger scale than is needed."
+    with open_image(path) as opened:
+        opened.draft('RGB', (side, side))
+        return ImageOps.exif_transpose(opened)
 
 def as_picture(image: Tensor) -> Image.Image:
     "A tensor (C, H, W), bytes or floats from 0 to 1, as a PIL image. Raises ValueError for others."
@@ -284,18 +291,18 @@ HELD = 2 * 2**30  # bytes of decoded images that are kept in memory
 class _Attempts(ImageSet):
     "Each image, or why it could not be read."
     def __getitem__(self, i):
-        try:
-            if isinstance(self.source.images, Files): _check_name(self.source.images[self.ids[i]])
-            return super().__getitem__(i).numpy()
-        except Exception as e: return f'{self._name(i)}: {printable(str(e) or type(e).__name__)}'
-
-    def _name(self, i) -> str:
         files = isinstance(self.source.images, Files)
-        return printable(self.source.images[self.ids[i]]) if files else f'item {self.ids[i]}'
+        try:
+            if files: _check_name(self.source.images[self.ids[i]])
+            return super().__getitem__(i).numpy()
+        except Exception as e:
+            said = printable(str(e) or type(e).__name__)
+            return said if files else f'item {self.ids[i]}: {said}'   # files are named by `square`
 
 def _check_name(path: Path) -> None:
     try: str(path).encode()
-    except UnicodeEncodeError as e: raise ValueError('its name is not UTF-8; rename it') from e
+    except UnicodeEncodeError as e:
+        raise ValueError(f'{printable(path)}: its name is not UTF-8; rename it') from e
 
 def decode(
     source: Source,

@@ -410,6 +410,26 @@ def _fetched(where: str, **hub) -> Path:
                       'look at the name, the network and the token') from e
     return Path(got).parent
 
+# %% ../nbs/03_model.ipynb #94ad1daa
+def _built(kind: type, file: Path, state: dict, backbone: nn.Module | None) -> 'HashModel':
+    "What config.json says, with these weights. None are downloaded for it."
+    saved = read_saved(file)
+    given = saved.backbone if backbone is None else backbone
+    if given is None:
+        raise ValueError(f'{file} names no backbone, as it is a module of your own; '
+                         'give it: from_pretrained(…, backbone=module)')
+    sizes, norm = (saved.image_size, saved.resize), (saved.mean, saved.std)
+    try: model = kind(given, saved.bits, 'none', *sizes, *norm)
+    except ValueError as e: raise ValueError(f'{file}: {e}') from e
+    load_weights(model, state, file.with_name('model.safetensors'))
+    return model
+
+def _distinct(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    "The tensors of a model; one that it has under two names, once."
+    names = {}
+    for name in sorted(state): names.setdefault((state[name].data_ptr(), state[name].shape), name)
+    return {name: state[name].contiguous() for name in state if name in names.values()}
+
 # %% ../nbs/03_model.ipynb #bccb01ab
 class HashModel(HashNetwork, Encoder, PyTorchModelHubMixin,
                 library_name='dcwh', tags=['image-retrieval', 'hashing']):
@@ -452,7 +472,7 @@ class HashModel(HashNetwork, Encoder, PyTorchModelHubMixin,
         "A saved model, to be used. Raises FileNotFoundError, or ValueError naming the file."
         folder = model_folder(where, **hub)
         state = read_weights(folder / 'model.safetensors')
-        return cls._built(folder / 'config.json', state, backbone).eval()
+        return _built(cls, folder / 'config.json', state, backbone).eval()
 
     def save_pretrained(
         self,
@@ -472,23 +492,3 @@ class HashModel(HashNetwork, Encoder, PyTorchModelHubMixin,
             made = str(self.generate_model_card(**(model_card_kwargs or {})))
             write_whole(folder / 'README.md', lambda f: f.write(made.encode()))
         write_whole(folder / 'config.json', lambda f: f.write(saved))
-
-    @classmethod
-    def _built(cls, file: Path, state: dict, backbone: nn.Module | None) -> 'HashModel':
-        "What config.json says, with these weights. None are downloaded for it."
-        saved = read_saved(file)
-        given = saved.backbone if backbone is None else backbone
-        if given is None:
-            raise ValueError(f'{file} names no backbone, as it is a module of your own; '
-                             'give it: from_pretrained(…, backbone=module)')
-        sizes, norm = (saved.image_size, saved.resize), (saved.mean, saved.std)
-        try: model = cls(given, saved.bits, 'none', *sizes, *norm)
-        except ValueError as e: raise ValueError(f'{file}: {e}') from e
-        load_weights(model, state, file.with_name('model.safetensors'))
-        return model
-
-def _distinct(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    "The tensors of a model; one that it has under two names, once."
-    names = {}
-    for name in sorted(state): names.setdefault((state[name].data_ptr(), state[name].shape), name)
-    return {name: state[name].contiguous() for name in state if name in names.values()}

@@ -111,7 +111,7 @@ def test_places_and_columns_are_looked_at_before_an_image_is(place, monkeypatch)
     (place / 'taken.npz').mkdir()
     (place / 'file').touch()
     for out in ('x.csv', 'codes.v1', 'codes', 'taken.npz', 'file/c.npz', '/proc/c.npz'): assert refused(encode(out=out), out.partition('/')[0])
-    for head in ('id,path,label', 'path,code,label', 'path,two words,label', 'path,label,label', 'path,label,'):
+    for head in ('id,path,label', 'path,code,label', 'path,two words,label', 'path,label,label', 'path,label,', 'path,distance'):
         write_list(head, [','.join(['photos/ant/0.png'] * len(head.split(',')))])
         assert refused(encode(images='list.csv'), 'list.csv'), head
     assert refused(encode(images='nowhere'), 'nowhere')
