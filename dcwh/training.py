@@ -48,7 +48,7 @@ Share = Annotated[Number, Field(le=1)]
 Count = Annotated[int, Field(ge=1, le=MANY)]
 Pixels = Annotated[int, Field(ge=0, le=SIDE)]
 Text = Annotated[str, Field(min_length=1, pattern=r'^[^\x00]+$')]
-Name = Annotated[str, Field(min_length=1, pattern=r'^[^\x00-\x1f\x7f]+$')]   # it stands in names of files
+Name = Annotated[str, Field(min_length=1, pattern=r'^[^\x00-\x1f\x7f]+$')]   # in names of files
 
 class Task(BaseModel):
     "What is asked: which images, how many bits, by which method."
