@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['LARGEST', 'NO_IMAGE', 'BLANK', 'TRAIL', 'MOST', 'CHOICES', 'TEXT', 'START', 'STYLE', 'PAGES', 'FOLDERS', 'POLICY',
            'POLICIES', 'NAMES', 'LONGEST', 'ROOM', 'AT_A_TIME', 'below', 'thumbnail', 'complaint', 'read_image',
-           'check_page', 'Query', 'Visit', 'short', 'ImageSearch', 'shown_number', 'some', 'chosen_values', 'results',
-           'noted', 'find_gradio', 'remove_abandoned', 'own_folder', 'inside', 'uploaded_file', 'described', 'message',
-           'page', 'wire', 'is_foreign', 'functions_of', 'has_asked', 'files_named', 'is_event', 'answer', 'room_taken',
-           'read_body', 'again', 'Gate', 'check_port', 'ended_by_signals', 'launch', 'serve']
+           'check_page', 'Query', 'Visit', 'short', 'ImageSearch', 'shown_number', 'some', 'chosen_values', 'noted',
+           'results', 'find_gradio', 'remove_abandoned', 'own_folder', 'inside', 'uploaded_file', 'described',
+           'message', 'page', 'wire', 'is_foreign', 'functions_of', 'has_asked', 'files_named', 'is_event', 'answer',
+           'room_taken', 'read_body', 'again', 'who_takes', 'who_answers', 'Gate', 'check_port', 'ended_by_signals',
+           'launch', 'serve']
 
 # %% ../nbs/15_app.ipynb #4749b11d
 from contextlib import contextmanager
@@ -210,6 +211,17 @@ def chosen_values(
         if positions: where[column] = [values[i] for i in positions]
     return where
 
+# %% ../nbs/15_app.ipynb #b81c5d20
+def noted(number: int, name: str, where: dict[str, list], lost: list[str]) -> str:
+    "A sentence on what is shown."
+    found = f'{number} images nearest to' if number else 'No image is found for'
+    note = f'{found} {short(name)}'
+    chosen = [f'{short(column)} {" or ".join(map(short, values[:20]))}' for column, values in where.items()]
+    if chosen: note += f', of those with {" and ".join(chosen)}'
+    more = ', …' * (len(lost) > 3)
+    if lost: note += f'. {len(lost)} of them cannot be read any more: {", ".join(lost[:3])}{more}'
+    return note + '.'
+
 def results(
     search: ImageSearch,
     visit: Visit,
@@ -229,16 +241,6 @@ def results(
     shown = [(file or BLANK, ' · '.join(words)) for file, words in zip(files, said)]
     lost = [short(name) for name, file in zip(names, files) if file is None]
     return Visit(visit.asked, tuple(names)), shown, noted(len(names), query.name, where, lost)
-
-def noted(number: int, name: str, where: dict[str, list], lost: list[str]) -> str:
-    "A sentence on what is shown."
-    found = f'{number} images nearest to' if number else 'No image is found for'
-    note = f'{found} {short(name)}'
-    chosen = [f'{short(column)} {" or ".join(map(short, values[:20]))}' for column, values in where.items()]
-    if chosen: note += f', of those with {" and ".join(chosen)}'
-    more = ', …' * (len(lost) > 3)
-    if lost: note += f'. {len(lost)} of them cannot be read any more: {", ".join(lost[:3])}{more}'
-    return note + '.'
 
 # %% ../nbs/15_app.ipynb #20850849
 def find_gradio():
@@ -268,6 +270,7 @@ def own_folder() -> Path:
         _held.append(lock)
     return Path(os.environ['GRADIO_TEMP_DIR']).resolve()
 
+# %% ../nbs/15_app.ipynb #c50a8e13
 def inside(
     folder: Path,   # resolved
     name,           # anything that a request says is a file
@@ -396,6 +399,7 @@ def is_foreign(
     follows = opens and not place
     return headers.get(b'sec-fetch-site', b'none') not in (b'none', b'same-origin') and not follows
 
+# %% ../nbs/15_app.ipynb #e60f3a17
 def functions_of(blocks) -> dict[int, list]:
     "The functions of a page, and of each the models of its inputs; None where there is none."
     return {n: [getattr(c, 'data_model', None) for c in f.inputs] for n, f in blocks.fns.items()}
@@ -470,6 +474,40 @@ def again(body: bytes, receive):
         return {'type': 'http.request', 'body': bodies.pop(), 'more_body': False}
     return from_start
 
+# %% ../nbs/15_app.ipynb #d9b4f7e2
+async def who_takes(gate, scope, receive, headers: dict[bytes, bytes]):
+    "Who answers an upload. It has to say its length, and there has to be room for it."
+    length = headers.get(b'content-length', b'')
+    largest = scope['app'].get_blocks().max_file_size or ROOM
+    if not length.isdigit(): return answer(411, 'an upload has to say its length'), receive
+    if int(length) > largest + LONGEST:
+        await read_body(receive, 2**20)
+        return answer(413, f'the size of a file may be {largest:,} bytes'), receive
+    if await asyncio.to_thread(room_taken, gate.folder) + int(length) > ROOM:
+        said = 'uploads have reached their size for now; try again in an hour'
+        return answer(413, said), receive
+    return gate.app, receive
+
+async def who_answers(gate, scope, receive, kind: str):
+    "Who answers a request, and what is left to read of it."
+    headers, place = dict(scope['headers']), scope['path'].strip('/')
+    if not gate.admits(scope['path'], headers.get(b'host', b'').decode('latin-1')):
+        return answer(404, 'this page has no such thing'), receive
+    if is_foreign(headers, scope['method'], place):
+        return answer(403, 'another page asked for this'), receive
+    if gate.busy[kind] > AT_A_TIME[kind]:
+        return answer(429, 'too many requests at a time; try again'), receive
+    if kind == 'uploads': return await who_takes(gate, scope, receive, headers)
+    body = await read_body(receive, LONGEST)
+    if body is None:
+        return answer(413, f'a request may have a size of {LONGEST:,} bytes'), receive
+    blocks = scope['app'].get_blocks()
+    if place == 'gradio_api/queue/join' and not is_event(body, functions_of(blocks), gate.folder):
+        return answer(400, 'this page sends no such event'), receive
+    if place == 'gradio_api/queue/data' and not has_asked(blocks, scope['query_string']):
+        return answer(404, 'nobody has asked anything under this name'), receive
+    return gate.app, again(body, receive)
+
 # %% ../nbs/15_app.ipynb #7f20b9a4
 class Gate:
     """What of a server can be reached: `PAGES`, `FOLDERS`, and files of one folder, by its own page.
@@ -500,45 +538,12 @@ class Gate:
         kind = 'uploads' if scope['path'].strip('/') == 'gradio_api/upload' else 'requests'
         self.busy[kind] += 1
         try:
-            app, receive = await self.passed(scope, receive, kind)
+            app, receive = await who_answers(self, scope, receive, kind)
             await app(scope, receive, with_policy)
         except Exception:
             if started: raise
             await answer(400, 'this request cannot be answered')(scope, receive, with_policy)
         finally: self.busy[kind] -= 1
-
-    async def passed(self, scope, receive, kind: str):
-        "Who answers a request, and what is left to read of it."
-        headers, place = dict(scope['headers']), scope['path'].strip('/')
-        if not self.admits(scope['path'], headers.get(b'host', b'').decode('latin-1')):
-            return answer(404, 'this page has no such thing'), receive
-        if is_foreign(headers, scope['method'], place):
-            return answer(403, 'another page asked for this'), receive
-        if self.busy[kind] > AT_A_TIME[kind]:
-            return answer(429, 'too many requests at a time; try again'), receive
-        if kind == 'uploads': return await self.upload(scope, receive, headers)
-        body = await read_body(receive, LONGEST)
-        if body is None:
-            return answer(413, f'a request may have a size of {LONGEST:,} bytes'), receive
-        blocks = scope['app'].get_blocks()
-        if place == 'gradio_api/queue/join' and not is_event(body, functions_of(blocks), self.folder):
-            return answer(400, 'this page sends no such event'), receive
-        if place == 'gradio_api/queue/data' and not has_asked(blocks, scope['query_string']):
-            return answer(404, 'nobody has asked anything under this name'), receive
-        return self.app, again(body, receive)
-
-    async def upload(self, scope, receive, headers: dict[bytes, bytes]):
-        "Who answers an upload. It has to say its length, and there has to be room for it."
-        length = headers.get(b'content-length', b'')
-        largest = scope['app'].get_blocks().max_file_size or ROOM
-        if not length.isdigit(): return answer(411, 'an upload has to say its length'), receive
-        if int(length) > largest + LONGEST:
-            await read_body(receive, 2**20)
-            return answer(413, f'the size of a file may be {largest:,} bytes'), receive
-        if await asyncio.to_thread(room_taken, self.folder) + int(length) > ROOM:
-            said = 'uploads have reached their size for now; try again in an hour'
-            return answer(413, said), receive
-        return self.app, receive
 
 # %% ../nbs/15_app.ipynb #729471c5
 def check_port(port: int) -> None:
