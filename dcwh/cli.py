@@ -269,7 +269,8 @@ def check_columns(columns: dict, images: Path) -> None:
     for name in columns:
         try:
             check_name(name)
-            if name == 'distance': raise ValueError('a column cannot be called distance, as answers have one')
+            if name == 'distance':
+                raise ValueError('a column cannot be called distance, as answers have one')
         except ValueError as e: raise ValueError(f'{images}: {e}') from e
 
 # %% ../nbs/16_cli.ipynb #9bd0dac2
@@ -372,7 +373,9 @@ def build(
     where: Index, codes: CodesFile, table: TableFile = '',
     kind: Annotated[str, typer.Option(help='flat, hnsw, ivf, multihash or lance')] = 'flat',
     images: Annotated[str, typer.Option(help='the folder that ids are relative to, for pictures in answers')] = '',
-    set: Annotated[Optional[list[str]], typer.Option(help='an option of the kind as name=value; may be repeated; a wrong one lists them')] = None,
+    set: Annotated[Optional[list[str]], typer.Option(help='an option of the kind as name=value; '
+                                                          'may be repeated; '
+                                                          'a wrong one lists them')] = None,
     as_json: Json = False,
 ) -> None:
     """An index of codes.
@@ -387,7 +390,8 @@ def build(
     from dcwh.search import CodeIndex, check_options
     from dcwh.sources import typed_columns
     options = assignments(set or [])
-    if 'path' in options: raise ValueError(f'path is {where}, the place of the index; it is no option')
+    if 'path' in options:
+        raise ValueError(f'path is {where}, the place of the index; it is no option')
     if kind == 'lance': options['path'] = where
     if kind != 'lance' and Path(where).exists():
         raise FileExistsError(f'{where} is there already; dcwh index add extends it')

@@ -4,16 +4,19 @@
 
 # %% auto #0
 __all__ = ['OTHERWISE', 'NEEDED', 'run_name', 'commit', 'processor', 'manifest', 'retrieval_set', 'finished', 'check_data',
-           'coded', 'tidy', 'recorded', 'reported', 'yardsticks', 'compactness', 'Laps', 'encoded', 'plain', 'run',
-           'clean', 'template_parameters', 'checked', 'execute', 'report']
+           'coded', 'tidy', 'recorded', 'reported', 'yardsticks', 'compactness', 'Laps', 'encoded', 'plain',
+           'threads_for', 'run', 'clean', 'template_parameters', 'checked', 'execute', 'report']
 
 # %% ../nbs/11_experiment.ipynb #e6a39cb2
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from time import perf_counter
 import ast
 import hashlib
 import json
+import os
 import math
 import platform
 import re
@@ -215,6 +218,18 @@ def plain(value):
     if isinstance(value, list): return [plain(part) for part in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
+# %% ../nbs/11_experiment.ipynb #387efb48
+@contextmanager
+def threads_for(config: Config) -> Iterator[None]:
+    """One thread of torch for the backbone `small`, unless OMP_NUM_THREADS names another number.
+
+    Threads of so little work mostly wait for each other: beside other work, two take many times
+    as long as one. Afterwards their number is what it was."""
+    before = torch.get_num_threads()
+    if config.backbone == 'small' and not os.environ.get('OMP_NUM_THREADS'): torch.set_num_threads(1)
+    try: yield
+    finally: torch.set_num_threads(before)
+
 # %% ../nbs/11_experiment.ipynb #7ce5fb6d
 def run(
     config: Config,
@@ -229,7 +244,7 @@ def run(
     file, folder = Path(out) / f'{run_name(config)}.json', Path(runs) / run_name(config)
     writable(file)
     for name in ('query.npz', 'database.npz', 'model/config.json'): writable(folder / name)
-    with locked(folder):
+    with locked(folder), threads_for(config):
         accelerator_of(config.precision)
         data = retrieval_set(config)
         known = finished(config, out) if resume else None
@@ -282,7 +297,7 @@ def clean(notebook, brief: bool = False):
         cell.execution_count = None
         cell.outputs = [output for output in cell.outputs if not _is_passing(output)]
         for output in cell.outputs:
-            output.pop('execution_count', None)
+            if 'execution_count' in output: output.execution_count = None
             if 'metadata' in output: output.metadata = {}
     return notebook
 
