@@ -226,7 +226,8 @@ def threads_for(config: Config) -> Iterator[None]:
     Threads of so little work mostly wait for each other: beside other work, two take many times
     as long as one. Afterwards their number is what it was."""
     before = torch.get_num_threads()
-    if config.backbone == 'small' and not os.environ.get('OMP_NUM_THREADS'): torch.set_num_threads(1)
+    named = os.environ.get('OMP_NUM_THREADS')
+    if config.backbone == 'small' and not named: torch.set_num_threads(1)
     try: yield
     finally: torch.set_num_threads(before)
 
