@@ -15,9 +15,11 @@ $(VENV)/.installed: settings.ini setup.py
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "$(PYTHON) cannot make virtual environments. On Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet --editable '.[dev]'
+	@# found before a folder called dcwh, such as this one, in which somebody may stand
+	@echo "$(CURDIR)" > "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/dcwh-clone.pth"
 	@touch $@
 
-venv: $(VENV)/.installed  ## make .venv and install the project with all it needs (2 minutes, once)
+venv: $(VENV)/.installed  ## make .venv and install the project with all it needs (5 minutes and 7 GB, once)
 
 shell: venv  ## open a shell in which dcwh, papermill and snakemake are found
 	PATH="$(CURDIR)/$(BIN):$$PATH" VIRTUAL_ENV="$(CURDIR)/$(VENV)" $${SHELL:-/bin/sh}
@@ -43,6 +45,7 @@ chromium:  ## install Chromium and its driver with apt-get, where they are missi
 	echo "The tests of the page need $$missing, which could not be installed here. Install Chromium (or Google Chrome) and a chromedriver of the same version, both on the PATH, then: make test-all" >&2; exit 1
 
 grid: venv  ## run every combination of a grid, GRID=smoke or another of workflow/grids; what is done is not done again
+	@test -f "workflow/grids/$(or $(GRID),smoke).yaml" || { echo "there is no grid $(GRID); GRID is one of: $$(cd workflow/grids && ls *.yaml | sed 's/.yaml//' | tr '\n' ' ')" >&2; exit 1; }
 	PATH="$(CURDIR)/$(BIN):$$PATH" snakemake --configfile workflow/grids/$(or $(GRID),smoke).yaml --cores $(or $(CORES),2) $(ARGS)
 
 benchmark: venv  ## measure beside what people use, on a quiet machine; writes benchmarks/*.csv; ARGS="-k training" a part

@@ -246,7 +246,7 @@ def results(
 def find_gradio():
     "The gradio library. Raises ImportError saying how to install it."
     try: import gradio
-    except ImportError as e: raise ImportError("the page needs gradio: pip install 'dcwh[app]'") from e
+    except ImportError as e: raise ImportError("the page needs gradio: pip install '.[app]' in a clone of dcwh") from e
     return gradio
 
 _held = []   # locks of this process

@@ -111,6 +111,8 @@ def run(
         experiment.report(template, force, **task, settings=more, detail=detail, out=out, runs=runs)
         result = json.loads(file.read_text())
     typer.echo(_told(result, file, ran=not known))
+    model = Path(runs) / experiment.run_name(config) / 'model'
+    if (model / 'config.json').is_file(): typer.echo(f'model: {model}')
 
 def _told(result: dict, file: Path, ran: bool) -> str:
     "What came out of a run, in lines."

@@ -97,7 +97,7 @@ def stratified(
     try: from iterstrat.ml_stratifiers import MultilabelStratifiedShuffleSplit
     except ImportError as e:
         raise ImportError('shares of a set with several labels need iterative stratification: '
-                          "pip install 'dcwh[data]'") from e
+                          "pip install '.[data]' in a clone of dcwh") from e
     if len(among) < 2: raise ValueError(f'{len(among)} images cannot be divided; give more')
     seed = int(rng.integers(2**31))
     split = MultilabelStratifiedShuffleSplit(1, test_size=share, random_state=seed)

@@ -315,7 +315,7 @@ def template_parameters(template: str | Path) -> dict:
     "Names and defaults of a template's parameters. Raises FileNotFoundError or ValueError."
     try: from papermill import inspect_notebook
     except ImportError as e:
-        raise ImportError("reports need papermill: pip install 'dcwh[report]'") from e
+        raise ImportError("reports need papermill: pip install '.[report]' in a clone of dcwh") from e
     if not Path(template).is_file():
         raise FileNotFoundError(f'template {template} is not there; the run template is '
                                 'nbs/templates/run.ipynb of the repository '
@@ -359,7 +359,8 @@ def execute(template: str | Path, path: str | Path, parameters: dict) -> None:
     import nbformat, papermill
     writable(path)
     heard = sys.stderr if sys.stderr.isatty() else None
-    shown = {'kernel_name': 'python3', 'progress_bar': False, 'stderr_file': heard}
+    shown = {'kernel_name': 'python3', 'progress_bar': False, 'stderr_file': heard,
+             'extra_arguments': ['--log-level=40']}   # of the kernel: errors alone
     with tempfile.TemporaryDirectory() as folder:
         draft = Path(folder) / 'draft.ipynb'
         try: papermill.execute_notebook(str(template), str(draft), parameters, **shown)

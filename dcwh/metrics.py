@@ -13,7 +13,7 @@ from torch import Tensor
 try:
     from torchmetrics import Metric
     from torchmetrics.utilities import dim_zero_cat
-except ImportError as e: raise ImportError("torchmetrics is missing, which the metric needs: pip install 'dcwh[metrics]'") from e
+except ImportError as e: raise ImportError("torchmetrics is missing, which the metric needs: pip install '.[metrics]' in a clone of dcwh") from e
 
 from .codes import Codes, as_array
 from .evaluation import check_cut, evaluate

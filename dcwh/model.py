@@ -59,7 +59,7 @@ def find_timm():
     "The timm library. Raises ImportError saying how to install it."
     try: import timm
     except ImportError as e:
-        raise ImportError("backbones called timm/<name> need timm: pip install 'dcwh[timm]'") from e
+        raise ImportError("backbones called timm/<name> need timm: pip install '.[timm]' in a clone of dcwh") from e
     return timm
 
 def first_line(e: BaseException) -> str:

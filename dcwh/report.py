@@ -28,7 +28,7 @@ try:
     import matplotlib.pyplot as plt
     import pandas as pd
     import seaborn as sns
-except ImportError as e: raise ImportError(f"{e.name} is missing, which figures and tables need: pip install 'dcwh[report]'") from e
+except ImportError as e: raise ImportError(f"{e.name} is missing, which figures and tables need: pip install '.[report]' in a clone of dcwh") from e
 
 from .codes import Codes, balance, class_codes, collisions, correlation, entropy, hamming, margins, memberships, pack, unpack
 from .data import ImageSet

@@ -585,7 +585,7 @@ def faiss_library():
     "The faiss library. Raises ImportError saying how to install it."
     try: import faiss
     except ImportError as e:
-        raise ImportError("an index needs FAISS: pip install 'dcwh[search]'") from e
+        raise ImportError("an index needs FAISS: pip install '.[search]' in a clone of dcwh") from e
     return faiss
 
 def flat(packed: np.ndarray):
@@ -985,7 +985,7 @@ def read_index(path: str | Path) -> dict:
 
     Raises FileNotFoundError, or ValueError if it is damaged or no index."""
     if not os.path.exists(path):
-        raise FileNotFoundError(f'no index at {path}; CodeIndex.build and save make one')
+        raise FileNotFoundError(f'no index at {path}; dcwh index build, or CodeIndex.build and save, make one')
     if not os.path.isfile(path): raise ValueError(f'{path} is no file, and no index')
     header, parts = parts_of(path)
     try: return _arguments(header, parts)
@@ -1139,7 +1139,7 @@ def lance_table(
     ValueError where it is no table."""
     try: import lancedb
     except ImportError as e:
-        raise ImportError("an index of kind lance needs LanceDB: pip install 'dcwh[search]'") from e
+        raise ImportError("an index of kind lance needs LanceDB: pip install '.[search]' in a clone of dcwh") from e
     check_lance_name(path)
     folder, _, name = str(path).rstrip('/').rpartition('/')
     absent = f'no index at {path}; CodeIndex.build(codes, kind="lance", path=…) makes one'

@@ -38,7 +38,7 @@ def extra(name: str) -> ModuleType:
     "A module of the extra `onnx`. Raises ImportError saying how to install it."
     try: return import_module(name)
     except ImportError as e:
-        raise ImportError(f"ONNX files need {name}: pip install 'dcwh[onnx]'") from e
+        raise ImportError(f"ONNX files need {name}: pip install '.[onnx]' in a clone of dcwh") from e
 
 # %% ../nbs/14_sharing.ipynb #de2b0ead
 @contextmanager

@@ -226,7 +226,7 @@ def digits(data_dir: str | Path = '') -> Source:
     "The 1,797 digits of scikit-learn: 8 x 8 pixels, 10 classes, no official split, no download."
     try: from sklearn.datasets import load_digits
     except ImportError as e:
-        raise ImportError("digits come with scikit-learn: pip install 'dcwh[report]'") from e
+        raise ImportError("digits come with scikit-learn: pip install '.[report]' in a clone of dcwh") from e
     d = load_digits()
     gray = (d.images * 255 / 16).round().astype(np.uint8)
     images = gray[..., None].repeat(3, -1)
@@ -261,7 +261,7 @@ def fetch(
     Raises OSError saying what went wrong and what to do."""
     try: import pooch, requests
     except ImportError as e:
-        raise ImportError("downloads need pooch: pip install 'dcwh[data]'") from e
+        raise ImportError("downloads need pooch: pip install '.[data]' in a clone of dcwh") from e
     path = Path(folder).expanduser() / (name or url.rsplit('/', 1)[-1])
     part = path.with_name(f'.{path.name}.part')   # a folder: what a killed download left is in it
     pooch.get_logger().setLevel('WARNING')

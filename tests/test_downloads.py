@@ -15,7 +15,7 @@ import tarfile
 import numpy as np
 import pytest
 
-pytest.importorskip('pooch', reason="downloads need pooch: pip install 'dcwh[data]'")
+pytest.importorskip('pooch', reason="downloads need pooch: pip install '.[data]' in a clone of dcwh")
 resource = pytest.importorskip('resource', reason='a full disk is a limit on the size of files here, which only Unix has')
 
 from torchvision.datasets import CIFAR10

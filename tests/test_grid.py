@@ -14,7 +14,7 @@ import time
 import pytest
 import yaml
 
-pytest.importorskip('snakemake', reason="grids need snakemake: pip install 'dcwh[workflow]'")
+pytest.importorskip('snakemake', reason="grids need snakemake: pip install '.[workflow]' in a clone of dcwh")
 
 ROOT = Path(__file__).parents[1]
 COMMAND = [str(Path(sys.executable).with_name('snakemake')), '--snakefile', str(ROOT / 'workflow/Snakefile'), '--cores', '2']
