@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Annotated
 import hashlib
 import json
+import logging
 import re
 
 from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
@@ -403,11 +404,15 @@ def _fetched(where: str, **hub) -> Path:
     name = where.removeprefix(HUB)
     if not re.fullmatch(r'[A-Za-z0-9][\w.-]*/[A-Za-z0-9_][\w.-]*', name, re.ASCII):
         raise ValueError(f'{where!r} is no name on the hub; give {HUB}<owner>/<name>')
+    log = logging.getLogger('huggingface_hub')
+    level = log.level
+    log.setLevel(logging.ERROR)   # its tries are not told one by one
     try:
         for file in ('model.safetensors', 'config.json'): got = hf_hub_download(name, file, **hub)
     except Exception as e:   # of the network, of the hub, of the disk
         raise OSError(f'{where} cannot be had from the hub ({first_line(e)}); '
                       'look at the name, the network and the token') from e
+    finally: log.setLevel(level)
     return Path(got).parent
 
 # %% ../nbs/03_model.ipynb #94ad1daa
