@@ -425,7 +425,10 @@ class Method:
         asked = signature(criterion).parameters
         def build(config, num_classes: int, images: int, generator: torch.Generator) -> Criterion:
             known = {'num_classes': num_classes, 'bits': config.bits, 'images': images, 'generator': generator}
-            return criterion(**{name: value for name, value in known.items() if name in asked}, **config.method_settings)
+            given = {name: value for name, value in known.items() if name in asked}
+            made = criterion(**given, **config.method_settings)
+            made.num_classes, made.bits = num_classes, config.bits   # what its batches have to have
+            return made
         return cls(build, reference, defaults=own_settings(criterion), remembers='images' in asked)
 
 # %% ../nbs/06_baselines.ipynb #4a8f1252

@@ -263,7 +263,10 @@ def check_places(
     if there:
         raise ValueError(f'{table} is there, and is not the table that was written with {out}; '
                          'move it, or give --out another name')
-    if out.is_file(): read_codes(out)   # something else is not replaced
+    if out.is_file():
+        read_codes(out)
+        if 'table' not in bound(out):
+            raise ValueError(f'{out} is there, and encode did not write it; give --out another name')
 
 def check_columns(columns: dict, images: Path) -> None:
     "Raises ValueError where a column cannot be kept beside the codes."
@@ -360,6 +363,7 @@ def columns_of(codes, file: Path, table: str = '') -> dict:
         raise ValueError(f'{place}, the table of {file}, {gone}; '
                          f'encode again, or say --table {place} (as it is) or --table none')
     names, columns = read_columns(place, 'id')
+    if not table and not bond: _check_unbound(codes, file, place, len(names))
     row = {name: i for i, name in enumerate(names.tolist())}
     missing = [i for i in codes.ids.tolist() if str(i) not in row]
     if missing:
@@ -367,8 +371,18 @@ def columns_of(codes, file: Path, table: str = '') -> dict:
     order = [row[str(i)] for i in codes.ids.tolist()]
     return {name: values[order] for name, values in columns.items()}
 
+def _check_unbound(codes, file: Path, place: Path, rows: int) -> None:
+    "Raises ValueError where a table that merely lies beside codes may not be theirs."
+    if rows != len(codes):
+        raise ValueError(f'{place} names {rows} images and {file} holds {len(codes)}; '
+                         f'say --table {place} if it is the table of these codes, or --table none')
+    if codes.labels is not None:
+        raise ValueError(f'{file} holds labels, and {place} lies beside it; say which to take: '
+                         f'--table {place} (--query-table, --database-table), or --table none')
+
 def _described(index) -> dict: return {'kind': index.kind, 'images': len(index), 'bits': index.bits, 'model': index.model, 'root': index.root, 'columns': ', '.join(index.columns)}
 
+# %% ../nbs/16_cli.ipynb #68786c3a
 @index.command()
 @in_a_line
 def build(

@@ -33,14 +33,17 @@ def sign(
     return torch.where(h >= 0, 1., -1.).to(h.dtype)
 
 # %% ../nbs/00_codes.ipynb #1414238d
-LONGEST = 65_535   # bits of a code: distances are counted in 16 bits
+LONGEST = 65_528   # bits of a code, 8,191 bytes: distances are counted in 16 bits
 
 def as_array(
     values,      # an array, a tensor on any device, or nested lists
     name: str,   # of the argument, for the error
 ) -> np.ndarray:
     "Values as a numpy array of booleans or numbers. Raises ValueError if they are something else."
+    if np.ma.is_masked(values):
+        raise ValueError(f'{name} has masked values; leave these images out')
     if isinstance(values, Tensor):
+        if values.is_meta: raise ValueError(f'{name} is a tensor without values (meta)')
         values = values.detach().cpu()
         half = values.is_floating_point() and values.dtype not in (torch.float32, torch.float64)
         values = values.float() if half else values   # numpy has no bfloat16
@@ -99,7 +102,7 @@ def check_packed(
     packed: np.ndarray,
     name: str = 'packed',   # of the argument, for the error
 ) -> None:
-    """Raises ValueError if `packed` is not uint8 of shape (N, B), with B bytes of at most 65,535
+    """Raises ValueError if `packed` is not uint8 of shape (N, B), with B bytes of at most 65,528
     bits."""
     if not isinstance(packed, np.ndarray) or packed.dtype != np.uint8 or packed.ndim != 2:
         shape = getattr(packed, 'shape', None)
@@ -111,7 +114,7 @@ def check_packed(
                          f'a code has 1 to {LONGEST} bits')
 
 def check_bits(bits: int) -> int:
-    "A code length as an int. Raises ValueError if it is not a whole number from 1 to 65,535."
+    "A code length as an int. Raises ValueError if it is not a whole number from 1 to 65,528."
     whole = isinstance(bits, (int, np.integer)) and not isinstance(bits, bool)
     if not whole or not 1 <= bits <= LONGEST:
         raise ValueError(f'bits is {bits!r}; a code length is a whole number from 1 to {LONGEST}')
@@ -310,6 +313,10 @@ def _checked(codes: 'Codes') -> dict:
 
 def _checked_ids(ids: np.ndarray | None, images: int) -> np.ndarray:
     "Names or numbers of images. Raises ValueError if they are something else."
+    if isinstance(ids, (list, tuple)) and len({type(i) for i in ids}) > 1:
+        raise ValueError('ids hold values of several types; give names, or whole numbers')
+    if isinstance(ids, (list, tuple)) and any(isinstance(i, str) and '\0' in i for i in ids):
+        raise ValueError('ids hold a name with a NUL character, which an array cuts off')
     ids = np.arange(images) if ids is None else np.ascontiguousarray(ids)
     if ids.dtype.kind not in 'iuU':
         raise ValueError(f'ids hold {_kind(ids)}; give a name or a whole number for each image')
@@ -432,12 +439,15 @@ def read_codes(
 
     A matrix `codes` holds outputs, -1 and 1, or 0 and 1; `labels` and `ids` may lie beside it.
     Raises FileNotFoundError, or ValueError naming the file if it holds something else."""
+    if not isinstance(path, (str, Path)): raise ValueError(f'{path!r} is no path of a file')
     if not Path(path).is_file(): raise FileNotFoundError(f'{path} is not there; give an .npz of codes')
     parts = _plain_arrays(path)
     labels, ids = parts.get('labels'), parts.get('ids')
     needed = ('packed', 'bits', 'ids') if 'model' in parts else ('packed', 'bits')
     missing = [name for name in needed if name not in parts]
     try:
+        if 'codes' in parts and 'packed' in parts:
+            raise ValueError('it holds codes and packed; keep one of the two')
         if 'codes' in parts: return _from_matrix(parts['codes'], labels, ids)
         if missing:
             raise ValueError(f'it holds {", ".join(parts) or "nothing"} and no {missing[0]}; codes are '

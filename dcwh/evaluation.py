@@ -104,6 +104,9 @@ def check_sides(query: Codes, database: Codes) -> tuple[Codes, Codes]:
         if not len(side): raise ValueError(f'{name} holds no codes; both sides need at least one')
         if side.labels is None: raise ValueError(f'{name}.labels is None; without labels nothing is relevant, and codes can be searched but not scored')
     if query.bits != database.bits: raise ValueError(f'query has {query.bits} bits and database {database.bits}; both sides need the same code length')
+    if query.model and database.model and query.model != database.model:
+        raise ValueError(f'query is of model {query.model} and database of model {database.model}; '
+                         'codes of two models cannot be compared')
     labels = same_form(query.labels, database.labels)
     sides = zip((query, database), labels)
     return tuple(side if y is side.labels else replace(side, labels=y) for side, y in sides)
@@ -165,8 +168,10 @@ def histograms(
 ) -> np.ndarray:                         # int32, shape (Q, S+1, bits+1): database items that share s labels with the query, at distance d
     "Count, for each query, the database by shared labels 0 … S and Hamming distance 0 … bits. Raises ValueError where the two sides cannot be compared."
     query, database = check_sides(query, database)
-    try: device = torch.device(device)
-    except (RuntimeError, TypeError) as e:
+    try:
+        device = torch.device(device)
+        torch.zeros(1, device=device).cpu()   # is it there?
+    except (RuntimeError, TypeError, NotImplementedError, AssertionError) as e:
         raise ValueError(f'device is {device!r}; give cpu, cuda, or another device of torch') from e
     most = max(1, int(query.labels.sum(1).max())) if query.labels.ndim == 2 else 1
     counts = np.zeros((len(query), (most if graded else 1) + 1, query.bits + 1), np.int32)

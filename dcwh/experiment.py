@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['OTHERWISE', 'NEEDED', 'run_name', 'commit', 'processor', 'manifest', 'retrieval_set', 'finished', 'check_data',
-           'coded', 'tidy', 'recorded', 'reported', 'yardsticks', 'compactness', 'Laps', 'encoded', 'plain',
-           'threads_for', 'run', 'clean', 'template_parameters', 'checked', 'execute', 'report']
+           'check_weights', 'coded', 'tidy', 'recorded', 'reported', 'yardsticks', 'compactness', 'Laps', 'encoded',
+           'plain', 'threads_for', 'run', 'clean', 'template_parameters', 'checked', 'execute', 'report']
 
 # %% ../nbs/11_experiment.ipynb #e6a39cb2
 from collections.abc import Iterator
@@ -116,6 +116,12 @@ def check_data(result: dict, data: RetrievalSet, file: str | Path) -> None:
     other = [f'{name} {held[name]}, not {found[name]}' for name in differing]
     if other: raise ValueError(f'{file} is of other images ({"; ".join(other[:2])}); {OTHERWISE}')
 
+def check_weights(result: dict, config: Config, file: str | Path) -> None:
+    "Raises ValueError, naming the file, if a result began with other weights than are there now."
+    weights, held = Path(config.weights), result['manifest'].get('weights_sha256')
+    if held and weights.is_file() and hashlib.sha256(weights.read_bytes()).hexdigest() != held:
+        raise ValueError(f'{file} began with other weights than those in {weights}; {OTHERWISE}')
+
 def coded(folder: Path, data: RetrievalSet) -> bool:
     "Whether a run's folder has the codes of these images. Raises ValueError if they are of others."
     try: codes = {role: Codes.load(folder / f'{role}.npz') for role in ('query', 'database')}
@@ -148,6 +154,7 @@ def recorded(
     file, at a result that is torn or of other images, and what `retrieval_set` raises."""
     result, folder = finished(config, out), Path(runs) / run_name(config)
     if result is None: return None
+    check_weights(result, config, Path(out) / f'{run_name(config)}.json')
     if config.dataset not in SOURCES:
         check_data(result, retrieval_set(config), Path(out) / f'{run_name(config)}.json')
     wanted = report and not reported(config, out) and (folder / 'query.npz').is_file()
@@ -249,7 +256,9 @@ def run(
         accelerator_of(config.precision)
         data = retrieval_set(config)
         known = finished(config, out) if resume else None
-        if known: check_data(known, data, file)
+        if known:
+            check_data(known, data, file)
+            check_weights(known, config, file)
         if not (resume and coded(folder, data) and known):
             build(config, len(data.classes), images=len(data.train))   # raises before the work
             result = _work(config, data, folder, resume, progress)

@@ -39,10 +39,11 @@ class TwoSides(Metric):
         h: Tensor | Codes,           # real-valued outputs, shape (N, K), or codes with their labels
         y: Tensor | None = None,     # class numbers (N,), or 0 and 1 (N, C)
         side: str = 'query',         # 'query' or 'database'
-        ids: Tensor | None = None,   # int (N,): which image each is; one that comes twice counts once
+        ids: Tensor | None = None,   # int (N,): which image each is, also of codes; one that comes twice counts once
     ) -> None:
         "Add a batch to a side. Raises ValueError, before anything is kept, where it does not fit."
         if side not in ('query', 'database'): raise ValueError(f"side is {side!r}; known are 'query', 'database'")
+        if isinstance(h, Codes) and y is not None: raise ValueError('y is given beside codes, which have labels of their own')
         codes = h if isinstance(h, Codes) else Codes.from_outputs(h, y)
         if codes.labels is None: raise ValueError('y is missing; without labels nothing is relevant')
         if self.bits not in (0, codes.bits): raise ValueError(f'h has {codes.bits} bits and earlier batches {self.bits}; one metric takes one code length')

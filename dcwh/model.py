@@ -489,6 +489,7 @@ class HashModel(HashNetwork, Encoder, PyTorchModelHubMixin,
         "Write config.json, model.safetensors and a model card, each whole. Raises OSError."
         folder, config = Path(save_directory), config or self._hub_mixin_config
         own = {name: getattr(self, name) for name in ('bits', 'image_size', 'resize')}
+        own |= {name: getattr(self, name).flatten().tolist() for name in ('mean', 'std')}
         saved = json.dumps({**config, **own, 'weights': 'none'}, sort_keys=True, indent=2).encode()
         writable(folder / 'config.json').unlink(missing_ok=True)   # written last: then all is there
         tensors = save(_distinct(self.state_dict()))

@@ -7,8 +7,8 @@ __all__ = ['COLOURS', 'BLUE', 'ORANGE', 'GREY', 'HALO', 'MEANINGS', 'DASHES', 'R
            'look', 'pictures', 'samples', 'learning_curves', 'metrics_table', 'band', 'by_name', 'ranks',
            'precision_recall', 'precision_at_n', 'radius_curves', 'distances', 'diagnostics', 'class_table', 'plane',
            'code_map', 'draw_queries', 'nearest', 'gallery', 'contact_sheet', 'completed', 'setting', 'result_row',
-           'result_files', 'read_results', 'protocols', 'half_width', 'summary', 'paired', 'standings', 'published',
-           'beside', 'comparison', 'map_by_bits']
+           'check_alike', 'result_files', 'read_results', 'protocols', 'half_width', 'summary', 'paired', 'standings',
+           'published', 'beside', 'comparison', 'map_by_bits']
 
 # %% ../nbs/10_report.ipynb #ae449817
 from itertools import cycle, zip_longest
@@ -440,6 +440,23 @@ def result_row(
         'same': json.dumps(same, sort_keys=True), 'result': result,
     }
 
+# %% ../nbs/10_report.ipynb #798d7fc9
+def check_alike(table: pd.DataFrame) -> None:
+    """Raises ValueError, naming files, where one name stands for several things: a data set for
+    other images, or a file of weights for other weights."""
+    def of(result, part, name): return (result.get(part) or {}).get(name)
+    rows = [(name, of(r, 'protocol', 'source'), of(r, 'protocol', 'source_hash'),
+             Path(r['config']['weights']).name, of(r, 'manifest', 'weights_sha256'))
+            for name, r in zip(table['file'], table['result'])]
+    for what, named, content in (('data set', 1, 2), ('file of weights', 3, 4)):
+        first = {}
+        for row in rows:
+            if row[content] is None: continue
+            other = first.setdefault(row[named], row)
+            if other[content] != row[content]:
+                raise ValueError(f'{other[0]} and {row[0]} have a {what} of one name, {row[named]}, '
+                                 'and of other content; keep them in folders of their own')
+
 # %% ../nbs/10_report.ipynb #e21d9aea
 def result_files(
     folder: str | Path,
@@ -473,6 +490,7 @@ def read_results(
     table = pd.DataFrame(rows, columns=None if rows else COLUMNS).astype({'top_k': 'Int64'})
     for _, twice in table[table.duplicated(['same', 'seed'], keep=False)].groupby(['same', 'seed']):
         raise ValueError(f'these files below {folder} hold the same run; keep one of them: {", ".join(twice["file"])}')
+    check_alike(table)
     return table[[*COLUMNS, *table.columns.difference(COLUMNS, sort=False)]]
 
 # %% ../nbs/10_report.ipynb #d6beb019

@@ -147,7 +147,7 @@ def read_value(
     if kind == 'bool' and text.lower() in ('true', 'false'): return text.lower() == 'true'
     if kind == 'int64' and re.fullmatch('-?[0-9]{1,19}', text) and str(int(text)) == text:
         if -2**63 <= int(text) < 2**63: return int(text)
-    if kind == 'float64' and re.fullmatch(r'-?[0-9]+(\.[0-9]*)?([eE][-+]?[0-9]+)?', text):
+    if kind == 'float64' and re.fullmatch(r'-?[0-9]+(\.[0-9]*)?([eE][-+]?[0-9]{1,4})?', text):
         value = float(text)
         if isfinite(value) and Decimal(text) == Decimal(repr(value)): return value
     raise ValueError(f'{what} holds {WORDS[kind]}, and {shown(text)} is none')
@@ -864,7 +864,8 @@ class FaissIndex(Growing):
         k: int = 10,                # no more than there are images are given back
         where: dict | None = None,  # values of columns
     ) -> tuple[np.ndarray, np.ndarray]:  # Hamming distances, int32 (Q, min(k, len(self))), and ids
-        """The nearest, those with equal distance in the order of the index.
+        """The nearest, those with equal distance in the order of the index. Of codes that are tied at
+        the last place, kinds other than `flat` may give any.
 
         Distance -1 and an empty id (or -1) where there were fewer.
         Raises ValueError for what does not fit."""

@@ -246,3 +246,24 @@ def test_a_sheet_replaces_no_image(place):
     for sheet in before: assert refused(do('search', 'x.index', place / 'mine.png', '--model', 'model', '--sheet', sheet), 'would replace')
     assert {file: file.read_bytes() for file in before} == before
     for _ in range(2): assert do('search', 'x.index', 'mine.png', '--model', 'model', '--sheet', 'sheet.png').exit_code == 0
+
+
+def test_a_table_that_merely_lies_there_is_not_taken(place):
+    h = np.random.default_rng(0).normal(size=(6, 16))
+    for file, labels in (('q', [0, 1] * 3), ('d', [0, 0, 0, 1, 1, 1])): np.savez(f'{file}.npz', codes=h if file == 'q' else -h[::-1], labels=labels)
+    right = json.loads(do('evaluate', 'q.npz', 'd.npz', '--json').stdout)['map']
+    for file in 'qd': write_list('id,label', [f'{i},{"xy"[i % 2]}' for i in range(6)], f'{file}.csv')
+    assert refused(do('evaluate', 'q.npz', 'd.npz'), 'q.csv lies beside it', '--query-table')
+    assert json.loads(do('evaluate', 'q.npz', 'd.npz', '--query-table', 'none', '--database-table', 'none', '--json').stdout)['map'] == right
+    assert do('evaluate', 'q.npz', 'd.npz', '--query-table', 'q.csv', '--database-table', 'd.csv').exit_code == 0
+    Codes.from_outputs(h).save('u.npz')
+    write_list('id,label', [f'{i},a' for i in range(7)], 'u.csv')
+    assert refused(do('index', 'build', 'u.index', 'u.npz'), 'u.csv names 7 images and u.npz holds 6')
+    assert refused(encode(out='q.npz'), 'q.csv is there')
+    os.unlink('q.csv')
+    assert refused(encode(out='q.npz'), 'encode did not write it')   # somebody's own codes
+
+
+def test_codes_of_two_models_are_not_scored(tmp_path):
+    for file, model in (('q', 'aaaa'), ('d', 'bbbb')): Codes.from_outputs(np.random.default_rng(0).normal(size=(6, 16)), np.arange(6) % 2, model=model).save(tmp_path / f'{file}.npz')
+    assert refused(do('evaluate', tmp_path / 'q.npz', tmp_path / 'd.npz'), 'two models')

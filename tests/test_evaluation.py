@@ -20,7 +20,7 @@ def sides(draw, least=1, most=130):
     rng = np.random.default_rng(seed)
     pool = rng.normal(size=(draw(st.integers(1, 50)), bits))
     labels = [rng.random((n, classes)) < .1 if several else rng.integers(0, 5, n) for n in sizes]
-    return tuple(Codes.from_outputs(pool[rng.integers(0, len(pool), n)], y) for n, y in zip(sizes, labels))
+    return tuple(Codes.from_bits(pool[rng.integers(0, len(pool), n)] >= 0, y) for n, y in zip(sizes, labels))
 
 
 groups = st.lists(st.integers(0, 4).flatmap(lambda n: st.tuples(st.just(n), st.integers(0, n))), min_size=1, max_size=4).filter(lambda g: 0 < sum(n for n, _ in g))
