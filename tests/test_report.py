@@ -149,6 +149,20 @@ def test_a_folder_that_is_not_there_is_refused(folder):
     assert report.read_results(folder / 'empty').empty and report.summary(report.read_results(folder / 'empty')).empty
 
 
+def test_one_name_for_two_sets_of_images_or_weights_is_refused(tmp_path):
+    for seed in (0, 1): made(tmp_path, .5, seed=seed)
+    files = sorted(tmp_path.rglob('*.json'))
+    result = json.loads(files[1].read_text())
+    for part, name, said in (('protocol', 'source_hash', 'data set of one name, digits'), ('manifest', 'weights_sha256', 'file of weights of one name')):
+        for file, value in zip(files, ('0' * 16, '1' * 16)):
+            changed = json.loads(file.read_text())
+            changed[part][name] = value
+            file.write_text(json.dumps(changed))
+        with pytest.raises(ValueError, match=said): report.read_results(tmp_path)
+        for file in files: file.write_text(json.dumps({**json.loads(file.read_text()), part: result[part]}))
+    assert len(report.read_results(tmp_path)) == 2
+
+
 def test_the_same_run_twice_is_refused(folder):
     made(folder, .91, name='again/copy.json')
     with pytest.raises(ValueError, match='same run.*again/copy.json'): report.read_results(folder)

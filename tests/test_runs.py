@@ -268,6 +268,23 @@ def test_weights_of_another_model(tmp_path):
         with pytest.raises(ValueError, match='another architecture or bit length'): run(resolve(**{**QUICK, 'weights': weights, **words}), tmp_path / 'reports', tmp_path / 'runs')
 
 
+def test_other_weights_at_one_place_are_another_run(tmp_path):
+    config = resolve(**QUICK, weights=str(tmp_path / 'weights.safetensors'), settings={'epochs': 1})
+    def place(seed):
+        torch.manual_seed(seed)
+        HashModel('small', config.bits, 'none', config.image_size).save_pretrained(tmp_path / f'model{seed}')
+        shutil.copy(tmp_path / f'model{seed}/model.safetensors', config.weights)
+    places = tmp_path / 'reports', tmp_path / 'runs'
+    place(0)
+    result = run(config, *places)
+    assert recorded(config, *places) == run(config, *places) == result
+    place(1)
+    for asked in (recorded, run):
+        with pytest.raises(ValueError, match='began with other weights .* --force'): asked(config, *places)
+    Path(config.weights).unlink()
+    assert recorded(config, *places) == result   # they need not be there to read a result
+
+
 def test_a_folder_that_cannot_be_written(tmp_path, monkeypatch):
     def refuse(*_, dir, **__): raise PermissionError(13, 'Permission denied', str(dir))   # as for a user who may not; root may
     monkeypatch.setattr('tempfile.TemporaryFile', refuse)
