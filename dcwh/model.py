@@ -170,7 +170,7 @@ def check_side(name: str, value: int, least: int = 1) -> int:
 
 def check_channels(name: str, values: tuple[float, float, float]) -> Tensor:
     "Mean or spread of each channel as (3, 1, 1). Raises ValueError if it is something else."
-    try: channels = torch.tensor(values, dtype=torch.float32)
+    try: channels = torch.as_tensor(values, dtype=torch.float32).detach().clone()
     except (TypeError, ValueError, RuntimeError): channels = torch.zeros(0)
     fine = channels.shape == (3,) and channels.isfinite().all()
     if not fine or name == 'std' and (channels <= 0).any():
