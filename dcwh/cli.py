@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Annotated, Optional
 import json
 import os
+import re
 import sys
 import warnings
 
@@ -112,7 +113,7 @@ def run(
         result = json.loads(file.read_text())
     typer.echo(_told(result, file, ran=not known))
     model = Path(runs) / experiment.run_name(config) / 'model'
-    if (model / 'config.json').is_file(): typer.echo(f'model: {model}')
+    if not known and (model / 'config.json').is_file(): typer.echo(f'model: {model}')
 
 def _told(result: dict, file: Path, ran: bool) -> str:
     "What came out of a run, in lines."
@@ -144,8 +145,11 @@ def compare(
         raise FileNotFoundError(f'{results} is not there; give a folder of result files')
     if not Path(published).is_file():
         raise FileNotFoundError(f'{published} is not there; give the table of published numbers')
+    if Path(out).suffix != '.ipynb' or Path(out).exists() and Path(out).samefile(template):
+        raise ValueError(f'{out} cannot be the comparison; give a notebook (.ipynb) that is not the template')
     codes.writable(out)
-    experiment.template_parameters(template)
+    if missing := {'results', 'published'} - experiment.template_parameters(template).keys():
+        raise ValueError(f'{template} has no parameter {min(missing)}; give the template of a comparison')
     experiment.execute(template, out, {'results': results, 'published': published})
     typer.echo(out)
 
@@ -326,7 +330,8 @@ def bound(codes: Path) -> dict[str, str]:
     that was there before."""
     import numpy as np
     with np.load(codes, allow_pickle=False) as z:
-        return {name: str(z[name]) for name in ('table', 'replaces') if name in z.files}
+        held = {name: str(z[name]) for name in ('table', 'replaces') if name in z.files}
+    return held if re.fullmatch('[0-9a-f]{16}', held.get('table', '')) else {}   # or somebody's own
 
 def hash_of(table: Path) -> str:
     "16 hex digits of the SHA-256 of a table; empty where there is none."
@@ -572,6 +577,8 @@ def evaluate(
     tell_repeated(*sides, same_file=query.samefile(database))
     ways = {'map': 'expected', 'map_pessimistic': 'pessimistic', 'map_optimistic': 'optimistic'}
     maps = {name: found.map_at(k, normaliser, ties) for name, ties in ways.items()}
+    answered = found.queries - found.queries_without_relevant
+    maps['map_with_relevant'] = maps['map'] * found.queries / max(1, answered)
     table = maps | {'top_k': k, 'normaliser': normaliser}
     _answer(table | {name: value for name, value in found.to_dict().items() if name not in table}, as_json)
 

@@ -298,6 +298,8 @@ def _checked(codes: 'Codes') -> dict:
     """The parts of codes in the forms they are kept in.
 
     Raises ValueError where they contradict each other."""
+    for name in ('packed', 'ids'):
+        if np.ma.is_masked(getattr(codes, name)): raise ValueError(f'{name} has masked values; leave these images out')
     check_packed(codes.packed)
     bits, (n, width) = check_bits(codes.bits), codes.packed.shape
     if width != -(-bits // 8):
@@ -533,7 +535,7 @@ def margins(
     images, labels = memberships(codes)
     classes, place = np.unique(labels, return_inverse=True)
     centres, found = class_codes(codes).packed, np.zeros(len(codes), int)
-    rows = max(1, block // max(1, len(classes)))
+    rows = max(1, 8 * block // max(1, centres.size))
     for start in range(0, len(codes), rows):
         d = hamming(codes.packed[start:start + rows], centres).astype(int)
         first, last = np.searchsorted(images, (start, start + len(d)))

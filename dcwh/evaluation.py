@@ -171,7 +171,7 @@ def histograms(
     try:
         device = torch.device(device)
         torch.zeros(1, device=device).cpu()   # is it there?
-    except (RuntimeError, TypeError, NotImplementedError, AssertionError) as e:
+    except Exception as e:   # each kind of device has its own
         raise ValueError(f'device is {device!r}; give cpu, cuda, or another device of torch') from e
     most = max(1, int(query.labels.sum(1).max())) if query.labels.ndim == 2 else 1
     counts = np.zeros((len(query), (most if graded else 1) + 1, query.bits + 1), np.int32)
@@ -433,7 +433,7 @@ class Counts:
 
     def precision_at(self, ns, ties: str = 'expected') -> np.ndarray:
         "Mean precision in the first N ranks, for each N of `ns`."
-        return self.mean(lambda items, relevant, counts: found_at(items, relevant, ns, ties) / np.atleast_1d(ns))
+        return self.mean(lambda items, relevant, counts: found_at(items, relevant, ns, ties) / np.ravel(ns))
 
     def recall_at(self, ns, ties: str = 'expected') -> np.ndarray:
         "Mean recall in the first N ranks, for each N of `ns`."
@@ -528,7 +528,7 @@ def decisions(
     labels: Tensor | np.ndarray | None, # int (N,) or bool (N, C)
 ) -> Codes:
     "The codes of a classifier's decision: one bit a class, set for the class with the highest score."
-    if logits.ndim != 2:
-        raise ValueError(f'logits have shape {tuple(logits.shape)}; '
-                         'scores of the classes are (N, C)')
+    fine = isinstance(logits, Tensor) and logits.ndim == 2 and logits.is_floating_point()
+    if not fine or logits.is_meta or not logits.shape[1] or not logits.isfinite().all():
+        raise ValueError('logits are no finite scores; give a tensor of floats of shape (N, C)')
     return Codes.from_bits(torch.eye(logits.shape[1])[logits.argmax(1).cpu()], labels)

@@ -288,7 +288,7 @@ def _work(config: Config, data: RetrievalSet, folder: Path, resume: bool, progre
     return plain({
         'config': {**config.model_dump(), 'hash': config.hash}, 'protocol': data.describe(),
         'metrics': metrics, 'history': trained.history,
-        'manifest': manifest(config, laps.seconds, started_at)})
+        'manifest': {**manifest(config, laps.seconds, started_at), 'model': trained.model.identity()}})
 
 # %% ../nbs/11_experiment.ipynb #c61892dd
 def clean(notebook, brief: bool = False):

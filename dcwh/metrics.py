@@ -27,6 +27,7 @@ class TwoSides(Metric):
 
     def __init__(self, **options):   # of torchmetrics.Metric
         super().__init__(**options)
+        self.model = ''   # of codes, where they know
         self.add_state('bits', torch.tensor(0), dist_reduce_fx='max')
         for side in ('query', 'database'):
             # bytes of the labels of an image, and 1 where they are several and not one number
@@ -45,6 +46,8 @@ class TwoSides(Metric):
         if side not in ('query', 'database'): raise ValueError(f"side is {side!r}; known are 'query', 'database'")
         if isinstance(h, Codes) and y is not None: raise ValueError('y is given beside codes, which have labels of their own')
         codes = h if isinstance(h, Codes) else Codes.from_outputs(h, y)
+        if self.model and codes.model and self.model != codes.model:
+            raise ValueError(f'h is of model {codes.model} and earlier batches of {self.model}; their codes cannot be compared')
         if codes.labels is None: raise ValueError('y is missing; without labels nothing is relevant')
         if self.bits not in (0, codes.bits): raise ValueError(f'h has {codes.bits} bits and earlier batches {self.bits}; one metric takes one code length')
         ids = as_array([] if ids is None else ids, 'ids')
@@ -57,12 +60,18 @@ class TwoSides(Metric):
         if columns and (columns, known) != (width, several):
             raise ValueError(f'y has shape {codes.labels.shape}, and earlier batches have another form; '
                              'one side takes one kind of labels')
+        self.model = self.model or codes.model
         self.bits.fill_(codes.bits)
         columns.fill_(width)
         known.fill_(several)
         for part, new in zip(PARTS, (codes.packed, codes.labels, ids.astype(np.int64))):
             flat = torch.from_numpy(new.reshape(-1).view(np.int64 if part == 'ids' else np.uint8)).to(self.device)
             getattr(self, f'{side}_{part}').append(flat)
+
+    def reset(self) -> None:
+        "Before the next epoch."
+        super().reset()
+        self.model = ''
 
     def forward(self, *args, **kwargs): raise TypeError('one batch is no retrieval: call update with each batch of both sides, then compute')
 

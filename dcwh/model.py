@@ -491,10 +491,10 @@ class HashModel(HashNetwork, Encoder, PyTorchModelHubMixin,
         own = {name: getattr(self, name) for name in ('bits', 'image_size', 'resize')}
         own |= {name: getattr(self, name).flatten().tolist() for name in ('mean', 'std')}
         saved = json.dumps({**config, **own, 'weights': 'none'}, sort_keys=True, indent=2).encode()
-        writable(folder / 'config.json').unlink(missing_ok=True)   # written last: then all is there
         tensors = save(_distinct(self.state_dict()))
+        made = str(self.generate_model_card(**(model_card_kwargs or {})))
+        writable(folder / 'config.json').unlink(missing_ok=True)   # written last: then all is there
         write_whole(folder / 'model.safetensors', lambda f: f.write(tensors))
         if not (folder / 'README.md').exists():
-            made = str(self.generate_model_card(**(model_card_kwargs or {})))
             write_whole(folder / 'README.md', lambda f: f.write(made.encode()))
         write_whole(folder / 'config.json', lambda f: f.write(saved))

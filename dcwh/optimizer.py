@@ -89,7 +89,9 @@ class Alternation(Criterion):
             if outputs is None:
                 raise ValueError('the exact rule of centres needs end_epoch(outputs): '
                                  'a function that gives (h, y) of all training images')
-            self.sums = class_sums(*outputs(), len(self.centres)).to(self.centres.device)
+            h, y = check_batch(*outputs(), self.num_classes, self.bits)
+            if not h.isfinite().all(): raise ValueError('outputs are not finite; the training has diverged')
+            self.sums = class_sums(h, y, len(self.centres)).to(self.centres.device)
         if self.sums is None:
             raise ValueError('end_epoch was called and no batch has been seen since begin_epoch; '
                              'call criterion(h, y) for each batch, in training mode')

@@ -446,7 +446,7 @@ def check_alike(table: pd.DataFrame) -> None:
     other images, or a file of weights for other weights."""
     def of(result, part, name): return (result.get(part) or {}).get(name)
     rows = [(name, of(r, 'protocol', 'source'), of(r, 'protocol', 'source_hash'),
-             Path(r['config']['weights']).name, of(r, 'manifest', 'weights_sha256'))
+             f"{Path(r['config']['weights']).name} of {r['config']['backbone']}", of(r, 'manifest', 'weights_sha256'))
             for name, r in zip(table['file'], table['result'])]
     for what, named, content in (('data set', 1, 2), ('file of weights', 3, 4)):
         first = {}

@@ -366,6 +366,8 @@ def _belonging(result: dict, folder: Path) -> HashModel:
         raise ValueError(f'{home} is not the model of this result: {", ".join(said)}')
     model = HashModel.from_pretrained(home)
     _check_codes(result, folder, model)
+    if result['manifest'].get('model', model.identity()) != model.identity():
+        raise ValueError(f'{home} is not the model of this result: it was trained in another run')
     return model
 
 def _check_codes(result: dict, folder: Path, model: HashModel) -> None:

@@ -267,3 +267,21 @@ def test_a_table_that_merely_lies_there_is_not_taken(place):
 def test_codes_of_two_models_are_not_scored(tmp_path):
     for file, model in (('q', 'aaaa'), ('d', 'bbbb')): Codes.from_outputs(np.random.default_rng(0).normal(size=(6, 16)), np.arange(6) % 2, model=model).save(tmp_path / f'{file}.npz')
     assert refused(do('evaluate', tmp_path / 'q.npz', tmp_path / 'd.npz'), 'two models')
+
+
+def test_means_over_answerable_queries_follow_the_normaliser(tmp_path):
+    rng = np.random.default_rng(0)
+    np.savez(tmp_path / 'q.npz', codes=rng.normal(size=(4, 16)), labels=[0, 1, 2, 9])
+    np.savez(tmp_path / 'd.npz', codes=rng.normal(size=(20, 16)), labels=rng.integers(0, 3, 20))
+    for normaliser in ('found', 'min', 'all'):
+        found = json.loads(do('evaluate', tmp_path / 'q.npz', tmp_path / 'd.npz', '--top-k', 5, '--normaliser', normaliser, '--json').stdout)
+        assert found['queries_without_relevant'] == 1 and found['map_with_relevant'] == pytest.approx(found['map'] * 4 / 3)
+
+
+def test_a_comparison_replaces_nothing_that_it_reads(tmp_path):
+    root = Path(__file__).parents[1]
+    for name in ('nbs/templates/compare.ipynb', 'data/published.csv'): (tmp_path / Path(name).name).write_bytes((root / name).read_bytes())
+    given = ['compare', '--results', tmp_path, '--published', tmp_path / 'published.csv', '--template', tmp_path / 'compare.ipynb']
+    for out in ('published.csv', 'compare.ipynb', 'a.json'): assert refused(do(*given, '--out', tmp_path / out), out)
+    other = root / 'nbs/templates/run.ipynb'
+    assert refused(do(*given[:-1], other, '--out', tmp_path / 'new.ipynb'), 'run.ipynb has no parameter')
