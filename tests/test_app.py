@@ -224,6 +224,11 @@ def photos(tmp_path_factory):
     return folder
 
 
+def of_its_own(folder):
+    "The environment of a page that keeps its files in a folder: not where those of this process are."
+    return {k: v for k, v in os.environ.items() if k != 'GRADIO_TEMP_DIR'} | {'TMPDIR': str(folder)}
+
+
 def answered(page, port, path='', **more):
     "What a page says as soon as it is there."
     for _ in range(6000):
@@ -238,7 +243,7 @@ def test_from_a_shell(number, photos, tmp_path):
     port = free_port()
     body = b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\nmine\r\n--x--\r\n'
     words = [DCWH, 'serve', 'photos.index', '--model', 'model', '--port', str(port)]
-    with subprocess.Popen(words, cwd=photos, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ, 'TMPDIR': str(tmp_path)}) as page:
+    with subprocess.Popen(words, cwd=photos, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=of_its_own(tmp_path)) as page:
         try:
             said = answered(page, port)   # the signal comes while it is still opening
             assert '30 images' in said and '16 bits' in said
@@ -254,7 +259,7 @@ def test_what_a_killed_page_left_goes_with_the_next(photos, tmp_path):
     for end in (signal.SIGKILL, signal.SIGTERM):
         port = free_port()
         words = [DCWH, 'serve', 'photos.index', '--model', 'model', '--port', str(port)]
-        with subprocess.Popen(words, cwd=photos, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ, 'TMPDIR': str(tmp_path)}) as page:
+        with subprocess.Popen(words, cwd=photos, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=of_its_own(tmp_path)) as page:
             try: answered(page, port)
             finally: page.send_signal(end)
             try: page.wait(30)
