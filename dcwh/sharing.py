@@ -27,9 +27,8 @@ from torch import Tensor
 from .baselines import METHODS
 from .codes import Codes, check_bits, writable, write_whole
 from .evaluation import evaluate
-from .experiment import run_name
 from .model import HUB, Encoder, HashModel, check_count, check_side, first_line, read_saved
-from .training import check_result, read_result
+from .results import check_result, read_result, run_name
 
 # %% ../nbs/14_sharing.ipynb #7eb82418
 EXTRAS = 'onnx', 'onnxscript', 'onnxruntime'
