@@ -4,16 +4,18 @@
 
 # %% auto #0
 __all__ = ['Rate', 'Amount', 'KINDS', 'PROTOCOL', 'METRICS', 'REPEATED', 'FACTS', 'PHASES', 'PACKAGES', 'MANIFEST', 'COLUMNS',
-           'MEND', 'ELSEWHERE', 'LIMITED', 'ALIKE', 'T975', 'pandas_needed', 'check_result', 'read_result', 'run_name',
-           'facts', 'usual_study', 'row_of', 'result_of', 'table_of', 'as_text', 'from_text', 'read_row', 'lines_of',
-           'read_line', 'read_table', 'check_columns', 'row_of_config', 'record', 'check_study', 'check_same',
-           'write_rows', 'completed', 'setting', 'changed', 'tables_in', 'tables_hash', 'rows_in', 'named_row',
-           'read_results', 'check_alike', 'protocols', 'student', 'half_width', 'summary', 'paired', 'standings',
-           'published', 'beside', 'comparison']
+           'MEND', 'ELSEWHERE', 'LIMITED', 'ALIKE', 'T975', 'PUBLISHED', 'CELLS', 'LEFT', 'MARKS', 'pandas_needed',
+           'check_result', 'read_result', 'run_name', 'facts', 'usual_study', 'row_of', 'result_of', 'table_of',
+           'as_text', 'from_text', 'read_row', 'lines_of', 'read_line', 'read_table', 'check_columns', 'row_of_config',
+           'record', 'check_study', 'check_same', 'write_rows', 'completed', 'setting', 'changed', 'tables_in',
+           'tables_hash', 'rows_in', 'named_row', 'read_results', 'check_alike', 'protocols', 'student', 'half_width',
+           'summary', 'paired', 'standings', 'published', 'unlike', 'beside', 'mean_text', 'cell_names', 'our_cells',
+           'their_cells', 'comparison', 'html_head', 'html_line', 'as_html', 'widths', 'standings_table']
 
 # %% ../nbs/10_results.ipynb #9fc30f29
 from collections.abc import Iterable, Iterator
 from functools import cache
+from html import escape
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated
@@ -535,10 +537,17 @@ def half_width(
 def summary(
     results: 'pd.DataFrame',   # from `read_results`
 ) -> 'pd.DataFrame':           # one row a data set, protocol, method, setting and code length
-    "Mean mAP over seeds and half its 95 % interval (NaN from one seed). Two settings never share a row."
-    names = ['dataset', 'protocol', 'top_k', 'method', 'setting', 'backbone', 'bits']
+    """Mean mAP over seeds and half its 95 % interval (NaN from one seed).
+
+    Two settings never share a row."""
+    names = ['dataset', 'protocol', 'train_per_class', 'top_k', 'method', 'setting', 'shared',
+             'backbone', 'bits']
     rows = results.groupby([*names, 'same'], dropna=False)
-    numbers = {'n': ('map', 'size'), 'map': ('map', 'mean'), 'interval': ('map', half_width), 'map_pessimistic': ('map_pessimistic', 'mean'), 'map_optimistic': ('map_optimistic', 'mean')}
+    numbers = {
+        'n': ('map', 'size'), 'map': ('map', 'mean'), 'interval': ('map', half_width),
+        'map_pessimistic': ('map_pessimistic', 'mean'),
+        'map_optimistic': ('map_optimistic', 'mean'),
+    }
     return rows.agg(**numbers).reset_index().drop(columns='same')
 
 # %% ../nbs/10_results.ipynb #de913250
@@ -571,19 +580,43 @@ def standings(
     return rows.drop(columns='compared')[['dataset', 'protocol', 'shared', 'bits', 'method', 'other', 'n', 'difference', 'interval', 'standing']]
 
 # %% ../nbs/10_results.ipynb #45dc271d
+PUBLISHED = ('dataset', 'protocol', 'method', 'backbone', 'bits', 'map', 'top_k', 'source', 'note')
+
 def published(
     csv: str | Path = 'data/published.csv',
 ) -> 'pd.DataFrame':
     "Numbers that others have reported. Raises ValueError if one has no source."
     pandas_needed()
-    needed = ['dataset', 'protocol', 'method', 'backbone', 'bits', 'map', 'top_k', 'source', 'note']
     table = pd.read_csv(csv, keep_default_na=False, na_values={'top_k': ['']})
-    if missing := [c for c in needed if c not in table]: raise ValueError(f'{csv} has no column {", ".join(missing)}; it needs {", ".join(needed)}')
-    table = table[needed].astype({'bits': int, 'map': float, 'top_k': 'Int64'})
-    if len(bare := table[table['source'] == '']): raise ValueError(f'{csv}: {len(bare)} numbers without a source, the first {bare.iloc[0]["method"]} at {bare.iloc[0]["bits"]} bits; find it or take the number out')
+    missing = [name for name in PUBLISHED if name not in table]
+    if missing:
+        raise ValueError(f'{csv} has no column {", ".join(missing)}; '
+                         f'it needs {", ".join(PUBLISHED)}')
+    table = table[[*PUBLISHED]].astype({'bits': int, 'map': float, 'top_k': 'Int64'})
+    bare = table[table['source'] == '']
+    if len(bare):
+        first = bare.iloc[0]
+        raise ValueError(f'{csv}: {len(bare)} numbers without a source, the first '
+                         f'{first["method"]} at {first["bits"]} bits; find it or take the '
+                         'number out')
     return table
 
 # %% ../nbs/10_results.ipynb #112b2e1b
+def unlike(
+    row: dict,              # of `published`
+    ours: 'pd.DataFrame',   # rows of `summary` that it stands beside
+) -> str:
+    "In what a published number differs from ours; nothing where it does not."
+    def k(number): return 'mAP@all' if pd.isna(number) else f'mAP@{number}'
+    pairs = (
+        ('images of ', row['dataset'], ours['dataset']),
+        ('backbone ', row['backbone'], ours['backbone']),
+        ('', k(row['top_k']), ours['top_k'].map(k)),
+    )
+    told = [f'{what}{theirs}, here {" and ".join(sorted(set(here)))}'
+            for what, theirs, here in pairs if {theirs} != set(here)]
+    return '; '.join([*told, row['note']] if row['note'] else told)
+
 def beside(
     table: 'pd.DataFrame',    # from `summary`
     others: 'pd.DataFrame',   # from `published`
@@ -593,24 +626,150 @@ def beside(
     for (dataset, protocol), ours in table.groupby(['dataset', 'protocol']):
         name = dataset.removeprefix('folder/')
         for row in others[others['protocol'] == protocol].to_dict('records'):
-            if not f'{name}-'.startswith(f"{row['dataset']}-"): continue
-            here, k = sorted(set(ours['backbone'])), lambda n: 'all' if pd.isna(n) else n
-            differs = [f"images of {row['dataset']}, here {dataset}"] if row['dataset'] != dataset else []
-            if [row['backbone']] != here: differs.append(f"backbone {row['backbone']}, here {' and '.join(here)}")
-            if {k(row['top_k'])} != set(map(k, ours['top_k'])): differs.append(f"mAP@{k(row['top_k'])}, here mAP@{' and '.join(sorted({str(k(n)) for n in ours['top_k']}))}")
-            rows.append({**row, 'dataset': dataset, 'differs': '; '.join([*differs, *filter(None, [row['note']])])})
+            if f'{name}-'.startswith(f'{row["dataset"]}-'):
+                rows.append({**row, 'dataset': dataset, 'differs': unlike(row, ours)})
     return pd.DataFrame(rows, columns=[*others.columns, 'differs'])
 
+# %% ../nbs/10_results.ipynb #ae40e48b
+def mean_text(
+    mean: float,
+    half: float,   # of its interval; NaN from one seed
+) -> str:
+    "A mean of mAPs with its interval: `0.930 ± 0.050`; cut at 0 and 1: `0.980 (0.930 to 1)`."
+    if not half >= 0: return f'{mean:.3f}'
+    low, high = mean - half, mean + half
+    if 0 <= low and high <= 1: return f'{mean:.3f} ± {half:.3f}'
+    ends = ('0' if low < 0 else f'{low:.3f}', '1' if high > 1 else f'{high:.3f}')
+    return f'{mean:.3f} ({" to ".join(ends)})'
+
+def cell_names(
+    row: dict,    # of `summary`
+) -> dict:        # protocol, group and method
+    "Where a row stands in the table of its data set."
+    protocol = row['protocol'].removesuffix(f', {row["train_per_class"]} {LIMITED}')
+    k = '' if pd.isna(row['top_k']) else f'mAP@{row["top_k"]}'
+    common = changed(row['shared']).split(', ')
+    own = [name for name in changed(row['setting']).split(', ') if name not in common]
+    changes = [name for name in common if not name.startswith('backbone=')]
+    group = ', '.join(filter(None, [protocol, row['backbone'], k, *changes]))
+    return {'protocol': protocol, 'group': group, 'method': ', '.join([row['method'], *own])}
+
 # %% ../nbs/10_results.ipynb #619a1b75
+CELLS = ('dataset', 'protocol', 'source', 'group', 'method', 'train_per_class', 'bits', 'n', 'map',
+         'interval', 'text', 'best')
+
+def our_cells(table: 'pd.DataFrame') -> 'pd.DataFrame':
+    "The rows of a `summary` as cells. A group says how many seeds it has, or else its cells do."
+    names = ['protocol', 'group', 'method']
+    named = pd.DataFrame([cell_names(row) for row in table.to_dict('records')], columns=names)
+    ours = table.reset_index(drop=True).assign(**named, source='')
+    ours['text'] = list(map(mean_text, ours['map'], ours['interval']))
+    column = ours.groupby(['dataset', 'group', 'train_per_class', 'bits'])['map']
+    ours['best'] = (ours['map'] == column.transform('max')) & (column.transform('size') > 1)
+    alike = ours.groupby(['dataset', 'group'])['n'].transform('nunique') == 1
+    n = ours['n'].astype(str)
+    ours.loc[~alike, 'text'] += ' (n=' + n + ')'
+    ours.loc[alike, 'group'] += ', ' + n + np.where(ours['n'] > 1, ' seeds', ' seed')
+    return ours.reindex(columns=CELLS)
+
+def their_cells(others: 'pd.DataFrame') -> 'pd.DataFrame':
+    "The rows of `beside` as cells. A group says their source, and in what they differ from ours."
+    differs = others['differs'].map(lambda text: f': {text}' if text else '')
+    group = others['protocol'] + ', published (' + others['source'] + ')' + differs
+    text = others['map'].map('{:.3f}'.format)
+    theirs = others.assign(group=group, text=text, train_per_class=0, n=1, best=False)
+    return theirs.reindex(columns=CELLS)
+
 def comparison(
     table: 'pd.DataFrame',                  # from `summary`
     others: 'pd.DataFrame | None' = None,   # from `published`
-) -> 'pd.DataFrame':                        # text; one column a code length
-    "Protocol x method x bits: mean mAP ± half the 95 % interval and the number of seeds; below ours, what others report."
-    ours = table.assign(text=[f'{m:.3f} ± {i:.3f} (n={n})' if n > 1 else f'{m:.3f} (n=1)' for m, i, n in zip(table['map'], table['interval'], table['n'])], source='here', differs='')
-    cells = [ours] if others is None else [ours, beside(table, others).assign(setting='', text=lambda rows: [f'{m:.3f}' for m in rows['map']])]
-    names = ['dataset', 'protocol', 'source', 'method', 'setting', 'backbone', 'differs']
-    cells = pd.concat([c[[*names, 'bits', 'text']].astype({'text': object}) for c in cells]).sort_values(['dataset', 'protocol'], kind='stable')
-    wide = cells.pivot_table(index=names, columns='bits', values='text', aggfunc=' / '.join, fill_value='')
-    wide = wide.reindex(pd.MultiIndex.from_frame(cells[names].drop_duplicates())).rename(columns='{} bits'.format).rename_axis(columns=None).reset_index()
-    return wide[[c for c in wide if c not in ('source', 'differs')] + ['source', 'differs']].set_index(['dataset', 'protocol', 'method'])
+) -> 'pd.DataFrame':                        # one row a cell, in the order of reading
+    """The cells of the tables of all data sets: ours by groups, then what others report.
+
+    The best method comes first in its group; `best` marks the best of a column."""
+    if table.empty: return pd.DataFrame(columns=CELLS)
+    theirs = beside(table, others) if others is not None else table[:0]
+    parts = [our_cells(table)]
+    if len(theirs): parts.append(their_cells(theirs))
+    cells = pd.concat(parts, ignore_index=True)
+    group = cells.groupby(['dataset', 'group'])
+    line = cells.groupby(['dataset', 'group', 'method'])
+    order = cells[['dataset', 'protocol']].assign(
+        theirs=cells['source'] != '', first=group['train_per_class'].transform('min'),
+        group=cells['group'], mean=-line['map'].transform('mean'),
+        method=cells['method'], images=cells['train_per_class'], bits=cells['bits'],
+    )
+    return cells.loc[order.sort_values([*order], kind='stable').index].reset_index(drop=True)
+
+# %% ../nbs/10_results.ipynb #cf6baa4c
+LEFT = 'style="text-align:left"'
+
+def html_head(
+    columns: list[tuple[int, int]],   # training images a class (0: all) and bits
+) -> list[str]:
+    "The head of a table; its upper line only where some runs had few training images."
+    bits = ''.join(f'<th>{bits} bits</th>' for _, bits in columns)
+    lines = [f'<tr><th {LEFT}>method</th>{bits}</tr>']
+    images = [few for few, _ in columns]
+    if any(images):
+        names = {few: f'{few} images a class' if few else 'all training images' for few in images}
+        spans = [f'<th colspan="{images.count(few)}">{name}</th>' for few, name in names.items()]
+        lines.insert(0, f'<tr><th></th>{"".join(spans)}</tr>')
+    return ['<thead>', *lines, '</thead>']
+
+def html_line(
+    method: str,
+    line: 'pd.DataFrame',             # cells of one method in one group
+    columns: list[tuple[int, int]],
+) -> str:
+    "A row of a table."
+    texts = {}
+    for row in line.to_dict('records'):
+        text = f'<b>{row["text"]}</b>' if row['best'] else row['text']
+        place = row['train_per_class'], row['bits']
+        texts[place] = f'{texts[place]} / {text}' if place in texts else text
+    cells = ''.join(f'<td>{texts.get(column, "")}</td>' for column in columns)
+    return f'<tr><td {LEFT}>{escape(method)}</td>{cells}</tr>'
+
+def as_html(
+    cells: 'pd.DataFrame',   # of one data set, from `comparison`
+) -> str:
+    "The table of a data set: groups of methods, a column for each code length, the best in bold."
+    columns = sorted(set(zip(cells['train_per_class'], cells['bits'])))
+    lines = []
+    for group, rows in cells.groupby('group', sort=False):
+        lines.append(f'<tr><th colspan="{1 + len(columns)}" {LEFT}>{escape(group)}</th></tr>')
+        for method, line in rows.groupby('method', sort=False):
+            lines.append(html_line(method, line, columns))
+    parts = '<table>', *html_head(columns), '<tbody>', *lines, '</tbody>', '</table>'
+    return '\n'.join(parts)
+
+# %% ../nbs/10_results.ipynb #ce8d4eef
+def widths(
+    table: 'pd.DataFrame',   # from `summary`
+) -> 'pd.DataFrame':         # one row a method; of each data set two columns
+    "The widest half interval over seeds, and the widest band of ties, of each method."
+    few = np.where(table['train_per_class'] > 0, ', few images', '')
+    rows = pd.DataFrame({
+        'dataset': table['dataset'] + few, 'method': table['method'], 'seeds': table['interval'],
+        'ties': table['map_optimistic'] - table['map_pessimistic'],
+    })
+    wide = rows.pivot_table(index='method', columns='dataset', values=['seeds', 'ties'],
+                            aggfunc='max', dropna=False)
+    return wide.swaplevel(axis=1).sort_index(axis=1)
+
+# %% ../nbs/10_results.ipynb #0cdcf364
+MARKS = {'above': '▲', 'level': '=', 'below': '▼', 'one seed': '1 seed'}
+
+def standings_table(
+    standing: 'pd.DataFrame',   # from `standings`, of one method
+) -> 'pd.DataFrame':            # text; one row a data set, protocol, change and code length
+    "How a method stands against each other one; the last row counts how often ahead and behind."
+    text = [f'{MARKS[s]} {d:+.3f}' for s, d in zip(standing['standing'], standing['difference'])]
+    rows = standing.assign(text=text, changes=standing['shared'].map(changed))
+    keys = ['dataset', 'protocol', 'changes', 'bits']
+    wide = rows.pivot(index=keys, columns='other', values='text').fillna('')
+    counted = [f'▲ {text.str.startswith("▲").sum()}, ▼ {text.str.startswith("▼").sum()}'
+               for _, text in wide.items()]
+    wide.loc[('all', '', '', ''), :] = counted
+    return wide.rename_axis(columns=None)
