@@ -396,7 +396,7 @@ def contact_sheet(
     return fig
 
 # %% ../nbs/11_figures.ipynb #0262b868
-LINES = [*COLOURS[:7], *COLOURS[8:]]   # the eighth is a grey, which is for all other lines
+LINES = [COLOURS[n] for n in (0, 1, 2, 3, 4, 9, 5, 6, 8)]   # all but the grey, pale ones last
 MARKERS = 'osD^vP*X<'
 OTHER = {'color': '0.75', 'lw': 1, 'zorder': 1}
 PUBLISHED = {'color': '0.45', 'lw': 1, 'ls': '--', 'marker': '.', 'zorder': 1}
@@ -408,7 +408,8 @@ def panels(
     cells = cells[cells['train_per_class'] == 0]
     ours, theirs = cells[cells['source'] == ''], cells[cells['source'] != '']
     found = []
-    for (dataset, protocol, group), rows in ours.groupby(['dataset', 'protocol', 'group'], sort=False):
+    groups = ours.groupby(['dataset', 'protocol', 'group'], sort=False)
+    for (dataset, protocol, group), rows in groups:
         beside = theirs[(theirs['dataset'] == dataset) & (theirs['protocol'] == protocol)]
         lengths = beside['bits'] if rows['method'].nunique() > 1 else []
         if len({*rows['bits'], *lengths}) > 1: found.append((f'{dataset}: {group}', rows, beside))
@@ -440,7 +441,8 @@ def draw_lines(
         mean, half = line['map'], line['interval'].fillna(0)
         ends = np.minimum(half, mean), np.minimum(half, 1 - mean)
         aside = .35 * (number - (len(looks) - 1) / 2)
-        handles.append(ax.errorbar(line['bits'] + aside, mean, ends, capsize=3, label=name, **look_of))
+        bars = ax.errorbar(line['bits'] + aside, mean, ends, capsize=3, label=name, **look_of)
+        handles.append(bars)
     for lines, name, look_of in ((grey, 'other methods', OTHER), (dashed, 'published', PUBLISHED)):
         drawn = [ax.plot(line['bits'], line['map'], label=name, **look_of)[0] for line in lines]
         handles += drawn[:1]
@@ -458,13 +460,14 @@ def map_by_bits(
     "Mean mAP by code length with 95 % intervals, a panel for each group; all but a few lines grey."
     found = panels(cells)
     if not found: return None
+    def method(name): return name.partition(', ')[0]   # without what it chose for itself
     chosen = [foremost(ours, main, most) for _, ours, _ in found]
-    names = dict.fromkeys([main, *(name for names in chosen for name in names)])
+    methods = dict.fromkeys([main, *(method(name) for names in chosen for name in names)])
     looks = {name: {'color': colour, 'marker': marker}
-             for name, colour, marker in zip(names, cycle(LINES), cycle(MARKERS))}
+             for name, colour, marker in zip(methods, cycle(LINES), cycle(MARKERS))}
     fig, axes = plt.subplots(len(found), 1, figsize=(8, 3 * len(found)), squeeze=False,
                              layout='constrained')
     for ax, (title, ours, theirs), shown in zip(axes.flat, found, chosen):
-        draw_lines(ax, ours, theirs, {name: looks[name] for name in shown})
+        draw_lines(ax, ours, theirs, {name: looks[method(name)] for name in shown})
         ax.set_title(title, loc='left')
     return fig

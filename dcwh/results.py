@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['Rate', 'Amount', 'KINDS', 'PROTOCOL', 'METRICS', 'REPEATED', 'FACTS', 'PHASES', 'PACKAGES', 'MANIFEST', 'COLUMNS',
-           'MEND', 'ELSEWHERE', 'LIMITED', 'ALIKE', 'T975', 'PUBLISHED', 'CELLS', 'LEFT', 'MARKS', 'pandas_needed',
-           'check_result', 'read_result', 'run_name', 'facts', 'usual_study', 'row_of', 'result_of', 'table_of',
-           'as_text', 'from_text', 'read_row', 'lines_of', 'read_line', 'read_table', 'check_columns', 'row_of_config',
-           'record', 'check_study', 'check_same', 'write_rows', 'completed', 'setting', 'changed', 'tables_in',
-           'tables_hash', 'rows_in', 'named_row', 'read_results', 'check_alike', 'protocols', 'student', 'half_width',
-           'summary', 'paired', 'standings', 'published', 'unlike', 'beside', 'mean_text', 'cell_names', 'our_cells',
-           'their_cells', 'comparison', 'html_head', 'html_line', 'as_html', 'widths', 'standings_table']
+           'MEND', 'ELSEWHERE', 'LIMITED', 'ALIKE', 'T975', 'PUBLISHED', 'CELLS', 'LEFT', 'SHORT', 'MARKS',
+           'pandas_needed', 'check_result', 'read_result', 'run_name', 'facts', 'usual_study', 'row_of', 'result_of',
+           'table_of', 'as_text', 'from_text', 'read_row', 'lines_of', 'read_line', 'read_table', 'check_columns',
+           'row_of_config', 'record', 'check_study', 'check_same', 'write_rows', 'completed', 'setting', 'changed',
+           'tables_in', 'tables_hash', 'rows_in', 'named_row', 'read_results', 'check_alike', 'protocols', 'student',
+           'half_width', 'summary', 'paired', 'standings', 'published', 'unlike', 'beside', 'mean_text', 'whole_name',
+           'images_per_class', 'cell_names', 'our_cells', 'their_cells', 'comparison', 'html_line', 'as_html',
+           'measured_on', 'first_hash', 'widths', 'standings_table']
 
 # %% ../nbs/10_results.ipynb #9fc30f29
 from collections.abc import Iterable, Iterator
@@ -613,8 +614,7 @@ def unlike(
         ('backbone ', row['backbone'], ours['backbone']),
         ('', k(row['top_k']), ours['top_k'].map(k)),
     )
-    told = [f'{what}{theirs}, here {" and ".join(sorted(set(here)))}'
-            for what, theirs, here in pairs if {theirs} != set(here)]
+    told = [what + theirs for what, theirs, here in pairs if {theirs} != set(here)]
     return '; '.join([*told, row['note']] if row['note'] else told)
 
 def beside(
@@ -642,29 +642,45 @@ def mean_text(
     ends = ('0' if low < 0 else f'{low:.3f}', '1' if high > 1 else f'{high:.3f}')
     return f'{mean:.3f} ({" to ".join(ends)})'
 
+def whole_name(protocol: str) -> str:
+    "The name of a protocol without how few training images there were."
+    return re.sub(f', [0-9]+ {LIMITED}', '', protocol)
+
+def images_per_class(protocol: 'pd.Series') -> 'pd.Series':
+    "How many training images of a class there were, by the name of a protocol; 0 for all."
+    return protocol.str.extract(f', ([0-9]+) {LIMITED}')[0].fillna('0').astype(int)
+
 def cell_names(
     row: dict,    # of `summary`
-) -> dict:        # protocol, group and method
+) -> dict:        # protocol, group, column and method
     "Where a row stands in the table of its data set."
-    protocol = row['protocol'].removesuffix(f', {row["train_per_class"]} {LIMITED}')
-    k = '' if pd.isna(row['top_k']) else f'mAP@{row["top_k"]}'
+    few, bits = row['train_per_class'], f'{row["bits"]} bits'
     common = changed(row['shared']).split(', ')
     own = [name for name in changed(row['setting']).split(', ') if name not in common]
-    changes = [name for name in common if not name.startswith('backbone=')]
-    group = ', '.join(filter(None, [protocol, row['backbone'], k, *changes]))
-    return {'protocol': protocol, 'group': group, 'method': ', '.join([row['method'], *own])}
+    changes = [name for name in common if name and not name.startswith('backbone=')]
+    protocol = whole_name(row['protocol'])
+    group, column = [protocol], [bits]
+    if few:
+        group.append('few training images')
+        column = [f'{few} image{"s" * (few > 1)} per class', bits, *changes]
+    group.append(f'backbone {row["backbone"]}')
+    if not pd.isna(row['top_k']): group.append(f'mAP@{row["top_k"]}')
+    if not few: group += changes
+    return {'protocol': protocol, 'group': ', '.join(group), 'column': ', '.join(column),
+            'method': ', '.join([row['method'], *own])}
+
 
 # %% ../nbs/10_results.ipynb #619a1b75
-CELLS = ('dataset', 'protocol', 'source', 'group', 'method', 'train_per_class', 'bits', 'n', 'map',
-         'interval', 'text', 'best')
+CELLS = ('dataset', 'protocol', 'source', 'group', 'method', 'column', 'train_per_class', 'bits',
+         'n', 'map', 'interval', 'text', 'best')
 
 def our_cells(table: 'pd.DataFrame') -> 'pd.DataFrame':
     "The rows of a `summary` as cells. A group says how many seeds it has, or else its cells do."
-    names = ['protocol', 'group', 'method']
+    names = ['protocol', 'group', 'column', 'method']
     named = pd.DataFrame([cell_names(row) for row in table.to_dict('records')], columns=names)
     ours = table.reset_index(drop=True).assign(**named, source='')
     ours['text'] = list(map(mean_text, ours['map'], ours['interval']))
-    column = ours.groupby(['dataset', 'group', 'train_per_class', 'bits'])['map']
+    column = ours.groupby(['dataset', 'group', 'column'])['map']
     ours['best'] = (ours['map'] == column.transform('max')) & (column.transform('size') > 1)
     alike = ours.groupby(['dataset', 'group'])['n'].transform('nunique') == 1
     n = ours['n'].astype(str)
@@ -676,9 +692,10 @@ def their_cells(others: 'pd.DataFrame') -> 'pd.DataFrame':
     "The rows of `beside` as cells. A group says their source, and in what they differ from ours."
     differs = others['differs'].map(lambda text: f': {text}' if text else '')
     group = others['protocol'] + ', published (' + others['source'] + ')' + differs
+    column = others['bits'].astype(str) + ' bits'
     text = others['map'].map('{:.3f}'.format)
-    theirs = others.assign(group=group, text=text, train_per_class=0, n=1, best=False)
-    return theirs.reindex(columns=CELLS)
+    theirs = others.assign(group=group, column=column, text=text, best=False)
+    return theirs.assign(train_per_class=0, n=1).reindex(columns=CELLS)
 
 def comparison(
     table: 'pd.DataFrame',                  # from `summary`
@@ -692,57 +709,77 @@ def comparison(
     parts = [our_cells(table)]
     if len(theirs): parts.append(their_cells(theirs))
     cells = pd.concat(parts, ignore_index=True)
-    group = cells.groupby(['dataset', 'group'])
-    line = cells.groupby(['dataset', 'group', 'method'])
+    mean = cells.groupby(['dataset', 'group', 'method'])['map'].transform('mean')
     order = cells[['dataset', 'protocol']].assign(
-        theirs=cells['source'] != '', first=group['train_per_class'].transform('min'),
-        group=cells['group'], mean=-line['map'].transform('mean'),
-        method=cells['method'], images=cells['train_per_class'], bits=cells['bits'],
+        few=cells['train_per_class'] > 0, theirs=cells['source'] != '', group=cells['group'],
+        mean=-mean, method=cells['method'], images=cells['train_per_class'], bits=cells['bits'],
+        column=cells['column'],
     )
     return cells.loc[order.sort_values([*order], kind='stable').index].reset_index(drop=True)
 
 # %% ../nbs/10_results.ipynb #cf6baa4c
-LEFT = 'style="text-align:left"'
-
-def html_head(
-    columns: list[tuple[int, int]],   # training images a class (0: all) and bits
-) -> list[str]:
-    "The head of a table; its upper line only where some runs had few training images."
-    bits = ''.join(f'<th>{bits} bits</th>' for _, bits in columns)
-    lines = [f'<tr><th {LEFT}>method</th>{bits}</tr>']
-    images = [few for few, _ in columns]
-    if any(images):
-        names = {few: f'{few} images a class' if few else 'all training images' for few in images}
-        spans = [f'<th colspan="{images.count(few)}">{name}</th>' for few, name in names.items()]
-        lines.insert(0, f'<tr><th></th>{"".join(spans)}</tr>')
-    return ['<thead>', *lines, '</thead>']
+LEFT = 'style="text-align:left; white-space:nowrap"'
 
 def html_line(
     method: str,
-    line: 'pd.DataFrame',             # cells of one method in one group
-    columns: list[tuple[int, int]],
+    line: 'pd.DataFrame',   # cells of one method in one group
+    columns: list[str],
 ) -> str:
     "A row of a table."
-    texts = {}
+    texts = dict.fromkeys(columns, '')
     for row in line.to_dict('records'):
-        text = f'<b>{row["text"]}</b>' if row['best'] else row['text']
-        place = row['train_per_class'], row['bits']
-        texts[place] = f'{texts[place]} / {text}' if place in texts else text
-    cells = ''.join(f'<td>{texts.get(column, "")}</td>' for column in columns)
+        text = row['text'].replace(' ', '&nbsp;')
+        if row['best']: text = f'<b>{text}</b>'
+        before = texts[row['column']]
+        texts[row['column']] = f'{before} / {text}' if before else text
+    cells = ''.join(f'<td>{text}</td>' for text in texts.values())
     return f'<tr><td {LEFT}>{escape(method)}</td>{cells}</tr>'
 
 def as_html(
     cells: 'pd.DataFrame',   # of one data set, from `comparison`
 ) -> str:
-    "The table of a data set: groups of methods, a column for each code length, the best in bold."
-    columns = sorted(set(zip(cells['train_per_class'], cells['bits'])))
-    lines = []
+    "The table of a data set: methods by groups, the best of a column in bold."
+    ordered = cells.sort_values(['train_per_class', 'bits', 'column'])
+    names = ordered.groupby(ordered['train_per_class'] > 0)['column'].unique()
+    across = 1 + max(map(len, names), default=0)
+    lines, above = [], None
     for group, rows in cells.groupby('group', sort=False):
-        lines.append(f'<tr><th colspan="{1 + len(columns)}" {LEFT}>{escape(group)}</th></tr>')
+        columns = list(names[rows['train_per_class'].iloc[0] > 0])
+        name, colon, differs = escape(group).partition(': ')
+        lines.append(f'<tr><td colspan="{across}" style="text-align:left">'
+                     f'<b>{name}</b>{colon}{differs}</td></tr>')
+        if columns != above:
+            heads = [f'<th>{escape(name).replace(", ", "<br>")}</th>' for name in columns]
+            lines.append(f'<tr><th {LEFT}>method</th>{"".join(heads)}</tr>')
+        above = columns
         for method, line in rows.groupby('method', sort=False):
             lines.append(html_line(method, line, columns))
-    parts = '<table>', *html_head(columns), '<tbody>', *lines, '</tbody>', '</table>'
-    return '\n'.join(parts)
+    return '\n'.join(['<table>', *lines, '</table>'])
+
+# %% ../nbs/10_results.ipynb #126d8edd
+SHORT = {
+    'protocol': 'protocol', 'query': 'queries', 'train': 'training images', 'database': 'database',
+    'classes': 'classes', 'labels_per_image': 'labels per image', 'top_k': 'k',
+    'missing': 'missing', 'source_hash': 'hash of images', 'split_hash': 'hash of split',
+}
+
+def measured_on(
+    results: 'pd.DataFrame',   # from `read_results`, of one data set
+) -> 'pd.DataFrame':           # text, one row a protocol
+    "What the numbers of a data set were measured on, in short."
+    rows = protocols(results).reset_index()
+    few = images_per_class(rows['protocol'])
+    rows['protocol'] = list(map(whole_name, rows['protocol']))
+    rows['train'] += [f' ({n} per class)' if n else '' for n in few]
+    rows['split_hash'] = rows['split_hash'].map(first_hash)
+    rows = rows.assign(few=few).sort_values(['protocol', 'few'])
+    return rows[[*SHORT]].rename(columns=SHORT)
+
+def first_hash(hashes: str) -> str:
+    "The first of several hashes, and how many more there are."
+    first, *others = hashes.split(', ')
+    return f'{first} and {len(others)} more' if others else first
+
 
 # %% ../nbs/10_results.ipynb #ce8d4eef
 def widths(
@@ -759,17 +796,22 @@ def widths(
     return wide.swaplevel(axis=1).sort_index(axis=1)
 
 # %% ../nbs/10_results.ipynb #0cdcf364
-MARKS = {'above': '▲', 'level': '=', 'below': '▼', 'one seed': '1 seed'}
+MARKS = {'above': '▲', 'level': '=', 'below': '▼', 'one seed': '·'}
 
 def standings_table(
     standing: 'pd.DataFrame',   # from `standings`, of one method
-) -> 'pd.DataFrame':            # text; one row a data set, protocol, change and code length
+) -> 'pd.DataFrame':            # text; one row a data set and setting, one column a method
     "How a method stands against each other one; the last row counts how often ahead and behind."
-    text = [f'{MARKS[s]} {d:+.3f}' for s, d in zip(standing['standing'], standing['difference'])]
-    rows = standing.assign(text=text, changes=standing['shared'].map(changed))
-    keys = ['dataset', 'protocol', 'changes', 'bits']
-    wide = rows.pivot(index=keys, columns='other', values='text').fillna('')
-    counted = [f'▲ {text.str.startswith("▲").sum()}, ▼ {text.str.startswith("▼").sum()}'
-               for _, text in wide.items()]
-    wide.loc[('all', '', '', ''), :] = counted
-    return wide.rename_axis(columns=None)
+    text = standing['standing'].map(MARKS)
+    bits, changes = standing['bits'].astype(str) + ' bits', standing['shared'].map(changed)
+    names = standing['protocol'].str.replace(LIMITED, 'images per class')
+    where = [', '.join(filter(None, parts)) for parts in zip(names, bits, changes)]
+    rows = standing.assign(text=text, where=where, few=images_per_class(standing['protocol']))
+    rows['base'] = rows['protocol'].map(whole_name)
+    order = ['base', 'few', 'shared', 'bits']
+    wide = rows.pivot(index=['dataset', *order, 'where'], columns='other', values='text')
+    wide = wide.droplevel(order).fillna('')
+    counted = [f'▲ {(marks == "▲").sum()} ▼ {(marks == "▼").sum()}' for _, marks in wide.items()]
+    wide.loc[('all', f'{len(wide)} settings'), :] = counted
+    kin = sorted(wide, key=lambda other: (standing['method'].iloc[0] in other, other))
+    return wide[kin].rename_axis(columns=None)
