@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PYTHON ?= $(firstword $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p; done))
 
 .DEFAULT_GOAL := help
-.PHONY: help venv shell report test test-all chromium grid benchmark lab readme export clean-notebooks docs hooks
+.PHONY: help venv shell report reports test test-all chromium grid benchmark lab readme export clean-notebooks docs hooks
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -28,7 +28,11 @@ shell: venv  ## open a shell in which dcwh, papermill and snakemake are found
 # For a large one: make report OMP_NUM_THREADS=8 ARGS="--dataset folder/birds --set data_dir=/data/birds"
 report: export OMP_NUM_THREADS ?= 1
 report: venv  ## train and evaluate on digits at 16 bits; print where the report is, and its mAP
-	$(BIN)/dcwh run --out runs/report $(ARGS)
+	$(BIN)/dcwh run --reports runs $(ARGS)
+
+reports: export OMP_NUM_THREADS ?= 1
+reports: venv  ## make reports/ from the tables and from images that are here: a report for each set and code length, the comparison
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python workflow/reports.py $(ARGS)
 
 test: venv  ## run the tests
 	$(BIN)/python -m pytest tests -m 'not whole' $(ARGS)
