@@ -5,18 +5,20 @@
 # %% auto #0
 __all__ = ['Rate', 'Amount', 'KINDS', 'PROTOCOL', 'METRICS', 'REPEATED', 'FACTS', 'PHASES', 'PACKAGES', 'MANIFEST', 'COLUMNS',
            'MEND', 'ELSEWHERE', 'LIMITED', 'ALIKE', 'T975', 'pandas_needed', 'check_result', 'read_result', 'run_name',
-           'facts', 'row_of', 'result_of', 'table_of', 'as_text', 'from_text', 'read_row', 'read_table',
-           'check_columns', 'row_of_config', 'record', 'check_study', 'check_same', 'write_rows', 'completed',
-           'setting', 'changed', 'tables_in', 'rows_in', 'named_row', 'read_results', 'check_alike', 'protocols',
-           'student', 'half_width', 'summary', 'paired', 'standings', 'published', 'beside', 'comparison']
+           'facts', 'usual_study', 'row_of', 'result_of', 'table_of', 'as_text', 'from_text', 'read_row', 'lines_of',
+           'read_line', 'read_table', 'check_columns', 'row_of_config', 'record', 'check_study', 'check_same',
+           'write_rows', 'completed', 'setting', 'changed', 'tables_in', 'tables_hash', 'rows_in', 'named_row',
+           'read_results', 'check_alike', 'protocols', 'student', 'half_width', 'summary', 'paired', 'standings',
+           'published', 'beside', 'comparison']
 
 # %% ../nbs/10_results.ipynb #9fc30f29
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated
 import csv
+import hashlib
 import io
 import json
 import re
@@ -173,16 +175,20 @@ def facts(result: dict) -> dict:
         found['centres_found'] = sum(not e['held'] for e in due)
     return {name: found.get(name) for name in FACTS}
 
+def usual_study(config: dict) -> str:
+    "What a run is for, if nobody says: tuning, where it was evaluated on validation images."
+    return 'tuning' if config['evaluate_on'] == 'validation' else 'comparison'
+
 def row_of(
     result: dict,               # of `read_result`
-    study: str = 'comparison',
+    study: str = '',            # empty: see `usual_study`
 ) -> dict:                      # column: value, one of each in COLUMNS; None where there is none
     "A result as a row. Raises ValueError for what is no result, or does not fit into a row."
     config, protocol, metrics = check_result(result), result['protocol'], result['metrics']
     manifest, seconds = result['manifest'], result['manifest']['seconds']
     sha, dash, _ = (manifest.get('commit') or '').partition('-modified')
     row = {
-        'run': run_name(config), 'study': study, **config.model_dump(), 'hash': config.hash,
+        'run': run_name(config), 'study': study or usual_study(result['config']), **config.model_dump(), 'hash': config.hash,
         **{column: protocol.get(name) for column, (name, _) in PROTOCOL.items()},
         **{name: metrics.get(name) for name in METRICS}, **facts(result),
         **{name: manifest.get(name) for name in MANIFEST}, 'commit': sha or None, 'modified': bool(dash),
@@ -253,27 +259,36 @@ def read_row(texts: dict[str, str]) -> dict:
 # %% ../nbs/10_results.ipynb #6b988252
 MEND = 'take the line from the last commit, or delete it and run it again'
 
-def read_table(
-    file: str | Path,
-) -> list[dict]:   # rows, in the order of the file
-    "A table of results. Raises FileNotFoundError, or ValueError naming the line."
+def lines_of(file: str | Path) -> Iterator[tuple[str, dict[str, str]]]:
+    "Each row of a table as text, and where it stands. Raises FileNotFoundError or ValueError."
     file = Path(file)
     if not file.is_file():
         raise FileNotFoundError(f'{printable(file)} is not there; `dcwh record` writes it')
     cells = read_cells(file)
     _, head = next(cells, (1, []))
     check_columns(head, file)
-    rows, lines = [], {}
     for line, texts in cells:
         where = at_line(file, line)
         if len(texts) != len(head):
             raise ValueError(f'{where}: {len(texts)} columns, where the first line has '
                              f'{len(head)}; {MEND}')
-        try: row = read_row(dict(zip(head, texts)))
-        except ValueError as e: raise ValueError(f'{where}: {e}; {MEND}') from e
-        first = lines.setdefault(row['hash'], line)
-        if first != line:
-            raise ValueError(f'{where}: {row["run"]} stands in line {first}, too; keep one of them')
+        yield where, dict(zip(head, texts))
+
+def read_line(where: str, texts: dict[str, str]) -> dict:
+    "A row in its types. Raises ValueError naming the line."
+    try: return read_row(texts)
+    except ValueError as e: raise ValueError(f'{where}: {e}; {MEND}') from e
+
+def read_table(
+    file: str | Path,
+) -> list[dict]:   # rows, in the order of the file
+    "A table of results. Raises FileNotFoundError, or ValueError naming the line."
+    rows, first = [], {}
+    for where, texts in lines_of(file):
+        row = read_line(where, texts)
+        if other := first.get(row['hash']):
+            raise ValueError(f'{where}: {row["run"]} stands twice, first in {other}; keep one')
+        first[row['hash']] = where
         rows.append(row)
     return rows
 
@@ -294,14 +309,17 @@ def row_of_config(
 ) -> dict | None:
     "The row of this very configuration, if its table has one."
     file = table_of(reports, config.dataset)
-    rows = read_table(file) if file.is_file() else []
-    return next((row for row in rows if row['hash'] == config.hash), None)
+    if not file.is_file(): return None
+    found = [(where, texts) for where, texts in lines_of(file) if texts['hash'] == config.hash]
+    if len(found) > 1:
+        raise ValueError(f'{found[1][0]}: the run stands twice, first in {found[0][0]}; keep one')
+    return read_line(*found[0]) if found else None
 
 # %% ../nbs/10_results.ipynb #81f13c84
 def record(
     result: dict,                  # of `read_result`
     reports: str | Path = 'reports',
-    study: str = 'comparison',     # or tuning, ablation, a name of your own
+    study: str = '',               # comparison, tuning, ablation, …; empty: see `usual_study`
     modified: bool = False,        # also where code had changes that are in no commit
     replace: bool = False,         # also where another result of the run is recorded
 ) -> Path:                         # the table
@@ -310,7 +328,7 @@ def record(
     Raises ValueError for a run from a modified tree, for another result of a run that is
     recorded, and for a table that is damaged; OSError where it cannot be written."""
     row = row_of(result, study)
-    check_study(study)
+    check_study(row['study'])
     if row['modified'] and not modified:
         raise ValueError(f'{row["run"]} was made by code with changes on top of commit '
                          f'{row["commit"][:12]}; commit them and run it again, or record it '
@@ -410,13 +428,15 @@ def tables_in(folder: str | Path) -> list[Path]:
     return [file for file, head in heads.items() if 'run' in re.split('[,<>\\n]', head)
             or head.startswith(('<<<<', '====', '>>>>'))]
 
+def tables_hash(folder: str | Path) -> str:
+    "16 hex digits over the tables of a folder: what a comparison was made from."
+    content = hashlib.sha256()
+    for file in tables_in(folder): content.update(file.name.encode() + b'\0' + file.read_bytes())
+    return content.hexdigest()[:16]
+
 def rows_in(file: Path) -> list[dict]:
-    """The rows of a table, or the one of a result file. A run that is not recorded is for tuning
-    if it was evaluated on validation images, or else for comparison."""
-    if file.suffix == '.csv': return read_table(file)
-    result = read_result(file)
-    chosen = result['config']['evaluate_on'] == 'validation'
-    return [row_of(result, 'tuning' if chosen else 'comparison')]
+    "The rows of a table, or the one of a result file."
+    return read_table(file) if file.suffix == '.csv' else [row_of(read_result(file))]
 
 def named_row(row: dict) -> dict:
     "What a comparison needs to know of a row."
