@@ -65,6 +65,7 @@ class Alternation(Criterion):
     def centres(self) -> Tensor: return self.loss.centres
 
     def begin_epoch(self, epoch: int, epochs: int) -> None:
+        super().begin_epoch(epoch, epochs)
         self.epoch, self.epochs, self.sums = epoch, epochs, None
 
     def logits(self, h: Tensor) -> Tensor: return self.loss.logits(h)
