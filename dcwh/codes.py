@@ -327,6 +327,23 @@ def _checked_ids(ids: np.ndarray | None, images: int) -> np.ndarray:
     return ids
 
 # %% ../nbs/00_codes.ipynb #f3b440ac
+def _positions(rows, images: int) -> np.ndarray:
+    "Positions, or a mask, of some of so many images. Raises IndexError, or ValueError."
+    array = as_array(rows, 'rows')
+    if array.ndim == 0:
+        raise ValueError(f'{rows!r} is one position; give a slice, a mask or an array of positions')
+    if array.shape == (0,): array = array.astype(np.int64)   # numpy takes an empty list for floats
+    if array.ndim != 1 or array.dtype.kind == 'f':
+        raise ValueError(f'rows are {array.dtype} of shape {array.shape}; '
+                         'give a slice, a mask or an array of positions')
+    if array.dtype == bool and len(array) != images:
+        raise ValueError(f'rows is a mask of {len(array)} and there are {images} codes; '
+                         'a mask says of each whether it is meant')
+    if array.dtype != bool and array.size and not -images <= array.min() <= array.max() < images:
+        raise IndexError(f'rows go from {array.min()} to {array.max()} and there are {images} '
+                         f'codes; positions are 0 to {images - 1}')
+    return array
+
 def as_bits(
     bits: Tensor | np.ndarray,   # booleans, or 0 and 1, shape (N, K)
 ) -> np.ndarray:                 # bool, shape (N, K)
@@ -357,10 +374,9 @@ class Codes:
     def __repr__(self) -> str: return f'{len(self)} codes of {self.bits} bits'
 
     def __getitem__(self, rows: slice | np.ndarray) -> 'Codes':
-        "Some of the images: a slice, a mask, or positions."
-        if np.ndim(rows) == 0 and not isinstance(rows, slice):
-            raise ValueError(f'{rows!r} is one position; '
-                             'give a slice, a mask or an array of positions')
+        """Some of the images: a slice, a mask, or positions, of which those below 0 count from
+        the end. Raises IndexError at positions beyond the last, ValueError at anything else."""
+        if not isinstance(rows, slice): rows = _positions(rows, len(self))
         labels = None if self.labels is None else self.labels[rows]
         return Codes(self.packed[rows], self.bits, labels, self.ids[rows], self.model)
 
