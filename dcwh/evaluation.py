@@ -19,6 +19,7 @@ from numba import njit, prange, types, vectorize
 from numba.extending import intrinsic, overload, register_jitable
 import torch
 from torch import Tensor
+from torch.nn.functional import pdist
 
 from .codes import Codes, as_array, as_labels, unpack
 
@@ -490,11 +491,26 @@ def _labels_of_outputs(h: Tensor, labels: np.ndarray, name: str) -> np.ndarray:
     """Labels of one side.
 
     Raises ValueError where there are none, or where `h` is no finite matrix of outputs."""
-    if not isinstance(h, Tensor) or h.ndim != 2 or not h.numel() or not h.isfinite().all():
+    if not isinstance(h, Tensor) or not _holds_numbers(h):
         raise ValueError(f'{name} is no tensor of finite outputs of shape (N, K)')
     if labels is None:
         raise ValueError(f'{name}_labels is None; without labels nothing is relevant')
     return as_labels(labels, len(h), f'{name}_labels')
+
+def _holds_numbers(h: Tensor) -> bool:
+    "Whether it is a plain matrix of finite numbers, the squares of which are finite too."
+    odd = h.is_nested or h.is_meta or h.is_complex() or h.is_quantized or h.dtype == torch.bool
+    if odd or h.layout != torch.strided or h.ndim != 2 or not h.numel(): return False
+    return bool((h.double().abs() < 1e150).all())
+
+def _way_of_distances(query: Tensor, database: Tensor) -> str:
+    """How `cdist` is to compute: by a product of matrices, which is fast and loses the digits in
+    which close outputs far from the origin differ, or, where there are such, by differences."""
+    apart = pdist(database[::max(1, len(database) // 256)])
+    apart = apart[apart > 0]
+    largest = torch.maximum(query.abs().max(), database.abs().max())
+    if len(apart) and largest > 1e4 * apart.min(): return 'donot_use_mm_for_euclid_dist'
+    return 'use_mm_for_euclid_dist_if_necessary'
 
 # %% ../nbs/08_evaluation.ipynb #ebaf4a3b
 @torch.no_grad()
@@ -510,14 +526,20 @@ def ap_of_outputs(
     check_cut(top_k, normaliser)
     sides = ((query, query_labels, 'query'), (database, database_labels, 'database'))
     labels = same_form(*(_labels_of_outputs(h, labels, name) for h, labels, name in sides))
+    if query.device != database.device:
+        raise ValueError(f'query is on {query.device} and database on {database.device}; '
+                         'move one to the other')
     if query.shape[1] != database.shape[1]:
         raise ValueError(f'query has {query.shape[1]} bits and database {database.shape[1]}; '
                          'both sides need the same code length')
     y, z = (torch.from_numpy(part).to(query.device) for part in labels)
+    query, database = query.double(), database.double()
+    way = _way_of_distances(query, database)
     k, rows, scores = min(top_k or len(z), len(z)), max(1, 2**22 // len(z)), []
-    for q, y_q in zip(query.double().split(rows), y.split(rows)):
+    for q, y_q in zip(query.split(rows), y.split(rows)):
         relevant = y_q[:, None] == z if y.ndim == 1 else y_q.float() @ z.float().T > 0
-        ranked = relevant.gather(1, torch.cdist(q, database.double()).argsort(dim=1, stable=True)[:, :k])
+        apart = torch.cdist(q, database, compute_mode=way)
+        ranked = relevant.gather(1, apart.argsort(dim=1, stable=True)[:, :k])
         precisions = ranked.cumsum(1).double() / torch.arange(1, k + 1, device=query.device) * ranked
         R, found = (counted.sum(1).cpu().numpy() for counted in (relevant, ranked))
         scores.append(precisions.sum(1).cpu().numpy() / divisor(R, found, top_k, normaliser))
