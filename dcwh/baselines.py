@@ -18,9 +18,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cosine_similarity, cross_entropy, normalize, one_hot, softplus
 
-from .codes import check_bits, sign
-from .loss import (Criterion, DCWHLoss, check_above, check_batch, check_classes, check_outputs,
-                       check_start, full_precision, start_centres, vertex_loss)
+from .codes import check_bits, shown, sign
+from .loss import (Criterion, DCWHLoss, check_above, check_batch, check_classes,
+                       check_generator, check_outputs, check_start, full_precision, start_centres,
+                       vertex_loss)
 from .optimizer import TwoStep
 
 # %% ../nbs/06_baselines.ipynb #c8b00246
@@ -75,8 +76,8 @@ class Memory(nn.Module):
         super().__init__()
         check_classes(num_classes)
         check_bits(bits)
-        if isinstance(images, bool) or not isinstance(images, int) or images < 1:
-            raise ValueError(f'images is {images!r}; '
+        if isinstance(images, bool) or not isinstance(images, int) or not 1 <= images < 2**40:
+            raise ValueError(f'images is {shown(images)}; '
                              'give how many images the training set has, from 1 up')
         self.register_buffer('outputs', torch.zeros(images, bits))
         self.register_buffer('labels', torch.zeros(images, num_classes, dtype=torch.bool))
@@ -121,7 +122,8 @@ class CrossEntropy(Criterion):
         self.num_classes, self.bits = num_classes, bits
         self.classifier = nn.Linear(bits, num_classes, bias)
 
-    def logits(self, h: Tensor) -> Tensor: return self.classifier(full_precision(check_outputs(h, self.bits)))
+    def logits(self, h: Tensor) -> Tensor:
+        return self.classifier(full_precision(check_outputs(h, self.bits)))
 
     @in_full_precision
     def terms(self, h, y, index=None): return {'class': label_loss(self.logits(h), y)}
@@ -296,7 +298,8 @@ class GreedyHash(CrossEntropy):
         check_settings(alpha=alpha)
         self.weights = {'quantization': alpha}
 
-    def logits(self, h: Tensor) -> Tensor: return super().logits(straight_through(check_outputs(h, self.bits)))
+    def logits(self, h: Tensor) -> Tensor:
+        return super().logits(straight_through(check_outputs(h, self.bits)))
 
     @in_full_precision
     def terms(self, h, y, index=None): return super().terms(h, y) | {'quantization': (h.abs() - 1).abs().pow(3).mean()}
@@ -309,6 +312,7 @@ def hash_centres(
 ) -> Tensor:                                    # -1 or +1, shape (C, K)
     "Rows of a Hadamard matrix and their negatives where bits are a power of two and there are enough, corners far from each other where not."
     check_start(num_classes, bits)
+    check_generator(generator)
     if bits & (bits - 1) or num_classes > 2 * bits: return start_centres(num_classes, bits, 'vertices', generator)
     rows = torch.ones(1, 1)
     while len(rows) < bits: rows = torch.cat([torch.cat([rows, rows], 1), torch.cat([rows, -rows], 1)])
@@ -429,7 +433,8 @@ class Squashed(Criterion):
     def weights(self) -> dict[str, float]: return self.criterion.weights | dict.fromkeys(('passed', 'gradient', 'class_gradient'), 0.)
 
     def squash(self, h: Tensor) -> Tensor: return torch.tanh(self.slope * full_precision(h)) if self.slope else h
-    def logits(self, h: Tensor) -> Tensor | None: return self.criterion.logits(self.squash(check_outputs(h, self.bits)))
+    def logits(self, h: Tensor) -> Tensor | None:
+        return self.criterion.logits(self.squash(check_outputs(h, self.bits)))
     def terms(self, h, y, index=None): return self.criterion.terms(self.squash(h), y, index)
 
     def forward(self, h: Tensor, y: Tensor, index: Tensor | None = None) -> Tensor:
@@ -438,7 +443,8 @@ class Squashed(Criterion):
         loss = self.criterion(z, y, index)
         self.last = self.criterion.last | {'passed': 1 - z.detach().square().mean() if self.slope else z.new_ones(())}
         if loss.requires_grad and h.requires_grad:
-            parts, terms = self.criterion.terms(z, y, index), {'gradient': loss}   # means over images
+            parts = self.criterion.terms(z, y, index)   # means over images
+            terms = {'gradient': loss}
             if 'class' in parts: terms['class_gradient'] = parts['class']
             self.last |= {name: len(h) * torch.autograd.grad(term, h, retain_graph=True)[0].norm(dim=1).mean() for name, term in terms.items()}
         return loss

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pdist
 
-from .codes import Codes, as_array, as_labels, unpack
+from .codes import Codes, as_array, as_labels, shown, unpack
 
 # %% ../nbs/08_evaluation.ipynb #73a253c9
 def words(
@@ -173,7 +173,8 @@ def histograms(
         device = torch.device(device)
         torch.zeros(1, device=device).cpu()   # is it there?
     except Exception as e:   # each kind of device has its own
-        raise ValueError(f'device is {device!r}; give cpu, cuda, or another device of torch') from e
+        raise ValueError(f'device is {shown(device)}; '
+                         'give cpu, cuda, or another device of torch') from e
     most = max(1, int(query.labels.sum(1).max())) if query.labels.ndim == 2 else 1
     counts = np.zeros((len(query), (most if graded else 1) + 1, query.bits + 1), np.int32)
     if device.type == 'cpu': return _count_blocks(query, database, most, counts)
@@ -209,7 +210,7 @@ def split_ties(
     ties: str,             # 'expected': as they are; 'optimistic': relevant first; 'pessimistic': relevant last
 ) -> tuple[np.ndarray, np.ndarray]:  # items and relevant, of K+1 or 2(K+1) groups
     "The groups of tied items, each split in two where relevant items shall come first, or last."
-    if ties not in TIES: raise ValueError(f'ties is {ties!r}; known are {", ".join(TIES)}')
+    if ties not in TIES: raise ValueError(f'ties is {shown(ties)}; known are {", ".join(TIES)}')
     if ties == 'expected': return items, relevant
     nothing, order = np.zeros_like(relevant), slice(None, None, 1 if ties == 'optimistic' else -1)
     def woven(pair): return np.stack(pair[order], -1).reshape(len(items), -1)
@@ -223,10 +224,10 @@ def check_cut(
     "Raise ValueError where a cut or its normaliser is not one of those defined here."
     whole = isinstance(top_k, (int, np.integer)) and not isinstance(top_k, bool)
     if top_k is not None and not (whole and 1 <= top_k < 2**62):
-        raise ValueError(f'top_k is {top_k!r}; '
+        raise ValueError(f'top_k is {shown(top_k)}; '
                          'it is a whole number from 1 to 2^62, or None for the whole database')
     if normaliser not in ('found', 'min', 'all'):
-        raise ValueError(f"normaliser is {normaliser!r}; 'found' divides by the relevant items in the top k, 'min' by min(R, k), 'all' by R")
+        raise ValueError(f"normaliser is {shown(normaliser)}; 'found' divides by the relevant items in the top k, 'min' by min(R, k), 'all' by R")
 
 # %% ../nbs/08_evaluation.ipynb #306c4a21
 def tie_groups(
@@ -297,7 +298,7 @@ def average_precision(
 ) -> np.ndarray:                    # float64, shape (Q,)
     "AP of each query (McSherry and Najork, ECIR 2008). The two ends are bounds, except for 'found' with a top_k."
     check_cut(top_k, normaliser)
-    if gains is not None and ties != 'expected': raise ValueError(f'ties is {ties!r}, and gains are only averaged over all orders; leave one of the two')
+    if gains is not None and ties != 'expected': raise ValueError(f'ties is {shown(ties)}, and gains are only averaged over all orders; leave one of the two')
     by_found = top_k is not None and normaliser == 'found'
     items, relevant = split_ties(items, relevant, ties)
     score = _precisions(items, relevant, relevant if gains is None else gains, top_k or 2**62, by_found)
@@ -354,7 +355,7 @@ def found_at(
     ns = as_array(ns, 'ns').reshape(-1)
     if ns.dtype.kind not in 'iu' or not ns.size:
         raise ValueError(f'ns are {ns.tolist()}; ranks are whole numbers, at least one')
-    if ties != 'expected' and (relevant > items).any(): raise ValueError(f'ties is {ties!r}, and gains are only averaged over all orders; give counts of relevant items, or ties=\'expected\'')
+    if ties != 'expected' and (relevant > items).any(): raise ValueError(f'ties is {shown(ties)}, and gains are only averaged over all orders; give counts of relevant items, or ties=\'expected\'')
     if ns.min() < 1 or ns.max() > items[0].sum(): raise ValueError(f'ns go from {ns.min()} to {ns.max()}; the ranks of this database are 1 to {items[0].sum()}')
     ends = [np.pad(counts.cumsum(1), ((0, 0), (1, 0))) for counts in split_ties(items, relevant, ties)]
     return np.array([np.interp(ns, N, R) for N, R in zip(*ends)])
@@ -551,6 +552,7 @@ def decisions(
 ) -> Codes:
     "The codes of a classifier's decision: one bit a class, set for the class with the highest score."
     fine = isinstance(logits, Tensor) and logits.ndim == 2 and logits.is_floating_point()
-    if not fine or logits.is_meta or not logits.shape[1] or not logits.isfinite().all():
+    fine = fine and logits.layout == torch.strided and logits.shape[1] > 0 and not logits.is_meta
+    if not fine or not logits.isfinite().all():
         raise ValueError('logits are no finite scores; give a tensor of floats of shape (N, C)')
     return Codes.from_bits(torch.eye(logits.shape[1])[logits.argmax(1).cpu()], labels)

@@ -28,7 +28,8 @@ from torch import Tensor, nn
 from torchvision import models
 from tqdm import tqdm
 
-from .codes import LONGEST, Codes, as_path, check_bits, file_is_there, writable, write_whole
+from .codes import (
+    LONGEST, Codes, as_path, check_bits, file_is_there, shown, writable, write_whole)
 from .data import ImageSet, prepare, readable, square
 from .sources import Files, Source
 
@@ -49,12 +50,15 @@ def small() -> nn.Module:
 # %% ../nbs/03_model.ipynb #31684737
 def check_backbone(name: str) -> None:
     "Raises ValueError listing the known ones, if `name` is none."
+    if not isinstance(name, str): raise ValueError(f'backbone is {shown(name)}; give a name')
     if name.startswith('timm/'):
         if not find_timm().is_model(name[5:]):
             known = len(find_timm().list_models())
-            raise ValueError(f'unknown backbone {name!r}; timm.list_models() lists {known} names')
+            raise ValueError(f'unknown backbone {shown(name)}; '
+                             f'timm.list_models() lists {known} names')
     elif name != 'small' and name not in CLASSIFIERS:
-        raise ValueError(f'unknown backbone {name!r}; known are small, {", ".join(CLASSIFIERS)}, '
+        raise ValueError(f'unknown backbone {shown(name)}; '
+                         f'known are small, {", ".join(CLASSIFIERS)}, '
                          'timm/<name>, or give an nn.Module')
 
 def find_timm():
@@ -165,7 +169,7 @@ def check_count(name: str, value: int, least: int, most: int, unit: str = '') ->
     "Raises ValueError if a number is no whole one from `least` to `most`."
     whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
     if not whole or not least <= value <= most:
-        raise ValueError(f'{name} is {value!r}; give a whole number{unit}, {least} to {most}')
+        raise ValueError(f'{name} is {shown(value)}; give a whole number{unit}, {least} to {most}')
 
 def check_side(name: str, value: int, least: int = 1) -> int:
     "A length in pixels. Raises ValueError if it is no whole number from `least` to SIDE."
@@ -175,10 +179,11 @@ def check_side(name: str, value: int, least: int = 1) -> int:
 def check_channels(name: str, values: tuple[float, float, float]) -> Tensor:
     "Mean or spread of each channel as (3, 1, 1). Raises ValueError if it is something else."
     try: channels = torch.as_tensor(values, dtype=torch.float32).detach().clone()
-    except (TypeError, ValueError, RuntimeError): channels = torch.zeros(0)
+    except (TypeError, ValueError, RuntimeError, OverflowError): channels = torch.zeros(0)
     fine = channels.shape == (3,) and channels.isfinite().all()
     if not fine or name == 'std' and (channels <= 0).any():
-        raise ValueError(f'{name} is {values!r}; give a number for each of 3 channels, std above 0')
+        raise ValueError(f'{name} is {shown(values)}; '
+                         'give a number for each of 3 channels, std above 0')
     return channels.view(3, 1, 1)
 
 # %% ../nbs/03_model.ipynb #94ca8039
@@ -196,9 +201,9 @@ class HashNetwork(nn.Module):
     ):
         super().__init__()
         if not isinstance(backbone, str | nn.Module):
-            raise ValueError(f'backbone is {backbone!r}; give a name, or an nn.Module')
+            raise ValueError(f'backbone is {shown(backbone)}; give a name, or an nn.Module')
         if not isinstance(weights, str | Path):
-            raise ValueError(f"weights is {weights!r}; "
+            raise ValueError(f"weights is {shown(weights)}; "
                              "give 'default', 'none' or a safetensors file")
         self.bits, self.image_size = check_bits(bits), check_side('image_size', image_size)
         self.resize = max(check_side('resize', resize, least=0), self.image_size)
@@ -396,7 +401,7 @@ def model_folder(
     Raises FileNotFoundError, ValueError at a malformed name, OSError without a model there."""
     if isinstance(where, str) and where.startswith(HUB): return _fetched(where, **hub)
     if not isinstance(where, str | Path):
-        raise ValueError(f'{where!r} is no folder of a saved model')
+        raise ValueError(f'{shown(where)} is no folder of a saved model')
     folder, hint = Path(where), 'give the folder of a saved model (of a run: runs/<name>/model)'
     if not file_is_there(folder / 'config.json'):
         if not folder.exists():
@@ -412,7 +417,7 @@ def _fetched(where: str, **hub) -> Path:
     "The folder to which a model of the hub has been downloaded."
     name = where.removeprefix(HUB)
     if not re.fullmatch(r'[A-Za-z0-9][\w.-]*/[A-Za-z0-9_][\w.-]*', name, re.ASCII):
-        raise ValueError(f'{where!r} is no name on the hub; give {HUB}<owner>/<name>')
+        raise ValueError(f'{shown(where)} is no name on the hub; give {HUB}<owner>/<name>')
     log = logging.getLogger('huggingface_hub')
     level = log.level
     log.setLevel(logging.ERROR)   # its tries are not told one by one
@@ -502,7 +507,7 @@ class HashModel(HashNetwork, Encoder, PyTorchModelHubMixin,
     ) -> tuple[Tensor, np.ndarray]:
         "As for every encoder, in a precision: fp32, or bf16."
         if precision not in ('fp32', 'bf16'):
-            raise ValueError(f'precision is {precision!r}; known are fp32, bf16')
+            raise ValueError(f'precision is {shown(precision)}; known are fp32, bf16')
         self._check_device()
         if precision == 'bf16' and self.dtype != torch.float32:
             raise ValueError(f'precision is bf16 and the weights are {self.dtype}; '
@@ -539,10 +544,13 @@ class HashModel(HashNetwork, Encoder, PyTorchModelHubMixin,
         could not be loaded again."""
         self._check_device()
         _check_nan(self.state_dict(), 'the model')
-        folder, config = as_path(save_directory), config or self._hub_mixin_config
+        folder = as_path(save_directory)
+        for name, given in {'config': config, 'model_card_kwargs': model_card_kwargs}.items():
+            if not isinstance(given, dict | None):
+                raise ValueError(f'{name} is {shown(given)}; give a dict')
+        config = config or self._hub_mixin_config
         own = {name: getattr(self, name) for name in ('bits', 'image_size', 'resize')}
         own |= {name: getattr(self, name).flatten().tolist() for name in ('mean', 'std')}
-        if not isinstance(config, dict): raise ValueError(f'config is {config!r}; give a dict')
         saved = json.dumps({**config, **own, 'weights': 'none'}, sort_keys=True, indent=2).encode()
         try: SavedModel.model_validate_json(saved)
         except ValidationError as e: raise ValueError(f'config: {_first(e)}') from e

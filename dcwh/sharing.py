@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from .baselines import METHODS
-from .codes import Codes, as_path, check_bits, file_is_there, writable, write_whole
+from .codes import Codes, as_path, check_bits, file_is_there, shown, writable, write_whole
 from .evaluation import evaluate
 from .experiment import run_name
 from .model import (
@@ -147,7 +147,7 @@ def _checked_notes(held: dict[str, str | None]) -> dict:
     check_bits(said['bits'])
     check_side('resize', said['resize'], check_side('image_size', said['image_size']))
     if not re.fullmatch('[0-9a-f]{16}', held['identity'] or ''):
-        raise ValueError(f'identity is {held["identity"]!r}')
+        raise ValueError(f'identity is {shown(held["identity"])}')
     return {**said, 'identity': held['identity']}
 
 def _forms(session) -> list[list]:
@@ -185,7 +185,7 @@ class OnnxModel(Encoder):
         extra('onnxruntime')
         check_count('threads', threads, 0, 1024)
         if not isinstance(providers, list | tuple | None):
-            raise ValueError(f"providers is {providers!r}; "
+            raise ValueError(f"providers is {shown(providers)}; "
                              "give a list of names, such as ['CPUExecutionProvider']")
         if not file_is_there(path):
             raise FileNotFoundError(f'ONNX file {path} is not there; `export_onnx` writes one')
@@ -414,8 +414,9 @@ def publish(
     to, file = as_path(to), as_path(result)
     if os.path.lexists(to):
         raise FileExistsError(f'{to} is there already; give another folder, or remove it')
-    if repo_id and not re.fullmatch(r'[\w-][\w.-]*/[\w-][\w.-]*', repo_id, re.ASCII):
-        raise ValueError(f'repo_id is {repo_id!r}; give <user>/<name>')
+    name = r'([\w-][\w.-]*/[\w-][\w.-]*)?'
+    if not isinstance(repo_id, str) or not re.fullmatch(name, repo_id, re.ASCII):
+        raise ValueError(f'repo_id is {shown(repo_id)}; give <user>/<name>')
     if onnx:
         for name in EXTRAS: extra(name)
     held = read_result(file)
