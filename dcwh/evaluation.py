@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['FIRST', 'TIES', 'REPORTED', 'GRADED', 'words', 'label_words', 'ones', 'trips', 'differing', 'shared',
            'keeps_torch_threads', 'check_sides', 'same_form', 'blocks', 'histograms', 'harmonic', 'precision_sum',
-           'split_ties', 'check_cut', 'tie_groups', 'divisor', 'hypergeometric', 'group_sum', 'average_precision',
-           'ap_in_order', 'within_radius', 'found_at', 'discounts', 'dcg', 'ndcg', 'Counts', 'Evaluation', 'evaluate',
-           'ap_of_outputs', 'decisions']
+           'check_groups', 'split_ties', 'check_cut', 'tie_groups', 'divisor', 'hypergeometric', 'group_sum',
+           'average_precision', 'ap_in_order', 'within_radius', 'found_at', 'discounts', 'dcg', 'ndcg', 'Counts',
+           'Evaluation', 'evaluate', 'ap_of_outputs', 'decisions']
 
 # %% ../nbs/08_evaluation.ipynb #810349ca
 from dataclasses import dataclass, field, replace
@@ -201,6 +201,23 @@ def precision_sum(
     "The sum over j = 1 … count of (first + (j - 1) step) / (before + j), in constant time; numbers or arrays of one shape."
     return count * step + (first - (before + 1) * step) * (harmonic(before + count) - harmonic(before))
 
+# %% ../nbs/08_evaluation.ipynb #5f5dc568
+def check_groups(
+    items: np.ndarray,          # int, shape (Q, G): items of each group of ties
+    sums: np.ndarray,           # of the same shape: how many of them are relevant, or their gains
+    name: str = 'relevant',     # of `sums`; where they are `gains`, any numbers from 0 up
+) -> None:
+    "Raises ValueError where these are no counts, or do not belong together."
+    for what, part in {'items': items, name: sums}.items():
+        if not isinstance(part, np.ndarray) or part.ndim != 2 or part.shape != items.shape:
+            given = getattr(part, 'shape', type(part).__name__)
+            raise ValueError(f'{what} is {given}; give items and {name} as two arrays '
+                             'of one shape (Q, G)')
+        if part.dtype.kind not in ('iuf' if what == 'gains' else 'iu') or not (part >= 0).all():
+            raise ValueError(f'{what} is {part.dtype}, or goes below 0; give counts')
+    if name == 'relevant' and (sums > items).any():
+        raise ValueError('relevant is more than items somewhere; it counts some of them')
+
 # %% ../nbs/08_evaluation.ipynb #490a0be6
 TIES = ('expected', 'optimistic', 'pessimistic')
 
@@ -298,6 +315,8 @@ def average_precision(
 ) -> np.ndarray:                    # float64, shape (Q,)
     "AP of each query (McSherry and Najork, ECIR 2008). The two ends are bounds, except for 'found' with a top_k."
     check_cut(top_k, normaliser)
+    check_groups(items, relevant)
+    if gains is not None: check_groups(items, gains, 'gains')
     if gains is not None and ties != 'expected': raise ValueError(f'ties is {shown(ties)}, and gains are only averaged over all orders; leave one of the two')
     by_found = top_k is not None and normaliser == 'found'
     items, relevant = split_ties(items, relevant, ties)
@@ -341,6 +360,7 @@ def within_radius(
     relevant: np.ndarray,   # int, shape (Q, K+1): relevant ones
 ) -> tuple[np.ndarray, np.ndarray]:  # float64, both (Q, K+1): one column for each radius 0 … K
     "Precision and recall of the items within each Hamming radius; 0 where there are none to divide by."
+    check_groups(items, relevant)
     inside, found = items.cumsum(1), relevant.cumsum(1)
     return found / np.maximum(inside, 1), found / np.maximum(found[:, -1:], 1)
 
@@ -352,6 +372,7 @@ def found_at(
     ties: str = 'expected',  # mean over all orders of tied items; 'optimistic', 'pessimistic': relevant items first, last
 ) -> np.ndarray:             # float64, shape (Q, len(ns))
     "The number of relevant items in the first N ranks, or their summed gain."
+    check_groups(items, relevant, 'gains')
     ns = as_array(ns, 'ns').reshape(-1)
     if ns.dtype.kind not in 'iu' or not ns.size:
         raise ValueError(f'ns are {ns.tolist()}; ranks are whole numbers, at least one')
@@ -366,6 +387,10 @@ def discounts(
     block: int = 2**20,
 ) -> np.ndarray:         # float64, of the same shape
     "The sum of 1 / log2(1 + i) over ranks i = 1 … N, for each N of `ranks`; never a table as long as the database."
+    ranks = as_array(ranks, 'ranks')
+    if ranks.dtype.kind not in 'iu' or ranks.size and ranks.min() < 0:
+        raise ValueError('ranks are no whole numbers from 0 up')
+    if not ranks.size: return np.zeros(ranks.shape)
     asked, back = np.unique(ranks, return_inverse=True)
     sums, total = np.zeros(len(asked)), 0.
     for start in range(0, int(asked[-1]), block):
@@ -381,6 +406,8 @@ def dcg(
     top_k: int | None = None,  # length of the ranking; None: all of it
 ) -> np.ndarray:               # float64, shape (Q,)
     "Discounted cumulative gain, the mean over all orders of tied items (McSherry and Najork, ECIR 2008)."
+    check_cut(top_k)
+    check_groups(items, gains, 'gains')
     N0, m = tie_groups(items, top_k)
     return (gains / np.maximum(items, 1) * (discounts(N0 + m) - discounts(N0))).sum(1)
 
@@ -389,6 +416,9 @@ def ndcg(
     top_k: int | None = None,  # length of the ranking; None: the whole database
 ) -> np.ndarray:               # float64, shape (Q,), 0 where nothing is relevant
     "Expected nDCG with the gain 2^s - 1. The best order is by shared labels, the most first."
+    if not isinstance(counts, np.ndarray) or counts.ndim != 3 or counts.dtype.kind not in 'iu':
+        raise ValueError('counts are no whole numbers of shape (Q, S+1, K+1), '
+                         'as histograms(query, database, graded=True) gives them')
     gain = 2. ** np.arange(counts.shape[1]) - 1
     levels = counts.sum(2)[:, ::-1]
     best = dcg(levels, levels * gain[::-1], top_k)
