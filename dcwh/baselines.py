@@ -97,11 +97,14 @@ class Memory(nn.Module):
                              f'the training set has {len(self.seen)} images')
 
     def write(self, h: Tensor, y: Tensor, index: Tensor | None) -> None:
-        "Keep the outputs of a batch."
+        """Keep the outputs of a batch. An image with outputs that are not finite, as half precision
+        gives now and then, counts as not seen: in later batches it would make every loss NaN."""
         self.check(h, index)
-        self.outputs[index] = h.detach().to(self.outputs.dtype)
+        kept = h.detach().to(self.outputs.dtype)
+        finite = kept.isfinite().all(1)
+        self.outputs[index] = torch.where(finite[:, None], kept, 0)
         self.labels[index] = one_hot(y, self.labels.shape[1]).bool() if y.ndim == 1 else y
-        self.seen[index] = True
+        self.seen[index] = finite
 
     def others(self, index: Tensor | None) -> Tensor:
         "Which images count as partners of those at `index`: bool (B, N) or (1, N); all that were seen, but not the image itself."

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pdist
 
-from .codes import Codes, as_array, as_labels, shown, unpack
+from .codes import Codes, as_array, as_labels, check_flag, shown, unpack
 
 # %% ../nbs/08_evaluation.ipynb #73a253c9
 def words(
@@ -168,6 +168,7 @@ def histograms(
     device: str | torch.device = 'cpu',  # where to count: cpu (numba), or a device of torch
 ) -> np.ndarray:                         # int32, shape (Q, S+1, bits+1): database items that share s labels with the query, at distance d
     "Count, for each query, the database by shared labels 0 … S and Hamming distance 0 … bits. Raises ValueError where the two sides cannot be compared."
+    check_flag('graded', graded)
     query, database = check_sides(query, database)
     try:
         device = torch.device(device)
@@ -375,7 +376,7 @@ def found_at(
     check_groups(items, relevant, 'gains')
     ns = as_array(ns, 'ns').reshape(-1)
     if ns.dtype.kind not in 'iu' or not ns.size:
-        raise ValueError(f'ns are {ns.tolist()}; ranks are whole numbers, at least one')
+        raise ValueError(f'ns are {shown(ns.tolist())}; ranks are whole numbers, at least one')
     if ties != 'expected' and (relevant > items).any(): raise ValueError(f'ties is {shown(ties)}, and gains are only averaged over all orders; give counts of relevant items, or ties=\'expected\'')
     if ns.min() < 1 or ns.max() > items[0].sum(): raise ValueError(f'ns go from {ns.min()} to {ns.max()}; the ranks of this database are 1 to {items[0].sum()}')
     ends = [np.pad(counts.cumsum(1), ((0, 0), (1, 0))) for counts in split_ties(items, relevant, ties)]

@@ -110,7 +110,7 @@ class Criterion(nn.Module):
     def begin_epoch(self, epoch: int, epochs: int) -> None:
         "Called before epoch `epoch` of `epochs`, counted from 0. Raises ValueError beyond them."
         whole = all(isinstance(n, Integral) and not isinstance(n, bool) for n in (epoch, epochs))
-        if not whole or not 0 <= epoch < epochs:
+        if not whole or not 0 <= epoch < epochs < 2**31:
             raise ValueError(f'epoch is {shown(epoch)} and epochs {shown(epochs)}; '
                              'epochs are whole numbers, counted from 0 to epochs - 1')
 

@@ -15,7 +15,7 @@ try:
     from torchmetrics.utilities import dim_zero_cat
 except ImportError as e: raise ImportError("torchmetrics is missing, which the metric needs: pip install '.[metrics]' in a clone of dcwh") from e
 
-from .codes import Codes, as_array, shown
+from .codes import Codes, as_array, check_flag, shown
 from .evaluation import check_cut, evaluate
 
 # %% ../nbs/09_metrics.ipynb #49f57f3f
@@ -116,6 +116,7 @@ class HashRetrieval(TwoSides):
         **options,                  # of torchmetrics.Metric
     ):
         check_cut(top_k)
+        check_flag('graded', graded)
         super().__init__(**options)
         self.top_k, self.graded = top_k, graded
 
