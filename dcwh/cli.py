@@ -275,10 +275,10 @@ def check_places(
     """Raises ValueError or OSError where codes and table cannot be written, or would replace
     something else."""
     from dcwh.codes import read_codes, writable
-    table = table_of(out)
     if out.suffix != '.npz':
         raise ValueError(f'{out} does not end in .npz, which codes do; '
                          'the table beside them ends in .csv')
+    table = table_of(out)
     for place in (out, table): writable(place)
     if table.is_file() and images.is_file() and table.samefile(images):
         raise ValueError(f'the table of {out} would replace {images}, which names the images; '
@@ -431,12 +431,13 @@ def build(
     dcwh index build s3://bucket/photos.lance photos.npz --kind lance
     """
     from dcwh.codes import read_codes, writable
-    from dcwh.search import CodeIndex, check_options
+    from dcwh.search import CodeIndex, check_file, check_options
     from dcwh.sources import typed_columns
     options = assignments(set or [])
     if 'path' in options:
         raise ValueError(f'path is {where}, the place of the index; it is no option')
     if kind == 'lance': options['path'] = where
+    else: check_file(where)
     if kind != 'lance' and Path(where).exists():
         raise FileExistsError(f'{where} is there already; dcwh index add extends it')
     if kind != 'lance': writable(where)
@@ -608,7 +609,8 @@ def evaluate(
     files, tables = (query, database), (query_table, database_table)
     sides = [read_codes(file) for file in files]
     columns = [columns_of(codes, file, table) for codes, file, table in zip(sides, files, tables)]
-    sides = labelled(sides, columns, files)
+    places = [Path(table) if table else table_of(file) for file, table in zip(files, tables)]
+    sides = labelled(sides, columns, places)
     found = evaluation.evaluate(*sides, k)
     tell_repeated(*sides, same_file=query.samefile(database))
     ways = {'map': 'expected', 'map_pessimistic': 'pessimistic', 'map_optimistic': 'optimistic'}
@@ -619,34 +621,36 @@ def evaluate(
     _answer(table | {name: value for name, value in found.to_dict().items() if name not in table}, as_json)
 
 # %% ../nbs/16_cli.ipynb #ccd1fb8b
-def names_of(codes, columns: dict, file: Path) -> list[list[str]] | None:
+def names_of(codes, columns: dict, table: Path) -> list[list[str]] | None:
     """The names of the classes of each image, by the column label, or labels, of its table.
 
     None where there is no such column. Raises ValueError, naming the table, at an empty label."""
     from dcwh.sources import labels_in
     try: names = labels_in(columns)
-    except ValueError as e: raise ValueError(f'{table_of(file)}: {e}') from e
+    except ValueError as e: raise ValueError(f'{table}: {e}') from e
     bare = [i for i, row in zip(codes.ids.tolist(), names or []) if not all(row)]
     if bare:
-        raise ValueError(f'{table_of(file)}: {len(bare)} images have an empty label, the first {bare[0]}; '
+        raise ValueError(f'{table}: {len(bare)} images have an empty label, the first {bare[0]}; '
                          'leave them out of the codes')
     return names
 
 def labelled(
     sides: list,      # codes
     columns: list,    # of the table of each, as text
-    files: tuple,     # where the codes are from, for the error
+    tables: list,     # where the tables are, for the error
 ) -> list:
     """Codes with labels by the names in their tables, numbered together.
 
     Raises ValueError where only one side has names."""
     from dataclasses import replace
     from dcwh.sources import number_labels
-    names = [names_of(*side) for side in zip(sides, columns, files)]
-    bare = [table_of(file) for file, rows in zip(files, names) if rows is None]
+    names = [names_of(*side) for side in zip(sides, columns, tables)]
+    bare = [table for table, rows in zip(tables, names) if rows is None]
     if len(bare) == len(names): return sides
     if bare:
-        raise ValueError(f'{bare[0]} has no column label, and the table of the other side has one')
+        said = 'has no column label' if bare[0].is_file() else 'is not there'
+        raise ValueError(f'{bare[0]} {said}, and the table of the other side has a column label; '
+                         'give both sides a table with one, or say none for both')
     _, labels = number_labels([row for rows in names for row in rows])
     ends = len(names[0])
     parts = labels[:ends], labels[ends:]

@@ -393,12 +393,13 @@ def _unreadable(e: OSError) -> None:
                   'give yourself the right to read it, or take it out') from e
 
 # %% ../nbs/01_sources.ipynb #1be57527
-def found_below(root: Path) -> Iterator[tuple[str, ...]]:
+def found_below(
+    root: Path,
+    others: list[str],   # takes the names of files that have other endings
+) -> Iterator[tuple[str, ...]]:
     """The parts of the path of each image file, as its ending says; links are followed.
 
-    Warns of files that have other endings. Raises OSError naming a folder that cannot be read, or
-    a link that leads nowhere."""
-    others = []
+    Raises OSError naming a folder that cannot be read, or a link that leads nowhere."""
     for folder, files in folders_below(root):
         parts = Path(folder).relative_to(root).parts
         for file in files:
@@ -408,9 +409,6 @@ def found_below(root: Path) -> Iterator[tuple[str, ...]]:
                 continue
             _check_link(os.path.join(folder, file))
             if (ending or file.lower()) not in BESIDE: others.append('/'.join((*parts, file)))
-    if others:
-        warnings.warn(f'{len(others)} files below {printable(root)} are left out, as their names '
-                      f'do not end as those of images do, the first {printable(min(others))}')
 
 def _check_link(path: str) -> None:
     if os.path.islink(path) and not os.path.exists(path):
@@ -420,16 +418,24 @@ def images_below(
     root: Path,
     what: str = '',   # what the folder is, for the error
 ) -> list[tuple[str, ...]]:
-    "`found_below`, sorted. Raises FileNotFoundError if there is none."
-    rows = sorted(found_below(root))
+    "`found_below`, sorted. Warns of other files. Raises FileNotFoundError if there is no image."
+    others = []
+    rows = sorted(found_below(root, others))
+    first = f'the first {printable(min(others, default=""))}'
     if not rows:
+        rest = f', but {len(others)} other files, {first}' if others else ''
         raise FileNotFoundError(f'{what}{printable(root)} holds no image '
-                                f'({", ".join(sorted(IMAGES))})')
+                                f'({", ".join(sorted(IMAGES))}){rest}')
+    if others:
+        warnings.warn(f'{len(others)} files below {printable(root)} are left out, as their names '
+                      f'do not end as those of images do, {first}')
     return rows
 
 # %% ../nbs/01_sources.ipynb #b645a8d6
 def check_tree(root: Path, rows: list[tuple[str, ...]], parts: list[str]) -> None:
     "Raise ValueError where a tree holds something that would be left out."
+    held, bare = {row[:-1] for row in rows}, class_folders(root, parts)
+    root = printable(root)
     shape = f'{"|".join(parts)}/<class>/<image>' if parts else '<class>/<image>'
     beside = sorted({row[0] for row in rows if len(row) > 1} - set(parts)) if parts else []
     if beside:
@@ -441,8 +447,7 @@ def check_tree(root: Path, rows: list[tuple[str, ...]], parts: list[str]) -> Non
     if stray:
         raise ValueError(f'{len(stray)} images of {root} are not at {shape}, '
                          f'the first {printable("/".join(stray[0]))}')
-    held = {row[:-1] for row in rows}
-    bare = [row for row in class_folders(root, parts) if row not in held]
+    bare = [row for row in bare if row not in held]
     if bare:
         raise ValueError(f'{len(bare)} class folders of {root} hold no image of their own, '
                          f'the first {printable("/".join(bare[0]))}; add images '
@@ -468,7 +473,7 @@ def folder(name: str, data_dir: str | Path) -> Source:
     naming what cannot be read."""
     root = as_path(data_dir, 'data_dir')
     if not root.is_dir():
-        raise FileNotFoundError(f'data_dir {root} is not a folder; '
+        raise FileNotFoundError(f'data_dir {printable(root)} is not a folder; '
                                 'give one of <class>/<image> or <train|test>/<class>/<image>')
     rows = images_below(root, 'data_dir ')
     parts = split_folders(root)
@@ -492,7 +497,8 @@ def read_text(file: Path) -> str:
     "A text file in UTF-8. Raises FileNotFoundError, or ValueError naming the line of what is none."
     if not file.is_file():
         raise FileNotFoundError(f'{printable(file)} is not there, or is no file; give a CSV')
-    content = file.read_bytes()
+    try: content = file.read_bytes()
+    except OSError as e: raise OSError(f'{printable(file)} cannot be read ({e.strerror})') from e
     if content.startswith((b'\xff\xfe', b'\xfe\xff')):
         raise ValueError(f'{at_line(file, 1)}: this is UTF-16; save the file as UTF-8')
     try: text = content.decode('utf-8-sig')

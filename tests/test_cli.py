@@ -110,6 +110,7 @@ def test_places_and_columns_are_looked_at_before_an_image_is(place, monkeypatch)
     monkeypatch.setattr(HashModel, 'outputs_at', encoding)
     (place / 'taken.npz').mkdir()
     (place / 'file').touch()
+    assert refused(encode(out=''), 'does not end in .npz')
     for out in ('x.csv', 'codes.v1', 'codes', 'taken.npz', 'file/c.npz', '/proc/c.npz'): assert refused(encode(out=out), out.partition('/')[0])
     for head in ('id,path,label', 'path,code,label', 'path,two words,label', 'path,label,label', 'path,label,', 'path,distance'):
         write_list(head, [','.join(['photos/ant/0.png'] * len(head.split(',')))])
@@ -186,6 +187,10 @@ def test_an_empty_label_and_queries_in_the_database_are_said(tmp_path, monkeypat
     _, _, sides = by_hand(labels)
     tables(['', *labels[1:]], sides)
     assert refused(do('evaluate', 'q.npz', 'd.npz'), 'q.csv', 'empty label')
+    write_list('id', [f'q{i}' for i in range(20)], 'bare.csv')
+    assert refused(do('evaluate', 'q.npz', 'd.npz', '--query-table', 'bare.csv'), 'bare.csv has no column label')
+    os.unlink('q.csv')
+    assert refused(do('evaluate', 'q.npz', 'd.npz'), 'q.csv is not there, and the table of the other side')
     tables(labels, sides)
     assert '20 of 20 queries are in the database too' in do('evaluate', 'q.npz', 'q.npz').stderr
     assert do('evaluate', 'q.npz', 'd.npz').stderr == ''
@@ -230,6 +235,8 @@ def test_an_index_is_refused_before_it_is_built(place):
     for kind, option in (('ivf', 'nprobe=4'), ('flat', 'lists=4'), ('flat', 'root=x'), ('ivf', 'lists=abc'), ('hnsw', 'links=1'), ('multihash', 'substring=20'), ('ivf', 'probes=0'), ('hnsw', 'x')):
         assert refused(do('index', 'build', 'x.index', 'c.npz', '--kind', kind, '--set', option), option.partition('=')[0]), (kind, option)
     assert refused(do('index', 'build', 'x.index', 'c.npz', '--images', 'nowhere'), 'nowhere')
+    for uri in ('s3://bucket/x.lance', 'file:///tmp/x.index', 'hf://me/x'): assert refused(do('index', 'build', uri, 'c.npz'), uri, 'kind lance') and not Path(uri.partition('/')[0]).exists()
+    assert refused(do('index', 'build', '', 'c.npz'), 'no path')
     assert refused(do('index', 'build', 'photos', 'c.npz'), 'photos') and refused(do('index', 'build', 'x.index', 'nowhere.npz'), 'nowhere.npz')
     assert refused(do('index', 'build', 'x.index', 'c.npz', '--kind', 'tree'), 'tree') and not (place / 'x.index').exists()
 
@@ -342,6 +349,15 @@ def test_names_that_no_file_can_have_are_said(place):
         for name in ('d.npz', 'd.csv'): (place / name).unlink()
     for words in (['data', 'check', 'folder/a\0b'], ['encode', 'mo\0del', 'photos'], ['index', 'show', 'x\0.index']):
         assert refused(do(*words), 'zero byte'), words
+
+
+def test_an_odd_place_is_said_in_one_line(place):
+    for words in (['data', 'check', 'folder/x', '--data-dir', 'a\nb'], ['data', 'describe', 'csv/x', '--data-dir', 'a\nb'], ['data', 'check', 'lists/x', '--data-dir', 'a\nb'], ['encode', 'model', 'a\nb']): assert refused(do(*words), 'a\\nb')
+    (place / 'a\nb').mkdir()
+    assert refused(do('data', 'check', 'folder/x', '--data-dir', 'a\nb'), 'a\\nb holds no image')
+    tree(place / 'a\nb', '0.png')
+    assert refused(do('data', 'check', 'folder/x', '--data-dir', 'a\nb'), 'images of a\\nb are not at')
+    assert refused(do('data', 'check', 'csv/x', '--data-dir', '/proc/self/mem'), '/proc/self/mem cannot be read')
 
 
 def test_files_that_are_no_images_are_named(place):

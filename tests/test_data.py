@@ -13,8 +13,8 @@ import dcwh.sources
 from dcwh.cli import app
 from dcwh.data import FORMATS, check, content_hash, load, readable, ImageSet
 from dcwh.experiment import retrieval_set, run
-from dcwh.sources import (BESIDE, IMAGES, UNREAD, Source, catalogue, digit_pairs, digits, find_source, from_dataset,
-                          lists, number_labels, read_columns, typed, write_table)
+from dcwh.sources import (BESIDE, IMAGES, UNREAD, Source, catalogue, digit_pairs, digits,
+                          find_source, from_dataset, lists, number_labels, read_columns, typed, write_table)
 from dcwh.training import resolve
 
 PAIRS, DIGITS = digit_pairs(), digits()

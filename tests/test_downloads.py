@@ -307,8 +307,9 @@ def test_cifar_without_a_network_says_which_file_belongs_where(nowhere, small, t
         with pytest.raises(FileNotFoundError, match=f'cifar10 is not in {tmp_path}: .*refused') as wrong: small_cifar(tmp_path, nowhere, believed)
         return str(wrong.value)
     place = tmp_path / nowhere.rpartition('/')[2]
-    assert f'put it at {place}. It is one file, {CIFAR10.filename} (MD5 {believed["tgz_md5"]}), that belongs into {tmp_path}; unpacked, as {CIFAR10.base_folder},' in said()
-    assert names(tmp_path) == [] and 'dcwh data fetch' not in said() and len(said().splitlines()) == 1
+    told = said()
+    assert f'put it at {place}. It is one file, {CIFAR10.filename} (MD5 {believed["tgz_md5"]}), that belongs into {tmp_path}; unpacked, as {CIFAR10.base_folder},' in told
+    assert names(tmp_path) == [] and 'dcwh data fetch' not in told and len(told.splitlines()) == 1
     place.write_bytes(body[:1000])
     assert f'put it at {place}, in place of the one there, which is not whole or another' in said()
     place.write_bytes(body)
