@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['app', 'EXPECTED', 'data', 'Name', 'Where', 'Lists', 'Missing', 'Protocol', 'MODEL', 'Model', 'Index', 'Json',
-           'Workers', 'index', 'CodesFile', 'TableFile', 'RERANK', 'SHEET', 'SOFTWARE', 'main', 'assignments',
-           'in_a_line', 'run', 'compare', 'describe', 'check', 'fetch', 'encoder_of', 'check_places', 'check_columns',
-           'encode', 'table_of', 'bound', 'hash_of', 'save_codes', 'columns_of', 'build', 'add', 'delete', 'show',
-           'search', 'check_sheet', 'evaluate', 'names_of', 'labelled', 'tell_repeated', 'serve']
+           'Workers', 'index', 'CodesFile', 'TableFile', 'RERANK', 'SHEET', 'SOFTWARE', 'MOST_PICTURES', 'main',
+           'assignments', 'in_a_line', 'run', 'compare', 'describe', 'check', 'fetch', 'encoder_of', 'check_places',
+           'check_columns', 'encode', 'table_of', 'bound', 'hash_of', 'save_codes', 'columns_of', 'build', 'add',
+           'delete', 'show', 'search', 'check_sheet', 'evaluate', 'names_of', 'labelled', 'tell_repeated', 'serve']
 
 # %% ../nbs/16_cli.ipynb #9aa6bcad
 from collections.abc import Callable
@@ -236,10 +236,13 @@ def check(
 
 @data.command()
 @in_a_line
-def fetch(name: Annotated[str, typer.Argument(help='cifar10 or cifar100')], data_dir: Where = '') -> None:
+def fetch(
+    name: Annotated[str, typer.Argument(help='cifar10 or cifar100')], data_dir: Where = '',
+) -> None:
     "Download a set, check it, and say where it is."
     if name not in ('cifar10', 'cifar100'):
-        raise ValueError(f'{name} is not downloaded; data/README.md says how to get it')
+        raise ValueError(f'{name!r} is not downloaded, as cifar10 and cifar100 are; '
+                         'data/README.md says how to get others')
     config = _config(name, data_dir)
     typer.echo(f'{config.data_dir}: {len(_source(config).images)} images of {name}')
 
@@ -438,6 +441,7 @@ def build(
         raise ValueError(f'path is {where}, the place of the index; it is no option')
     if kind == 'lance': options['path'] = where
     else: check_file(where)
+    if where.startswith('memory:'): raise ValueError(f'{where} would be gone with this command')
     if kind != 'lance' and Path(where).exists():
         raise FileExistsError(f'{where} is there already; dcwh index add extends it')
     if kind != 'lance': writable(where)
@@ -512,7 +516,7 @@ def search(
     from dcwh.sources import Files
     found = CodeIndex.load(where)
     filters = found.read_where(only or [])
-    if sheet: check_sheet(sheet, found.root)
+    if sheet: check_sheet(sheet, found.root, len(images), min(k, len(found)))
     encoder, unreadable = encoder_of(model), []
     h, rows = encoder.outputs_at(Files(Path(), tuple(map(str, images))), unreadable=unreadable)
     if not len(h): raise ValueError(f'none of the images can be read; the first: {unreadable[0]}')
@@ -540,17 +544,24 @@ def _answers(index, distances, ids) -> list[dict]:
     import numpy as np
     there = (distances >= 0) & np.isfinite(distances)
     details = index.details(ids[there])
-    return [{'id': i, 'distance': d, **{name: values[n].item() for name, values in details.items()}} for n, (i, d) in enumerate(zip(ids[there].tolist(), distances[there].tolist()))]
+    return [{'id': i, 'distance': d, **{name: v[n].item() for name, v in details.items()}}
+            for n, (i, d) in enumerate(zip(ids[there].tolist(), distances[there].tolist()))]
 
 SHEET, SOFTWARE = 'dcwh: a contact sheet', 0x0131   # what is written into a sheet, and its Exif tag
 
-def check_sheet(sheet: Path, root: str) -> None:
+MOST_PICTURES = 400   # of a contact sheet, across and down: a file has 65,535 pixels at most
+
+def check_sheet(sheet: Path, root: str, rows: int, columns: int) -> None:
     """Raises ValueError or OSError where a contact sheet cannot be drawn, or would replace
     anything but another one."""
     from dcwh.codes import writable
     if sheet.suffix.lower() not in ('.png', '.jpg', '.jpeg'):
         raise ValueError(f'{sheet} is neither .png nor .jpg')
-    if not root: raise ValueError('the index does not know where its images are; build it with --images')
+    if max(rows, columns) > MOST_PICTURES:
+        raise ValueError(f'a sheet of {rows} images that ask and {columns} answers is too large; '
+                         f'give at most {MOST_PICTURES} images, and -k {MOST_PICTURES}')
+    if not root:
+        raise ValueError('the index does not know where its images are; build it with --images')
     if not Path(root).is_dir():
         raise FileNotFoundError(f'{root}, where the images of the index were, is not there')
     if writable(sheet).exists() and not _is_sheet(sheet):
@@ -576,7 +587,8 @@ def _draw(asked: list[Path], answers: list[list[dict]], root: str, sheet: Path) 
     picture = lambda path: square(path, 160).permute(1, 2, 0).numpy()
     rows = [[picture(image), *(picture(below(Path(root), str(row['id']))) for row in found)]
             for image, found in zip(asked, answers)]
-    captions = [['query', *(f'{row["distance"]:.4g}  {row.get("label", "")}'.strip()[:18] for row in found)] for found in answers]
+    caption = lambda row: f'{row["distance"]:.4g}  {row.get("label", "")}'.strip()[:18]
+    captions = [['query', *map(caption, found)] for found in answers]
     drawn, mark = io.BytesIO(), Image.Exif()
     mark[SOFTWARE] = SHEET
     fig = contact_sheet(rows, captions)

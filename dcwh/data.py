@@ -471,7 +471,8 @@ def check_roles(data: RetrievalSet) -> None:
     unseen = class_sizes(data.train.labels, len(data.classes)) == 0
     if unseen.any():
         raise ValueError(f'{unseen.sum()} classes have no training image, the first '
-                         f'{data.classes[unseen.argmax()]!r}; every class needs one, besides those that ask')
+                         f'{data.classes[unseen.argmax()]!r}; every class needs one, '
+                         'besides those that ask')
 
 def labels_per_image(labels: list[np.ndarray]) -> str:
     "How many labels an image has, in words."
@@ -523,9 +524,9 @@ def check(
     workers: int = 0,          # processes that read
     protocol: str = 'full',    # the one that is to be followed, as in `load`
 ) -> tuple[dict, list[str]]:
-    """What a source holds, having read all of it; and everything that is wrong with it, a line each.
+    """What a source holds, having read all of it; and everything that is wrong with it.
 
-    That is what cannot be read, and what `load` would refuse."""
+    That is what cannot be read, and what `load` would refuse, a line each."""
     whole_number(workers, 'workers', 0, WORKERS)
     check_protocol(protocol)
     ids, wrong = np.arange(len(source.labels)), []

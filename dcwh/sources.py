@@ -290,7 +290,7 @@ def fetch(
                 os.replace(got, path)
             finally: shutil.rmtree(part, ignore_errors=True)
     except (requests.RequestException, ValueError) as e:
-        held = ', in place of the one there, which is not whole or another' if path.is_file() else ''
+        held = ', in place of the one there, which is torn or another' if path.is_file() else ''
         raise OSError(f'{url} could not be downloaded in {tries} tries ({e}); try again later, '
                       f'or get the file elsewhere and put it at {path}{held}') from e
     except OSError as e:
@@ -347,8 +347,8 @@ def cifar(name: str, data_dir: str | Path) -> Source:
     return Source(name, images, labels, tuple(train.classes), split)
 
 # %% ../nbs/01_sources.ipynb #9163aaa4
-IMAGES = {'.jpg', '.jpeg', '.jpe', '.jif', '.jfif', '.jfi', '.mpo', '.png', '.apng', '.webp', '.gif',
-          '.bmp', '.dib', '.tif', '.tiff', '.ppm', '.pgm', '.pbm', '.pnm', '.jp2', '.j2k', '.j2c',
+IMAGES = {'.jpg', '.jpeg', '.jpe', '.jif', '.jfif', '.jfi', '.mpo', '.png', '.apng', '.webp',
+          '.gif', '.bmp', '.dib', '.tif', '.tiff', '.ppm', '.pgm', '.pbm', '.pnm', '.jp2', '.j2k', '.j2c',
           '.jpc', '.jpf', '.jpx', '.avif', '.avifs'}
 UNREAD = {   # images that are not read: photographs, raw ones, drawings, and others; each is named
     '.heic', '.heif', '.hif', '.jxl', '.jxr', '.wdp', '.hdp', '.bpg', '.qoi',

@@ -236,7 +236,7 @@ def test_an_index_is_refused_before_it_is_built(place):
         assert refused(do('index', 'build', 'x.index', 'c.npz', '--kind', kind, '--set', option), option.partition('=')[0]), (kind, option)
     assert refused(do('index', 'build', 'x.index', 'c.npz', '--images', 'nowhere'), 'nowhere')
     for uri in ('s3://bucket/x.lance', 'file:///tmp/x.index', 'hf://me/x'): assert refused(do('index', 'build', uri, 'c.npz'), uri, 'kind lance') and not Path(uri.partition('/')[0]).exists()
-    assert refused(do('index', 'build', '', 'c.npz'), 'no path')
+    assert refused(do('index', 'build', '', 'c.npz'), 'no path') and refused(do('index', 'build', 'memory://x.lance', 'c.npz', '--kind', 'lance'), 'would be gone')
     assert refused(do('index', 'build', 'photos', 'c.npz'), 'photos') and refused(do('index', 'build', 'x.index', 'nowhere.npz'), 'nowhere.npz')
     assert refused(do('index', 'build', 'x.index', 'c.npz', '--kind', 'tree'), 'tree') and not (place / 'x.index').exists()
 
@@ -259,6 +259,8 @@ def test_a_sheet_replaces_nothing_but_a_sheet(place):
     for sheet in ('a.png', 'b.jpg', 'c.JPEG'):
         for _ in range(2): assert draw(sheet).exit_code == 0, sheet
         with Image.open(sheet) as image: assert image.format == ('PNG' if sheet == 'a.png' else 'JPEG') and image.width > 300
+    many = do('search', 'x.index', *['mine.png'] * 401, '--model', 'nowhere', '--sheet', 'new.png')   # before the model is asked for
+    assert refused(many, '401 images that ask and 10 answers', 'too large')
     Image.open('a.png').convert('RGB').save('a.png')   # drawn on, and saved by another program
     assert refused(draw('a.png'), 'would replace') and refused(draw('x.pdf'), 'neither .png nor .jpg')
 

@@ -311,6 +311,6 @@ def test_cifar_without_a_network_says_which_file_belongs_where(nowhere, small, t
     assert f'put it at {place}. It is one file, {CIFAR10.filename} (MD5 {believed["tgz_md5"]}), that belongs into {tmp_path}; unpacked, as {CIFAR10.base_folder},' in told
     assert names(tmp_path) == [] and 'dcwh data fetch' not in told and len(told.splitlines()) == 1
     place.write_bytes(body[:1000])
-    assert f'put it at {place}, in place of the one there, which is not whole or another' in said()
+    assert f'put it at {place}, in place of the one there, which is torn or another' in said()
     place.write_bytes(body)
     assert len(small_cifar(tmp_path, nowhere, believed)[0].labels) == 400   # as it was told
