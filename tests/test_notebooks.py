@@ -12,7 +12,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 NUMBERED = sorted((ROOT / 'nbs').glob('[0-9][0-9]_*.ipynb'))
-NOTEBOOKS = [*NUMBERED, *sorted((ROOT / 'nbs').glob('index.ipynb')), *sorted((ROOT / 'nbs/tutorials').glob('*.ipynb'))]
+OTHERS = 'index.ipynb', 'experiments/*.ipynb', 'tutorials/*.ipynb'
+NOTEBOOKS = [*NUMBERED, *(p for others in OTHERS for p in sorted((ROOT / 'nbs').glob(others)))]
 FLOOR = {p.stem.split('_', 1)[1]: int(p.stem[:2]) for p in NUMBERED}
 ALL = sorted(p for p in (ROOT / 'nbs').rglob('*.ipynb') if not any(part.startswith(('.', '_')) for part in p.relative_to(ROOT).parts))
 MODULES = sorted((ROOT / 'dcwh').glob('*.py'))
@@ -56,7 +57,10 @@ def imported(tree, package='dcwh'):
 
 @pytest.mark.parametrize('path', NOTEBOOKS, ids=name)
 def test_runs(path):
+    tables = {p: p.read_bytes() for p in (ROOT / 'reports').glob('*.csv')}
     run(['-c', RUN, path], path.parent, MPLBACKEND='agg')
+    changed = [name(p) for p, before in tables.items() if p.read_bytes() != before]
+    assert changed == [], 'they are not what the notebooks write; look at git diff and commit them'
 
 
 @pytest.fixture(scope='module')

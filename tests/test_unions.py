@@ -1,18 +1,46 @@
-"""The script behind the table of bits that are unions: codes made by hand, in which it is known which are."""
+"""The script behind the table of bits that are unions: codes made by hand, in which it is known
+which are."""
 from pathlib import Path
+import csv
 import runpy
+import shutil
 
 import numpy as np
+import pytest
 
 from dcwh.codes import Codes
 
-SCRIPT = runpy.run_path(str(Path(__file__).resolve().parents[1] / 'workflow/unions.py'))
+ROOT = Path(__file__).parents[1]
+SCRIPT = runpy.run_path(str(ROOT / 'workflow/unions.py'))
 
 
-def test_counts_bits_that_are_unions():
+@pytest.fixture
+def codes():
+    "Five bits: three unions of two classes, one that is none, and one that is always on."
     labels = np.random.default_rng(0).random((400, 4)) < .5
     labels[:, 0] |= ~labels.any(1)
-    union, either = labels[:, 0] | labels[:, 2], labels[:, 1] ^ labels[:, 3]   # the second is no union of classes
-    noisy = union ^ (np.arange(400) % 20 == 0)                                 # one in twenty flipped
+    union = labels[:, 0] | labels[:, 2]
+    either = labels[:, 1] ^ labels[:, 3]             # no union of classes
+    noisy = union ^ (np.arange(400) % 20 == 0)       # one in twenty flipped
     bits = np.stack([union, ~union, noisy, either, np.ones(400, bool)], axis=1)
-    assert SCRIPT['unions'](Codes(np.packbits(bits, axis=1), 5, labels, np.arange(400))) == [2, 2, 2, 0, 0]
+    return Codes(np.packbits(bits, axis=1), 5, labels, np.arange(400))
+
+
+def test_counts_bits_that_are_unions(codes):
+    assert SCRIPT['unions'](codes) == [2, 2, 2, 0, 0]
+    assert SCRIPT['row']('dcwh', 3, codes) == ['dcwh', 5, 3, '0.6000', '2.00']
+
+
+def test_writes_a_row_for_each_run_of_the_tables(codes, tmp_path):
+    reports, runs = tmp_path / 'reports', tmp_path / 'runs'
+    reports.mkdir()
+    shutil.copy(ROOT / 'reports/digit-pairs.csv', reports)
+    with pytest.raises(FileNotFoundError, match='query.npz'): SCRIPT['write_table'](reports, runs)
+    with open(ROOT / 'reports/digit-pairs.csv', newline='') as f: rows = list(csv.DictReader(f))
+    for row in rows:
+        if row['bits'] == '24' and row['study'] == 'comparison':
+            (runs / row['run']).mkdir(parents=True)
+            codes.save(runs / row['run'] / 'query.npz')
+    SCRIPT['write_table'](reports, runs)
+    def named(file): return [line.split(',')[::2][:2] for line in file.read_text().splitlines()]
+    assert named(reports / 'unions.csv') == named(ROOT / 'reports/unions.csv')

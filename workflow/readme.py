@@ -39,6 +39,10 @@ def render(index: Path = INDEX) -> dict[str, bytes]:
         if c.cell_type == 'markdown': c.source = from_root(c.source)
         elif re.match(r'(#\|.*\n)*#\|\s*echo:\s*false', c.source): c.metadata['transient'] = {'remove_source': True}
         else: c.source = re.sub(r'\A(#\|.*\n)+', '', c.source)
+        for output in c.get('outputs', []):
+            shown = output.get('data', {})
+            if 'text/markdown' in shown:
+                shown['text/markdown'] = from_root(''.join(shown['text/markdown']))
     nb.metadata['language_info'] = {'name': 'python'}
     names = {'unique_key': 'index', 'output_files_dir': IMAGES}
     body, resources = MarkdownExporter().from_notebook_node(nbformat.reads(nb2str(nb), as_version=4), resources=names)

@@ -1,38 +1,62 @@
-"""Which share of the bits of each method are unions, and of how many classes, on `digit-pairs` at 24 bits: writes reports/unions.csv, which the claims notebook shows.
+"""Which share of the bits of each method are unions, and of how many classes, on `digit-pairs` at
+24 bits. Writes reports/unions.csv, which the claims notebook shows.
 
     make grid GRID=digit-pairs        # leaves the codes of its queries in runs/
     .venv/bin/python workflow/unions.py
 
-A class owns a bit that is on for four in five of the images with its label. The bit is a union if it is on exactly where one of its owners is among an image's labels,
-for nine images in ten. On and off are a matter of sign, so a bit counts if it or its opposite is one.
+A class owns a bit that is on for four in five of the images with its label. The bit is a union if
+it is on exactly where one of its owners is among an image's labels, for nine images in ten. On and
+off are a matter of sign, so a bit counts if it or its opposite is one.
 """
-import csv
 from pathlib import Path
+import csv
+import io
 
 import numpy as np
 
-from dcwh.codes import Codes, unpack
-from dcwh.report import read_results
+from dcwh.codes import Codes, unpack, write_whole
+from dcwh.results import read_results
 
 OWNED, UNION = .8, .9
+COLUMNS = 'method', 'bits', 'seed', 'unions', 'classes a union'
 
 
 def owners(bit: np.ndarray, labels: np.ndarray) -> int:
     "How many classes a bit (N,) is the union of, given the labels (N, C); 0 if it is none."
     owned = np.array([bit[column].mean() for column in labels.T]) >= OWNED
-    return int(owned.sum()) if 0 < owned.sum() < len(owned) and (labels[:, owned].any(1) == bit).mean() >= UNION else 0
+    if not owned.any() or owned.all(): return 0
+    union = labels[:, owned].any(1)
+    return int(owned.sum()) if (union == bit).mean() >= UNION else 0
 
 
 def unions(codes: Codes) -> list[int]:
     "Of how many classes each bit is the union; 0 where it is none."
-    return [owners(bit, codes.labels) or owners(~bit, codes.labels) for bit in (unpack(codes.packed, codes.bits) > 0).T]
+    on = unpack(codes.packed, codes.bits) > 0
+    return [owners(bit, codes.labels) or owners(~bit, codes.labels) for bit in on.T]
 
 
-if __name__ == '__main__':
-    results = read_results()
-    runs = results[(results['dataset'] == 'digit-pairs') & (results['setting'] == 'default') & (results['bits'] == 24)]
-    rows = []
-    for r in runs.itertuples():
-        found = unions(Codes.load(Path('runs', r.file).with_suffix('') / 'query.npz'))
-        rows.append([r.method, r.bits, r.seed, f'{np.count_nonzero(found) / len(found):.4f}', f'{sum(found) / max(1, np.count_nonzero(found)):.2f}'])
-    with open('reports/unions.csv', 'w', newline='') as f: csv.writer(f, lineterminator='\n').writerows([['method', 'bits', 'seed', 'unions', 'classes a union'], *rows])
+def row(method: str, seed: int, codes: Codes) -> list:
+    "What the table says of the codes of a run."
+    found = unions(codes)
+    number = np.count_nonzero(found)
+    share, classes = number / len(found), sum(found) / max(1, number)
+    return [method, codes.bits, seed, f'{share:.4f}', f'{classes:.2f}']
+
+
+def write_table(
+    reports: str | Path = 'reports',   # tables of results
+    runs: str | Path = 'runs',         # the codes of their queries, <run>/query.npz
+) -> None:
+    "Write reports/unions.csv. Raises FileNotFoundError for a run whose codes are not there."
+    results = read_results(reports)
+    results = results[(results['dataset'] == 'digit-pairs') & (results['setting'] == 'default')]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator='\n')
+    writer.writerow(COLUMNS)
+    for run in results[results['bits'] == 24].itertuples():
+        codes = Codes.load(Path(runs, run.run, 'query.npz'))
+        writer.writerow(row(run.method, run.seed, codes))
+    write_whole(Path(reports, 'unions.csv'), lambda f: f.write(text.getvalue().encode()))
+
+
+if __name__ == '__main__': write_table()

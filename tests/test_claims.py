@@ -1,0 +1,68 @@
+"""The verdicts on the paper's claims: a notebook writes them, a table holds them, README shows
+them."""
+from pathlib import Path
+import csv
+import re
+
+import nbformat
+import pytest
+
+from dcwh.results import read_results
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / 'README.md').read_text()
+NOTEBOOK = ROOT / 'nbs/experiments/claims.ipynb'
+SETS = 'digits', 'digit-pairs', 'cifar10-jpeg', 'tiny-imagenet100'
+
+
+@pytest.fixture(scope='module')
+def verdicts():
+    with open(ROOT / 'reports/claims.csv', newline='') as f: return list(csv.DictReader(f))
+
+
+def section(title):
+    "The lines of tables in a section of README, as cells."
+    text = README.split(f'\n## {title}\n')[1].split('\n## ')[0]
+    lines = [line for line in text.splitlines() if line.startswith('| ')]
+    rows = [[cell.strip() for cell in line.split('|')[1:-1]] for line in lines]
+    return rows[0], rows[1:]
+
+
+def test_every_claim_has_a_verdict_its_evidence_and_a_command(verdicts):
+    known = {'reproduced', 'in part', 'not reproduced', 'undecided', 'not tested here'}
+    assert len(verdicts) == len({v['claim'] for v in verdicts}) == 7
+    assert {v['verdict'] for v in verdicts} <= known
+    assert all(v['evidence'] and v['command'] for v in verdicts)
+
+
+def test_readme_shows_the_verdicts_of_the_table(verdicts):
+    names, rows = section("The paper's claims")
+    assert names[:2] == ['claim', 'verdict']
+    told = [(v['claim'], f'**{v["verdict"]}**', v['evidence'], f'`{v["command"]}`') for v in verdicts]
+    assert [tuple(row) for row in rows] == told
+
+
+def test_the_notebook_shows_the_verdicts_of_the_table(verdicts):
+    cells = nbformat.read(NOTEBOOK, as_version=4).cells
+    last = next(c for c in cells if 'write_verdicts(found)' in c.source)
+    page = last.outputs[0].data['text/html']
+    told = re.findall('<td>(.*?)</td>', page)
+    assert told[::4] == [v['claim'] for v in verdicts]
+    assert told[1::4] == [v['verdict'] for v in verdicts]
+
+
+def test_readme_lists_the_reports_with_what_the_tables_say():
+    results = read_results(ROOT / 'reports')
+    (_, *lengths), rows = section('Reports')
+    assert lengths == ['16 bits', '24 bits', '32 bits', '48 bits']
+    assert [what.split('`')[1] for what, *_ in rows] == list(SETS)
+    assert '' not in rows[0] + rows[1]
+    for name, (_, *cells) in zip(SETS, rows):
+        own = results[results['dataset'].str.removeprefix('folder/') == name]
+        own = own[(own['method'] == 'dcwh') & (own['seed'] == 0)]
+        for length, cell in zip(lengths, cells):
+            bits = length.removesuffix(' bits')
+            maps = own.loc[own['bits'] == int(bits), 'map'].map('{:.3f}'.format)
+            report = f'reports/{name}/dcwh-{bits}.ipynb'
+            link = f'({report})' if cell and (ROOT / report).is_file() else ''
+            assert cell in {'', *(f'[{text}]{link}' if link else text for text in maps)}
