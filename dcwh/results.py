@@ -10,8 +10,8 @@ __all__ = ['Rate', 'Amount', 'KINDS', 'PROTOCOL', 'METRICS', 'REPEATED', 'FACTS'
            'row_of_config', 'record', 'check_study', 'check_same', 'write_rows', 'completed', 'setting', 'changed',
            'tables_in', 'tables_hash', 'rows_in', 'named_row', 'read_results', 'check_alike', 'protocols', 'student',
            'half_width', 'summary', 'paired', 'standings', 'published', 'unlike', 'beside', 'mean_text', 'whole_name',
-           'images_per_class', 'few_text', 'cell_names', 'our_cells', 'their_cells', 'comparison', 'html_name',
-           'html_line', 'as_html', 'measured_on', 'first_hash', 'widths', 'setting_name', 'standing_cells']
+           'images_per_class', 'few_text', 'changes', 'cell_names', 'our_cells', 'their_cells', 'comparison',
+           'html_name', 'html_line', 'as_html', 'measured_on', 'first_hash', 'widths', 'setting_name', 'standing_cells']
 
 # %% ../nbs/10_results.ipynb #9fc30f29
 from collections.abc import Iterable, Iterator
@@ -655,22 +655,28 @@ def few_text(images: int) -> str:
     "How many training images of each class there were, in words."
     return f'{images} image{"s" * (images > 1)} per class'
 
+def changes(shared: str) -> list[str]:
+    "What a setting changes, as `changed` has it; first a recipe that is not the default."
+    recipe = shared.partition(', ')[0]
+    named = [f'recipe {recipe}'] * (recipe != 'default')
+    return [*named, *filter(None, changed(shared).split(', '))]
+
 def cell_names(
     row: dict,    # of `summary`
 ) -> dict:        # protocol, group, column and method
     "Where a row stands in the table of its data set."
     few, bits = row['train_per_class'], f'{row["bits"]} bits'
-    common = changed(row['shared']).split(', ')
-    own = [name for name in changed(row['setting']).split(', ') if name not in common]
-    changes = [name for name in common if name and not name.startswith('backbone=')]
+    common = changes(row['shared'])
+    own = [name for name in changes(row['setting']) if name not in common]
+    common = [name for name in common if not name.startswith('backbone=')]
     protocol = whole_name(row['protocol'])
     group, column = [protocol], [bits]
     if few:
         group.append('few training images')
-        column = [few_text(few), bits, *changes]
+        column = [few_text(few), bits, *common]
     group.append(f'backbone {row["backbone"]}')
     if not pd.isna(row['top_k']): group.append(f'mAP@{row["top_k"]}')
-    if not few: group += changes
+    if not few: group += common
     return {'protocol': protocol, 'group': ', '.join(group), 'column': ', '.join(column),
             'method': ', '.join([row['method'], *own])}
 
@@ -812,9 +818,9 @@ MARKS = {'above': '▲', 'level': '=', 'below': '▼', 'one seed': '·'}
 def setting_name(row: dict) -> str:
     "The cell of a row of `standings`, in words: `full, 5 images per class, 32 bits, epochs=9`."
     few = images_per_class(row['protocol'])
-    parts = (whole_name(row['protocol']), few_text(few) if few else '', f'{row["bits"]} bits',
-             changed(row['shared']))
-    return ', '.join(filter(None, parts))
+    parts = [whole_name(row['protocol']), f'{row["bits"]} bits', *changes(row['shared'])]
+    if few: parts.insert(1, few_text(few))
+    return ', '.join(parts)
 
 def standing_cells(
     standing: 'pd.DataFrame',   # from `standings`, of one method

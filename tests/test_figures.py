@@ -1,0 +1,79 @@
+"""Figures on files and on many classes, the same each time; what is missing for them is said."""
+from pathlib import Path
+import io
+import subprocess
+import sys
+
+import matplotlib
+import numpy as np
+from PIL import Image
+import pandas as pd
+import pytest
+
+matplotlib.use('agg')
+import matplotlib.pyplot as plt
+
+from dcwh import figures
+from dcwh.codes import Codes
+from dcwh.data import load
+from dcwh.results import comparison
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(autouse=True)
+def closed():
+    yield
+    plt.close('all')
+
+
+def test_figures_of_files_and_of_many_classes(tmp_path):
+    rng = np.random.default_rng(0)
+    for c in range(30):
+        folder = tmp_path / f'class{c:02}'
+        folder.mkdir()
+        for i in range(6):
+            pixels = rng.integers(0, 256, (20 + i, 30, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / f'{i}.png')
+    data = load('folder/many', data_dir=tmp_path)
+
+    def codes(images):
+        return Codes.from_outputs(rng.normal(size=(len(images), 24)), images.labels, images.ids)
+
+    assert figures.samples(data.train).get_suptitle() == '20 of 30 classes'
+    query, database = codes(data.query), codes(data.database)
+    shown = figures.gallery(data.query, data.database, query, database, 3, 5)
+    assert len(shown.axes) == 18
+
+
+def test_the_map_of_codes_is_the_same_each_time():
+    rng = np.random.default_rng(0)
+    codes = Codes.from_outputs(rng.normal(size=(200, 24)), np.arange(200) % 30)
+    centres = rng.normal(size=(30, 24))
+    files = [io.BytesIO(), io.BytesIO()]
+    for file in files: figures.code_map(codes, centres).savefig(file, format='png')
+    assert files[0].getvalue() == files[1].getvalue()
+
+
+@pytest.mark.parametrize('number', [1, 6, 7, 20])
+def test_at_most_six_lines_have_a_colour(number):
+    table = pd.DataFrame([{
+        'dataset': 'digits', 'protocol': 'full', 'train_per_class': 0, 'top_k': pd.NA,
+        'method': f'm{m}', 'setting': 'default', 'shared': 'default', 'backbone': 'small',
+        'bits': bits, 'n': 2, 'map': (m + 1) / 21, 'interval': .1,
+    } for m in range(number) for bits in (16, 32)])
+    ax = figures.map_by_bits(comparison(table), main='m0').axes[0]
+    names = [text.get_text() for text in ax.get_legend().get_texts()]
+    coloured = [name for name in names if name != 'other methods']
+    assert len(coloured) == min(number, 6) and 'm0' in coloured
+    assert ('other methods' in names) == (number > 6)
+    grey = [line for line in ax.lines if line.get_color() == figures.OTHER['color']]
+    assert len(grey) == number - len(coloured)
+    low, high = ax.get_ylim()
+    assert 0 <= low < high <= 1
+
+
+def test_without_the_extra_the_import_says_what_to_install():
+    code = "import sys; sys.modules['seaborn'] = None; import dcwh.figures"
+    done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode and "pip install '.[report]' in a clone of dcwh" in done.stderr

@@ -1,0 +1,269 @@
+"""From tables to a comparison: what is averaged, what never is, what is refused, what others report."""
+from pathlib import Path
+import json
+import re
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from dcwh import results
+from dcwh.experiment import execute
+from dcwh.training import resolve
+
+ROOT = Path(__file__).parents[1]
+SCORES = {0: .91, 1: .95, 2: .93}   # by seed
+
+
+def result(score, source='digits', protocol='full', **settings):
+    "A result with an invented mAP."
+    config = resolve(**{'dataset': source, 'bits': 16, **settings})
+    return {
+        'config': {**config.model_dump(), 'hash': config.hash},
+        'protocol': {
+            'source': source, 'source_hash': 'x', 'missing': 0, 'name': protocol, 'query': 10,
+            'train': 20, 'database': 20, 'classes': 10, 'top_k': None, 'split_hash': f'split {config.seed}',
+        },
+        'metrics': {
+            'map': score, 'map_optimistic': score + .01, 'map_pessimistic': score - .02,
+            'precision_radius_2': .5, 'queries_empty_radius_2': 0, 'queries_without_relevant': 0,
+            'normaliser': 'all',
+        },
+        'history': [{'epoch': epoch, 'loss': 1 / epoch} for epoch in (1, 2)],
+        'manifest': {'versions': {}, 'device': 'none', 'seconds': {}},
+    }
+
+
+def made(folder, score, study='comparison', **settings):
+    "The same, in the table of its data set."
+    return results.record(result(score, **settings), folder, study)
+
+
+def left(folder, score, **settings):
+    "The same as the file that a run leaves."
+    found = result(score, **settings)
+    file = Path(folder) / results.run_name(results.check_result(found)) / 'result.json'
+    file.parent.mkdir(parents=True)
+    file.write_text(json.dumps(found))
+    return file
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    "Two methods at two lengths with three seeds, one run with other epochs, one on another set."
+    place = tmp_path_factory.mktemp('reports')
+    for seed, score in SCORES.items():
+        for bits in (16, 32):
+            made(place, score, seed=seed, bits=bits)
+            made(place, score - .05 - seed / 100, seed=seed, bits=bits, method='ce')
+    made(place, .7, epochs=3)
+    made(place, .88, source='folder/cifar10-jpeg', bits=48, method='dcwh-learned')
+    return place
+
+
+@pytest.fixture(scope='module')
+def runs(folder):
+    return results.read_results(folder)
+
+
+@pytest.fixture(scope='module')
+def table(runs):
+    return results.summary(runs)
+
+
+@pytest.fixture(scope='module')
+def others():
+    return results.published(ROOT / 'data/published.csv')
+
+
+def row(table, **values):
+    chosen = np.logical_and.reduce([table[name] == value for name, value in values.items()])
+    assert chosen.sum() == 1
+    return table[chosen].iloc[0]
+
+
+def test_mean_and_interval_over_seeds(table):
+    cell, scores = row(table, method='dcwh', bits=16, setting='default'), list(SCORES.values())
+    low, high = stats.t.interval(.95, 2, loc=np.mean(scores), scale=stats.sem(scores))
+    assert cell.n == 3 and cell['map'] == pytest.approx(.93)
+    assert cell.interval == pytest.approx((high - low) / 2)
+    assert cell.interval == pytest.approx(4.302653 * .02 / 3**.5, rel=1e-6)   # by hand: s is .02
+    assert cell.map_optimistic == pytest.approx(.94)
+    assert cell.map_pessimistic == pytest.approx(.91)
+
+
+def test_one_seed_has_no_interval(table):
+    cell = row(table, bits=48)
+    assert cell.n == 1 and np.isnan(cell.interval)
+    cells = results.comparison(table)
+    assert row(cells, dataset='folder/cifar10-jpeg').text == '0.880'
+    assert row(cells, dataset='folder/cifar10-jpeg').group.endswith(', 1 seed')
+    plain = row(cells, method='dcwh', bits=16, group='full, backbone small, 3 seeds')
+    assert plain.text == '0.930 ± 0.050' and plain.best
+
+
+CHANGES = (
+    {'epochs': 3}, {'lr': .5}, {'recipe': 'quick'}, {'recipe': 'paper'}, {'backbone': 'resnet18'},
+    {'image_size': 32}, {'settings': {'sigma': 1}}, {'settings': {'centres': 'exact'}},
+    {'train_per_class': 10}, {'weights': 'some.safetensors'},
+)
+
+@pytest.mark.parametrize('change', CHANGES, ids=str)
+def test_two_settings_never_share_a_cell(tmp_path, change):
+    made(tmp_path, .9)
+    made(tmp_path, .8, seed=1)
+    made(tmp_path, .5, seed=1, **change)
+    table = results.summary(results.read_results(tmp_path))
+    assert sorted(table.n) == [1, 2]
+    assert len(table[['protocol', 'setting']].drop_duplicates()) == 2
+    cells = results.comparison(table)
+    lines = cells[['group', 'method', 'column']].drop_duplicates()
+    assert len(lines) == len(cells) == 2
+
+
+def test_seed_place_and_workers_do_share_one(tmp_path):
+    made(tmp_path, .9)
+    made(tmp_path, .8, seed=1, data_dir='elsewhere', workers=7)
+    assert results.summary(results.read_results(tmp_path)).n.tolist() == [2]
+
+
+def test_few_training_images_are_another_protocol(tmp_path, others):
+    made(tmp_path, .9, source='cifar10', train_per_class=10, bits=48)
+    table = results.summary(results.read_results(tmp_path))
+    assert table.protocol.tolist() == ['full, 10 training images a class']
+    assert results.beside(table, others).empty
+    cell = results.comparison(table, others).iloc[0]
+    assert cell.protocol == 'full' and 'few training images' in cell.group
+    assert cell.column == '10 images per class, 48 bits'
+
+
+def test_torn_and_foreign_files_are_named(tmp_path):
+    for seed in (0, 1, 2): file = left(tmp_path / 'runs', .5, seed=seed)
+    whole = file.read_text()
+    texts = {'torn': whole[:300], 'list': '[1, 2]', 'other': '{"config": {}, "history": []}'}
+    for name, text in texts.items():
+        (tmp_path / 'runs' / name).mkdir()
+        (tmp_path / 'runs' / name / 'result.json').write_text(text)
+    with pytest.raises(ValueError) as error: results.read_results(tmp_path / 'runs')
+    said = str(error.value).splitlines()
+    assert len(said) == 3
+    for name in texts: assert any(f'{name}/result.json' in line for line in said)
+
+
+LIES = (
+    ('config', 'bits', 64), ('config', 'method', 'dpsh'), ('config', 'hash', '0' * 16),
+    ('config', 'bits', None), ('metrics', 'map', 1.5), ('metrics', 'map', 'high'),
+    ('metrics', 'map', None), ('protocol', 'source', 7),
+)
+
+@pytest.mark.parametrize('part, name, value', LIES, ids=str)
+def test_a_changed_result_is_no_result(tmp_path, part, name, value):
+    file = left(tmp_path, .5, seed=9)
+    lie = json.loads(file.read_text())
+    lie[part][name] = value
+    file.write_text(json.dumps(lie))
+    with pytest.raises(ValueError) as error: results.read_results(tmp_path)
+    assert str(file) in str(error.value) and '\n' not in str(error.value)
+
+
+def test_a_folder_that_is_not_there_is_refused(tmp_path):
+    (tmp_path / 'file').touch()
+    for name in ('nowhere', 'file'):
+        with pytest.raises(FileNotFoundError, match=f'{name} is no.*give a folder'):
+            results.read_results(tmp_path / name)
+    (tmp_path / 'empty').mkdir()
+    nothing = results.read_results(tmp_path / 'empty')
+    assert nothing.empty and results.summary(nothing).empty
+
+
+@pytest.mark.parametrize('part, name, said', [
+    ('protocol', 'source_hash', 'data set of one name, digits'),
+    ('manifest', 'weights_sha256', 'file of weights of one name'),
+])
+def test_one_name_for_two_sets_of_images_or_weights_is_refused(tmp_path, part, name, said):
+    for seed in (0, 1):
+        file = left(tmp_path, .5, seed=seed)
+        changed = json.loads(file.read_text())
+        changed[part][name] = str(seed) * 16
+        file.write_text(json.dumps(changed))
+    with pytest.raises(ValueError, match=said): results.read_results(tmp_path)
+
+
+def test_the_same_run_in_two_tables_is_refused(tmp_path):
+    made(tmp_path / 'a', .91)
+    made(tmp_path / 'b', .91)
+    with pytest.raises(ValueError, match='a/digits.csv and in .*b/digits.csv; keep one'):
+        results.read_results(tmp_path / 'a', tmp_path / 'b')
+
+
+def test_tuning_and_ablation_are_left_out_unless_asked_for(tmp_path):
+    made(tmp_path, .9)
+    made(tmp_path, .1, 'tuning', seed=7)
+    made(tmp_path, .1, 'ablation', seed=8)
+    assert results.read_results(tmp_path)['seed'].tolist() == [0]
+    assert results.read_results(tmp_path, studies=('tuning',))['seed'].tolist() == [7]
+    assert len(results.read_results(tmp_path, studies=('comparison', 'ablation'))) == 2
+
+
+def test_paired_difference_is_smaller_than_the_intervals_say(runs):
+    pair = row(results.paired(runs, 'dcwh', 'ce'), bits=16)
+    half = stats.t.ppf(.975, 2) * stats.sem([.05, .06, .07])
+    assert pair.n == 3 and pair.difference == pytest.approx(.06)
+    assert pair.interval == pytest.approx(half)
+    assert results.paired(runs, 'dcwh-learned', 'ce').empty
+
+
+def test_published_numbers_stand_beside_with_their_differences(table, others):
+    cells = results.comparison(table, others)
+    theirs = cells[cells.source != '']
+    assert set(theirs.dataset) == {'folder/cifar10-jpeg'} and set(theirs.protocol) == {'full'}
+    quoted = row(cells, method='DCWH (paper as quoted)', bits=48)
+    assert quoted.text == '0.952'
+    assert quoted.group.startswith('full, published (README of github.com/mzhang367/dcwh): '
+                                   'images of cifar10; backbone googlenet')
+    lines = cells[cells.dataset == 'folder/cifar10-jpeg'].group.drop_duplicates().tolist()
+    assert 'published' not in lines[0] and all('published' in line for line in lines[1:])
+
+
+def test_intervals_end_at_one(tmp_path):
+    for seed, score in enumerate((.9, .999, .99)): made(tmp_path, score - .02, seed=seed)
+    cells = results.comparison(results.summary(results.read_results(tmp_path)))
+    assert re.fullmatch(r'0\.943 \(0\.\d{3} to 1\)', cells.text[0])
+
+
+def outputs(notebook):
+    cells = json.loads(notebook.read_text())['cells']
+    return [output for cell in cells for output in cell.get('outputs', [])]
+
+
+def said(shown):
+    "All that outputs say in words or tables."
+    texts = [output.get('text', output.get('data', {}).get('text/html', '')) for output in shown]
+    return ''.join(''.join(text) for text in texts).replace('&nbsp;', ' ')
+
+
+def compare(folder, out):
+    parameters = {'folders': [str(folder)], 'published': str(ROOT / 'data/published.csv')}
+    execute(ROOT / 'nbs/templates/compare.ipynb', out, parameters)
+    return outputs(out)
+
+
+def test_comparison_as_a_notebook(folder, tmp_path):
+    shown = compare(folder, tmp_path / 'out.ipynb')
+    words = re.sub('</?small>', '', said(shown))
+    assert '14 runs of 3 methods on 2 data sets' in words and results.tables_hash(folder) in words
+    assert '<b>0.930 ± 0.050</b>' in words and 'README of github.com/mzhang367/dcwh' in words
+    assert sum('image/png' in output.get('data', {}) for output in shown) == 1
+
+
+def test_comparison_without_results(tmp_path):
+    (tmp_path / 'nothing').mkdir()
+    shown = compare(tmp_path / 'nothing', tmp_path / 'out.ipynb')
+    assert 'There are no results in' in said(shown)
+    assert not any('image/png' in output.get('data', {}) for output in shown)
+
+
+def test_the_committed_comparison_is_small_and_of_these_tables():
+    file = ROOT / 'reports/compare.ipynb'
+    assert file.stat().st_size < 400_000
+    assert results.tables_hash(ROOT / 'reports') in file.read_text()
