@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PYTHON ?= $(firstword $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p; done))
 
 .DEFAULT_GOAL := help
-.PHONY: help venv shell report test test-all chromium grid benchmark lab readme export clean-notebooks docs hooks
+.PHONY: help venv shell report reports test test-all chromium grid benchmark lab allowed readme export clean-notebooks docs hooks
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -28,7 +28,11 @@ shell: venv  ## open a shell in which dcwh, papermill and snakemake are found
 # For a large one: make report OMP_NUM_THREADS=8 ARGS="--dataset folder/birds --set data_dir=/data/birds"
 report: export OMP_NUM_THREADS ?= 1
 report: venv  ## train and evaluate on digits at 16 bits; print where the report is, and its mAP
-	$(BIN)/dcwh run --out runs/report $(ARGS)
+	$(BIN)/dcwh run --reports runs $(ARGS)
+
+reports: export OMP_NUM_THREADS ?= 1
+reports: venv  ## make reports/ from the tables and from images that are here: a report for each set and code length, the comparison
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python workflow/reports.py $(ARGS)
 
 test: venv  ## run the tests
 	$(BIN)/python -m pytest tests -m 'not whole' $(ARGS)
@@ -54,8 +58,11 @@ benchmark: venv  ## measure beside what people use, on a quiet machine; writes b
 	$(if $(ARGS),,$(BIN)/python benchmarks/scaling.py)
 	$(if $(ARGS),,$(BIN)/python benchmarks/precision.py)
 
-lab: venv  ## open the notebooks in JupyterLab, reachable from this machine only
+lab: allowed venv  ## open the notebooks in JupyterLab, reachable from this machine only
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/jupyter lab --ServerApp.ip=127.0.0.1 --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/nbs $(ARGS)
+
+allowed:
+	@test "$$(id -u)" != 0 || case "$(ARGS)" in *allow?root*) ;; *) echo "JupyterLab does not start for root unless it is told to: be another user, or say make lab ARGS=--allow-root" >&2; exit 1;; esac
 
 export: venv  ## write dcwh/*.py from the notebooks
 	$(BIN)/nbdev_export

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['app', 'EXPECTED', 'SETS', 'Reports', 'Runs', 'Study', 'Modified', 'data', 'Name', 'Where', 'Lists', 'Missing',
-           'MODEL', 'Model', 'Index', 'Json', 'Workers', 'index', 'CodesFile', 'TableFile', 'RERANK', 'main',
-           'assignments', 'in_a_line', 'run', 'record', 'compare', 'describe', 'check', 'fetch', 'encoder_of',
-           'check_places', 'check_columns', 'encode', 'table_of', 'bound', 'hash_of', 'save_codes', 'columns_of',
-           'build', 'add', 'delete', 'show', 'search', 'check_sheet', 'evaluate', 'names_of', 'labelled',
-           'tell_repeated', 'serve']
+           'Protocol', 'MODEL', 'Model', 'Index', 'Json', 'Workers', 'index', 'CodesFile', 'TableFile', 'RERANK',
+           'SHEET', 'SOFTWARE', 'MOST_PICTURES', 'main', 'assignments', 'in_a_line', 'run', 'record', 'compare',
+           'describe', 'check', 'fetch', 'encoder_of', 'check_places', 'check_columns', 'encode', 'table_of', 'bound',
+           'hash_of', 'save_codes', 'columns_of', 'build', 'add', 'delete', 'show', 'search', 'check_sheet', 'evaluate',
+           'names_of', 'labelled', 'tell_repeated', 'serve']
 
 # %% ../nbs/16_cli.ipynb #9aa6bcad
 from collections.abc import Callable
@@ -18,6 +18,7 @@ from typing import Annotated, Optional
 import json
 import os
 import re
+import reprlib
 import sys
 import warnings
 
@@ -54,10 +55,17 @@ def in_a_line(command: Callable) -> Callable:
     def wrapped(*args, **options):
         with warnings.catch_warnings():
             warnings.showwarning = _warn
-            try: return command(*args, **options)
+            try:
+                for name, value in options.items(): _check_text(name, value)
+                return command(*args, **options)
             except typer.Exit: raise
             except Exception as e: _fail(e)
     return wrapped
+
+def _check_text(name: str, value) -> None:
+    "Raise ValueError where an option holds a zero byte, which no name of a file does."
+    for text in value if isinstance(value, list) else [value]:
+        if '\0' in str(text): raise ValueError(f'{name} is {str(text)!r}; leave the zero byte out')
 
 def _warn(message: Warning, *where) -> None: typer.secho(str(message), fg='yellow', err=True)
 
@@ -68,6 +76,8 @@ def _fail(e: Exception) -> None:
     expected = inside in known if inside else isinstance(e, EXPECTED)
     if not expected and os.environ.get('DCWH_TRACEBACK'): raise e
     said = str(e.evalue if inside else e).strip() or inside or type(e).__name__
+    if isinstance(e, OSError) and e.filename and e.strerror:   # of the system
+        said = f'{reprlib.repr(str(e.filename))}: {e.strerror}'
     if isinstance(e, MemoryError): said = f'there is not enough memory for this ({said})'
     if not expected:
         said = f'{inside or type(e).__name__}: {said}. This is a bug; DCWH_TRACEBACK=1 shows where'
@@ -232,6 +242,23 @@ Where = Annotated[str, typer.Option(help='where the images are; empty: where the
 Lists = Annotated[str, typer.Option(help='where lists are, if not beside the images')]
 Missing = Annotated[str, typer.Option(help='refuse, or skip: leave out listed images that are not there')]
 
+Protocol = Annotated[str, typer.Option(help='full, sampled, disjoint or official; '
+                                            'empty: the recipe\'s')]
+
+def _config(
+    name: str, data_dir: str, lists_dir: str = '', missing: str = 'refuse', protocol: str = '',
+    **more,
+):
+    "The configuration of a run on a set. Raises ValueError if there is none of this name."
+    from dcwh import experiment, sources
+    sources.check_source(name)
+    return experiment.resolve({'lists_dir': lists_dir, 'missing': missing}, dataset=name, bits=1,
+                              data_dir=data_dir, protocol=protocol, **more)
+
+def _source(config):
+    from dcwh.sources import find_source
+    return find_source(config.dataset, config.data_dir, config.lists_dir, config.missing)
+
 def _show(table: dict) -> None:
     width = max(16, *map(len, table)) + 2
     for name, value in table.items():
@@ -242,7 +269,7 @@ def _show(table: dict) -> None:
 @in_a_line
 def describe(
     name: Name, data_dir: Where = '', lists_dir: Lists = '', missing: Missing = 'refuse',
-    protocol: Annotated[str, typer.Option(help='full, sampled, disjoint or official; empty: the recipe\'s')] = '',
+    protocol: Protocol = '',
     seed: Annotated[int, typer.Option(help='of the draws')] = 0,
     train_per_class: Annotated[int, typer.Option(help='limit of training images a class; 0 is no limit')] = 0,
     evaluate_on: Annotated[str, typer.Option(help='query or validation')] = 'query',
@@ -252,30 +279,26 @@ def describe(
     dcwh data describe cifar10 --protocol sampled
     """
     from dcwh import experiment
-    config = experiment.resolve(
-        {'lists_dir': lists_dir, 'missing': missing}, dataset=name, bits=1, data_dir=data_dir,
-        protocol=protocol, seed=seed, train_per_class=train_per_class, evaluate_on=evaluate_on)
+    config = _config(name, data_dir, lists_dir, missing, protocol, seed=seed,
+                     train_per_class=train_per_class, evaluate_on=evaluate_on)
     _show(experiment.retrieval_set(config).describe())
 
 # %% ../nbs/16_cli.ipynb #3ff3e663
-def _source(name: str, data_dir: str, lists_dir: str = '', missing: str = 'refuse'):
-    "A source, and where its images are."
-    from dcwh import experiment, sources
-    where = data_dir or experiment.resolve(dataset=name, bits=1).data_dir
-    return sources.find_source(name, where, lists_dir, missing), where
-
 @data.command()
 @in_a_line
 def check(
     name: Name, data_dir: Where = '', lists_dir: Lists = '', missing: Missing = 'refuse',
+    protocol: Protocol = '',
     workers: Annotated[int, typer.Option(min=0, max=256, help='processes that read')] = 2,
 ) -> None:
-    """Read every image of a local copy; exit code 1 if something is wrong with it, each in a line.
+    """Read every image of a local copy, and try the protocol on it; exit code 1 if something is
+    wrong, each in a line.
 
     dcwh data check folder/birds --data-dir /data/birds
     """
     from dcwh.data import check
-    found, wrong = check(_source(name, data_dir, lists_dir, missing)[0], workers)
+    config = _config(name, data_dir, lists_dir, missing, protocol)
+    found, wrong = check(_source(config), workers, config.protocol)
     _show(found)
     for line in wrong: typer.secho(line, fg='red', err=True)
     if wrong: raise typer.Exit(1)
@@ -283,12 +306,15 @@ def check(
 
 @data.command()
 @in_a_line
-def fetch(name: Annotated[str, typer.Argument(help='cifar10 or cifar100')], data_dir: Where = '') -> None:
+def fetch(
+    name: Annotated[str, typer.Argument(help='cifar10 or cifar100')], data_dir: Where = '',
+) -> None:
     "Download a set, check it, and say where it is."
     if name not in ('cifar10', 'cifar100'):
-        raise ValueError(f'{name} is not downloaded; data/README.md says how to get it')
-    source, where = _source(name, data_dir)
-    typer.echo(f'{where}: {len(source.images)} images of {name}')
+        raise ValueError(f'{name!r} is not downloaded, as cifar10 and cifar100 are; '
+                         'data/README.md says how to get others')
+    config = _config(name, data_dir)
+    typer.echo(f'{config.data_dir}: {len(_source(config).images)} images of {name}')
 
 # %% ../nbs/16_cli.ipynb #1a7157dd
 MODEL = 'folder of a saved model, an .onnx file, or hf://owner/name on the hub'
@@ -322,10 +348,10 @@ def check_places(
     """Raises ValueError or OSError where codes and table cannot be written, or would replace
     something else."""
     from dcwh.codes import read_codes, writable
-    table = table_of(out)
     if out.suffix != '.npz':
         raise ValueError(f'{out} does not end in .npz, which codes do; '
                          'the table beside them ends in .csv')
+    table = table_of(out)
     for place in (out, table): writable(place)
     if table.is_file() and images.is_file() and table.samefile(images):
         raise ValueError(f'the table of {out} would replace {images}, which names the images; '
@@ -478,12 +504,14 @@ def build(
     dcwh index build s3://bucket/photos.lance photos.npz --kind lance
     """
     from dcwh.codes import read_codes, writable
-    from dcwh.search import CodeIndex, check_options
+    from dcwh.search import CodeIndex, check_file, check_options
     from dcwh.sources import typed_columns
     options = assignments(set or [])
     if 'path' in options:
         raise ValueError(f'path is {where}, the place of the index; it is no option')
     if kind == 'lance': options['path'] = where
+    else: check_file(where)
+    if where.startswith('memory:'): raise ValueError(f'{where} would be gone with this command')
     if kind != 'lance' and Path(where).exists():
         raise FileExistsError(f'{where} is there already; dcwh index add extends it')
     if kind != 'lance': writable(where)
@@ -558,7 +586,7 @@ def search(
     from dcwh.sources import Files
     found = CodeIndex.load(where)
     filters = found.read_where(only or [])
-    if sheet: check_sheet(sheet, found.root, images)
+    if sheet: check_sheet(sheet, found.root, len(images), min(k, len(found)))
     encoder, unreadable = encoder_of(model), []
     h, rows = encoder.outputs_at(Files(Path(), tuple(map(str, images))), unreadable=unreadable)
     if not len(h): raise ValueError(f'none of the images can be read; the first: {unreadable[0]}')
@@ -586,35 +614,56 @@ def _answers(index, distances, ids) -> list[dict]:
     import numpy as np
     there = (distances >= 0) & np.isfinite(distances)
     details = index.details(ids[there])
-    return [{'id': i, 'distance': d, **{name: values[n].item() for name, values in details.items()}} for n, (i, d) in enumerate(zip(ids[there].tolist(), distances[there].tolist()))]
+    return [{'id': i, 'distance': d, **{name: v[n].item() for name, v in details.items()}}
+            for n, (i, d) in enumerate(zip(ids[there].tolist(), distances[there].tolist()))]
 
-def check_sheet(sheet: Path, root: str, asked: list[Path]) -> None:
-    "Raises ValueError or OSError where a contact sheet cannot be drawn, or would replace an image."
+SHEET, SOFTWARE = 'dcwh: a contact sheet', 0x0131   # what is written into a sheet, and its Exif tag
+
+MOST_PICTURES = 400   # of a contact sheet, across and down: a file has 65,535 pixels at most
+
+def check_sheet(sheet: Path, root: str, rows: int, columns: int) -> None:
+    """Raises ValueError or OSError where a contact sheet cannot be drawn, or would replace
+    anything but another one."""
     from dcwh.codes import writable
-    if not root: raise ValueError('the index does not know where its images are; build it with --images')
+    if sheet.suffix.lower() not in ('.png', '.jpg', '.jpeg'):
+        raise ValueError(f'{sheet} is neither .png nor .jpg')
+    if max(rows, columns) > MOST_PICTURES:
+        raise ValueError(f'a sheet of {rows} images that ask and {columns} answers is too large; '
+                         f'give at most {MOST_PICTURES} images, and -k {MOST_PICTURES}')
+    if not root:
+        raise ValueError('the index does not know where its images are; build it with --images')
     if not Path(root).is_dir():
         raise FileNotFoundError(f'{root}, where the images of the index were, is not there')
-    if sheet.suffix.lower() not in ('.png', '.jpg', '.jpeg'): raise ValueError(f'{sheet} is neither .png nor .jpg')
-    writable(sheet)
-    images = sheet.is_file() and Path(root).resolve() in sheet.resolve().parents
-    if images or any(sheet.is_file() and image.is_file() and sheet.samefile(image) for image in asked):
-        raise ValueError(f'{sheet} would replace one of the images; give the sheet another name')
+    if writable(sheet).exists() and not _is_sheet(sheet):
+        raise ValueError(f'{sheet} is there, and no contact sheet of dcwh, which it would replace; '
+                         'give the sheet another name')
+
+def _is_sheet(file: Path) -> bool:
+    from dcwh.data import open_image
+    try:
+        with open_image(file) as image: return image.getexif().get(SOFTWARE) == SHEET
+    except Exception: return False   # decoders of broken files raise whatever they come upon
 
 def _draw(asked: list[Path], answers: list[list[dict]], root: str, sheet: Path) -> None:
     """A contact sheet of the answers.
 
     Raises ValueError if the index names an image outside of its folder."""
     import io
+    from PIL import Image
     from dcwh.app import below
     from dcwh.codes import write_whole
     from dcwh.data import square
     from dcwh.report import contact_sheet, plt
     picture = lambda path: square(path, 160).permute(1, 2, 0).numpy()
-    rows = [[picture(image), *(picture(below(Path(root), str(row['id']))) for row in found)] for image, found in zip(asked, answers)]
-    captions = [['query', *(f'{row["distance"]:.4g}  {row.get("label", "")}'.strip()[:18] for row in found)] for found in answers]
-    drawn = io.BytesIO()
+    rows = [[picture(image), *(picture(below(Path(root), str(row['id']))) for row in found)]
+            for image, found in zip(asked, answers)]
+    caption = lambda row: f'{row["distance"]:.4g}  {row.get("label", "")}'.strip()[:18]
+    captions = [['query', *map(caption, found)] for found in answers]
+    drawn, mark = io.BytesIO(), Image.Exif()
+    mark[SOFTWARE] = SHEET
     fig = contact_sheet(rows, captions)
-    fig.savefig(drawn, format=sheet.suffix[1:].lower().replace('jpg', 'jpeg'), dpi=120)
+    kind = sheet.suffix[1:].lower().replace('jpg', 'jpeg')
+    fig.savefig(drawn, format=kind, dpi=120, pil_kwargs={'exif': mark})
     plt.close(fig)
     write_whole(sheet, lambda f: f.write(drawn.getvalue()))
 
@@ -642,7 +691,8 @@ def evaluate(
     files, tables = (query, database), (query_table, database_table)
     sides = [read_codes(file) for file in files]
     columns = [columns_of(codes, file, table) for codes, file, table in zip(sides, files, tables)]
-    sides = labelled(sides, columns, files)
+    places = [Path(table) if table else table_of(file) for file, table in zip(files, tables)]
+    sides = labelled(sides, columns, places)
     found = evaluation.evaluate(*sides, k)
     tell_repeated(*sides, same_file=query.samefile(database))
     ways = {'map': 'expected', 'map_pessimistic': 'pessimistic', 'map_optimistic': 'optimistic'}
@@ -653,34 +703,36 @@ def evaluate(
     _answer(table | {name: value for name, value in found.to_dict().items() if name not in table}, as_json)
 
 # %% ../nbs/16_cli.ipynb #ccd1fb8b
-def names_of(codes, columns: dict, file: Path) -> list[list[str]] | None:
+def names_of(codes, columns: dict, table: Path) -> list[list[str]] | None:
     """The names of the classes of each image, by the column label, or labels, of its table.
 
     None where there is no such column. Raises ValueError, naming the table, at an empty label."""
     from dcwh.sources import labels_in
     try: names = labels_in(columns)
-    except ValueError as e: raise ValueError(f'{table_of(file)}: {e}') from e
+    except ValueError as e: raise ValueError(f'{table}: {e}') from e
     bare = [i for i, row in zip(codes.ids.tolist(), names or []) if not all(row)]
     if bare:
-        raise ValueError(f'{table_of(file)}: {len(bare)} images have an empty label, the first {bare[0]}; '
+        raise ValueError(f'{table}: {len(bare)} images have an empty label, the first {bare[0]}; '
                          'leave them out of the codes')
     return names
 
 def labelled(
     sides: list,      # codes
     columns: list,    # of the table of each, as text
-    files: tuple,     # where the codes are from, for the error
+    tables: list,     # where the tables are, for the error
 ) -> list:
     """Codes with labels by the names in their tables, numbered together.
 
     Raises ValueError where only one side has names."""
     from dataclasses import replace
     from dcwh.sources import number_labels
-    names = [names_of(*side) for side in zip(sides, columns, files)]
-    bare = [table_of(file) for file, rows in zip(files, names) if rows is None]
+    names = [names_of(*side) for side in zip(sides, columns, tables)]
+    bare = [table for table, rows in zip(tables, names) if rows is None]
     if len(bare) == len(names): return sides
     if bare:
-        raise ValueError(f'{bare[0]} has no column label, and the table of the other side has one')
+        said = 'has no column label' if bare[0].is_file() else 'is not there'
+        raise ValueError(f'{bare[0]} {said}, and the table of the other side has a column label; '
+                         'give both sides a table with one, or say none for both')
     _, labels = number_labels([row for rows in names for row in rows])
     ends = len(names[0])
     parts = labels[:ends], labels[ends:]

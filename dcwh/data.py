@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['PROTOCOLS', 'FORMATS', 'LARGEST', 'WORKERS', 'HELD', 'ROLES', 'EVALUATE_ON', 'whole_number', 'draw', 'shuffled',
-           'stratified', 'full', 'sampled', 'disjoint', 'official', 'class_sizes', 'open_image', 'square', 'as_picture',
-           'on_white', 'ImageSet', 'decode', 'content_hash', 'decoded', 'read_all', 'read_decoded', 'readable',
-           'RetrievalSet', 'check_roles', 'labels_per_image', 'load', 'validation_of', 'check', 'unit', 'check_batch',
-           'prepare', 'epoch_draws']
+           'stratified', 'full', 'sampled', 'disjoint', 'official', 'check_protocol', 'class_sizes', 'open_image',
+           'square', 'as_picture', 'on_white', 'ImageSet', 'decode', 'content_hash', 'decoded', 'read_all',
+           'read_decoded', 'readable', 'RetrievalSet', 'check_roles', 'labels_per_image', 'load', 'validation_of',
+           'check', 'unit', 'check_batch', 'prepare', 'epoch_draws']
 
 # %% ../nbs/02_data.ipynb #844eca4c
 from collections.abc import Callable, Iterator
@@ -145,6 +145,11 @@ def official(labels: np.ndarray, split: Split | None, rng: np.random.Generator) 
 # %% ../nbs/02_data.ipynb #0cfa8eae
 PROTOCOLS: dict[str, Callable] = {'full': full, 'sampled': sampled, 'disjoint': disjoint,
                                   'official': official}
+
+def check_protocol(name: str) -> None:
+    "Raises ValueError listing the known ones, if `name` is none."
+    if name not in list(PROTOCOLS):
+        raise ValueError(f'unknown protocol {name!r}; known are {", ".join(PROTOCOLS)}')
 
 def class_sizes(
     labels: np.ndarray,  # int64 (N,) or bool (N, C)
@@ -466,7 +471,8 @@ def check_roles(data: RetrievalSet) -> None:
     unseen = class_sizes(data.train.labels, len(data.classes)) == 0
     if unseen.any():
         raise ValueError(f'{unseen.sum()} classes have no training image, the first '
-                         f'{data.classes[unseen.argmax()]!r}; every class needs one')
+                         f'{data.classes[unseen.argmax()]!r}; every class needs one, '
+                         'besides those that ask')
 
 def labels_per_image(labels: list[np.ndarray]) -> str:
     "How many labels an image has, in words."
@@ -490,8 +496,7 @@ def load(
     """The images of a source in the roles that a protocol gives them.
 
     Raises ValueError, or OSError where files cannot be read, saying what is wrong."""
-    if protocol not in list(PROTOCOLS):
-        raise ValueError(f'unknown protocol {protocol!r}; known are {", ".join(PROTOCOLS)}')
+    check_protocol(protocol)
     if evaluate_on not in EVALUATE_ON:
         raise ValueError(f'unknown evaluate_on {evaluate_on!r}; known are {", ".join(EVALUATE_ON)}')
     whole_number(seed, 'seed')
@@ -514,10 +519,19 @@ def validation_of(split: Split, labels: np.ndarray, rng: np.random.Generator) ->
     return replace(split, query=query, train=rest, database=rest, name=name)
 
 # %% ../nbs/02_data.ipynb #49cdde08
-def check(source: Source, workers: int = 0) -> tuple[dict, list[str]]:
-    "What a source holds, having read all of it; and everything that is wrong with it, a line each."
+def check(
+    source: Source,
+    workers: int = 0,          # processes that read
+    protocol: str = 'full',    # the one that is to be followed, as in `load`
+) -> tuple[dict, list[str]]:
+    """What a source holds, having read all of it; and everything that is wrong with it.
+
+    That is what cannot be read, and what `load` would refuse, a line each."""
     whole_number(workers, 'workers', 0, WORKERS)
+    check_protocol(protocol)
     ids, wrong = np.arange(len(source.labels)), []
+    try: load(source, protocol)
+    except ValueError as e: wrong.append(str(e))
     counts = class_sizes(source.labels, len(source.classes))
     if not isinstance(source.images, np.ndarray):
         try: decode(source, ids, 8, workers)

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['FIRST', 'TIES', 'REPORTED', 'GRADED', 'words', 'label_words', 'ones', 'trips', 'differing', 'shared',
            'keeps_torch_threads', 'check_sides', 'same_form', 'blocks', 'histograms', 'harmonic', 'precision_sum',
-           'split_ties', 'check_cut', 'tie_groups', 'divisor', 'hypergeometric', 'group_sum', 'average_precision',
-           'ap_in_order', 'within_radius', 'found_at', 'discounts', 'dcg', 'ndcg', 'Counts', 'Evaluation', 'evaluate',
-           'ap_of_outputs', 'decisions']
+           'check_groups', 'split_ties', 'check_cut', 'tie_groups', 'divisor', 'hypergeometric', 'group_sum',
+           'average_precision', 'ap_in_order', 'within_radius', 'found_at', 'discounts', 'dcg', 'ndcg', 'Counts',
+           'Evaluation', 'evaluate', 'ap_of_outputs', 'decisions']
 
 # %% ../nbs/08_evaluation.ipynb #810349ca
 from dataclasses import dataclass, field, replace
@@ -19,8 +19,9 @@ from numba import njit, prange, types, vectorize
 from numba.extending import intrinsic, overload, register_jitable
 import torch
 from torch import Tensor
+from torch.nn.functional import pdist
 
-from .codes import Codes, as_array, as_labels, unpack
+from .codes import Codes, as_array, as_labels, check_flag, shown, unpack
 
 # %% ../nbs/08_evaluation.ipynb #73a253c9
 def words(
@@ -167,12 +168,14 @@ def histograms(
     device: str | torch.device = 'cpu',  # where to count: cpu (numba), or a device of torch
 ) -> np.ndarray:                         # int32, shape (Q, S+1, bits+1): database items that share s labels with the query, at distance d
     "Count, for each query, the database by shared labels 0 … S and Hamming distance 0 … bits. Raises ValueError where the two sides cannot be compared."
+    check_flag('graded', graded)
     query, database = check_sides(query, database)
     try:
         device = torch.device(device)
         torch.zeros(1, device=device).cpu()   # is it there?
     except Exception as e:   # each kind of device has its own
-        raise ValueError(f'device is {device!r}; give cpu, cuda, or another device of torch') from e
+        raise ValueError(f'device is {shown(device)}; '
+                         'give cpu, cuda, or another device of torch') from e
     most = max(1, int(query.labels.sum(1).max())) if query.labels.ndim == 2 else 1
     counts = np.zeros((len(query), (most if graded else 1) + 1, query.bits + 1), np.int32)
     if device.type == 'cpu': return _count_blocks(query, database, most, counts)
@@ -199,6 +202,23 @@ def precision_sum(
     "The sum over j = 1 … count of (first + (j - 1) step) / (before + j), in constant time; numbers or arrays of one shape."
     return count * step + (first - (before + 1) * step) * (harmonic(before + count) - harmonic(before))
 
+# %% ../nbs/08_evaluation.ipynb #5f5dc568
+def check_groups(
+    items: np.ndarray,          # int, shape (Q, G): items of each group of ties
+    sums: np.ndarray,           # of the same shape: how many of them are relevant, or their gains
+    name: str = 'relevant',     # of `sums`; where they are `gains`, any numbers from 0 up
+) -> None:
+    "Raises ValueError where these are no counts, or do not belong together."
+    for what, part in {'items': items, name: sums}.items():
+        if not isinstance(part, np.ndarray) or part.ndim != 2 or part.shape != items.shape:
+            given = getattr(part, 'shape', type(part).__name__)
+            raise ValueError(f'{what} is {given}; give items and {name} as two arrays '
+                             'of one shape (Q, G)')
+        if part.dtype.kind not in ('iuf' if what == 'gains' else 'iu') or not (part >= 0).all():
+            raise ValueError(f'{what} is {part.dtype}, or goes below 0; give counts')
+    if name == 'relevant' and (sums > items).any():
+        raise ValueError('relevant is more than items somewhere; it counts some of them')
+
 # %% ../nbs/08_evaluation.ipynb #490a0be6
 TIES = ('expected', 'optimistic', 'pessimistic')
 
@@ -208,7 +228,7 @@ def split_ties(
     ties: str,             # 'expected': as they are; 'optimistic': relevant first; 'pessimistic': relevant last
 ) -> tuple[np.ndarray, np.ndarray]:  # items and relevant, of K+1 or 2(K+1) groups
     "The groups of tied items, each split in two where relevant items shall come first, or last."
-    if ties not in TIES: raise ValueError(f'ties is {ties!r}; known are {", ".join(TIES)}')
+    if ties not in TIES: raise ValueError(f'ties is {shown(ties)}; known are {", ".join(TIES)}')
     if ties == 'expected': return items, relevant
     nothing, order = np.zeros_like(relevant), slice(None, None, 1 if ties == 'optimistic' else -1)
     def woven(pair): return np.stack(pair[order], -1).reshape(len(items), -1)
@@ -222,10 +242,10 @@ def check_cut(
     "Raise ValueError where a cut or its normaliser is not one of those defined here."
     whole = isinstance(top_k, (int, np.integer)) and not isinstance(top_k, bool)
     if top_k is not None and not (whole and 1 <= top_k < 2**62):
-        raise ValueError(f'top_k is {top_k!r}; '
+        raise ValueError(f'top_k is {shown(top_k)}; '
                          'it is a whole number from 1 to 2^62, or None for the whole database')
     if normaliser not in ('found', 'min', 'all'):
-        raise ValueError(f"normaliser is {normaliser!r}; 'found' divides by the relevant items in the top k, 'min' by min(R, k), 'all' by R")
+        raise ValueError(f"normaliser is {shown(normaliser)}; 'found' divides by the relevant items in the top k, 'min' by min(R, k), 'all' by R")
 
 # %% ../nbs/08_evaluation.ipynb #306c4a21
 def tie_groups(
@@ -296,7 +316,9 @@ def average_precision(
 ) -> np.ndarray:                    # float64, shape (Q,)
     "AP of each query (McSherry and Najork, ECIR 2008). The two ends are bounds, except for 'found' with a top_k."
     check_cut(top_k, normaliser)
-    if gains is not None and ties != 'expected': raise ValueError(f'ties is {ties!r}, and gains are only averaged over all orders; leave one of the two')
+    check_groups(items, relevant)
+    if gains is not None: check_groups(items, gains, 'gains')
+    if gains is not None and ties != 'expected': raise ValueError(f'ties is {shown(ties)}, and gains are only averaged over all orders; leave one of the two')
     by_found = top_k is not None and normaliser == 'found'
     items, relevant = split_ties(items, relevant, ties)
     score = _precisions(items, relevant, relevant if gains is None else gains, top_k or 2**62, by_found)
@@ -339,6 +361,7 @@ def within_radius(
     relevant: np.ndarray,   # int, shape (Q, K+1): relevant ones
 ) -> tuple[np.ndarray, np.ndarray]:  # float64, both (Q, K+1): one column for each radius 0 … K
     "Precision and recall of the items within each Hamming radius; 0 where there are none to divide by."
+    check_groups(items, relevant)
     inside, found = items.cumsum(1), relevant.cumsum(1)
     return found / np.maximum(inside, 1), found / np.maximum(found[:, -1:], 1)
 
@@ -350,10 +373,11 @@ def found_at(
     ties: str = 'expected',  # mean over all orders of tied items; 'optimistic', 'pessimistic': relevant items first, last
 ) -> np.ndarray:             # float64, shape (Q, len(ns))
     "The number of relevant items in the first N ranks, or their summed gain."
+    check_groups(items, relevant, 'gains')
     ns = as_array(ns, 'ns').reshape(-1)
     if ns.dtype.kind not in 'iu' or not ns.size:
-        raise ValueError(f'ns are {ns.tolist()}; ranks are whole numbers, at least one')
-    if ties != 'expected' and (relevant > items).any(): raise ValueError(f'ties is {ties!r}, and gains are only averaged over all orders; give counts of relevant items, or ties=\'expected\'')
+        raise ValueError(f'ns are {shown(ns.tolist())}; ranks are whole numbers, at least one')
+    if ties != 'expected' and (relevant > items).any(): raise ValueError(f'ties is {shown(ties)}, and gains are only averaged over all orders; give counts of relevant items, or ties=\'expected\'')
     if ns.min() < 1 or ns.max() > items[0].sum(): raise ValueError(f'ns go from {ns.min()} to {ns.max()}; the ranks of this database are 1 to {items[0].sum()}')
     ends = [np.pad(counts.cumsum(1), ((0, 0), (1, 0))) for counts in split_ties(items, relevant, ties)]
     return np.array([np.interp(ns, N, R) for N, R in zip(*ends)])
@@ -364,6 +388,10 @@ def discounts(
     block: int = 2**20,
 ) -> np.ndarray:         # float64, of the same shape
     "The sum of 1 / log2(1 + i) over ranks i = 1 … N, for each N of `ranks`; never a table as long as the database."
+    ranks = as_array(ranks, 'ranks')
+    if ranks.dtype.kind not in 'iu' or ranks.size and ranks.min() < 0:
+        raise ValueError('ranks are no whole numbers from 0 up')
+    if not ranks.size: return np.zeros(ranks.shape)
     asked, back = np.unique(ranks, return_inverse=True)
     sums, total = np.zeros(len(asked)), 0.
     for start in range(0, int(asked[-1]), block):
@@ -379,6 +407,8 @@ def dcg(
     top_k: int | None = None,  # length of the ranking; None: all of it
 ) -> np.ndarray:               # float64, shape (Q,)
     "Discounted cumulative gain, the mean over all orders of tied items (McSherry and Najork, ECIR 2008)."
+    check_cut(top_k)
+    check_groups(items, gains, 'gains')
     N0, m = tie_groups(items, top_k)
     return (gains / np.maximum(items, 1) * (discounts(N0 + m) - discounts(N0))).sum(1)
 
@@ -387,6 +417,9 @@ def ndcg(
     top_k: int | None = None,  # length of the ranking; None: the whole database
 ) -> np.ndarray:               # float64, shape (Q,), 0 where nothing is relevant
     "Expected nDCG with the gain 2^s - 1. The best order is by shared labels, the most first."
+    if not isinstance(counts, np.ndarray) or counts.ndim != 3 or counts.dtype.kind not in 'iu':
+        raise ValueError('counts are no whole numbers of shape (Q, S+1, K+1), '
+                         'as histograms(query, database, graded=True) gives them')
     gain = 2. ** np.arange(counts.shape[1]) - 1
     levels = counts.sum(2)[:, ::-1]
     best = dcg(levels, levels * gain[::-1], top_k)
@@ -490,11 +523,26 @@ def _labels_of_outputs(h: Tensor, labels: np.ndarray, name: str) -> np.ndarray:
     """Labels of one side.
 
     Raises ValueError where there are none, or where `h` is no finite matrix of outputs."""
-    if not isinstance(h, Tensor) or h.ndim != 2 or not h.numel() or not h.isfinite().all():
+    if not isinstance(h, Tensor) or not _holds_numbers(h):
         raise ValueError(f'{name} is no tensor of finite outputs of shape (N, K)')
     if labels is None:
         raise ValueError(f'{name}_labels is None; without labels nothing is relevant')
     return as_labels(labels, len(h), f'{name}_labels')
+
+def _holds_numbers(h: Tensor) -> bool:
+    "Whether it is a plain matrix of finite numbers, the squares of which are finite too."
+    odd = h.is_nested or h.is_meta or h.is_complex() or h.is_quantized or h.dtype == torch.bool
+    if odd or h.layout != torch.strided or h.ndim != 2 or not h.numel(): return False
+    return bool((h.double().abs() < 1e150).all())
+
+def _way_of_distances(query: Tensor, database: Tensor) -> str:
+    """How `cdist` is to compute: by a product of matrices, which is fast and loses the digits in
+    which close outputs far from the origin differ, or, where there are such, by differences."""
+    apart = pdist(database[::max(1, len(database) // 256)])
+    apart = apart[apart > 0]
+    largest = torch.maximum(query.abs().max(), database.abs().max())
+    if len(apart) and largest > 1e4 * apart.min(): return 'donot_use_mm_for_euclid_dist'
+    return 'use_mm_for_euclid_dist_if_necessary'
 
 # %% ../nbs/08_evaluation.ipynb #ebaf4a3b
 @torch.no_grad()
@@ -510,14 +558,20 @@ def ap_of_outputs(
     check_cut(top_k, normaliser)
     sides = ((query, query_labels, 'query'), (database, database_labels, 'database'))
     labels = same_form(*(_labels_of_outputs(h, labels, name) for h, labels, name in sides))
+    if query.device != database.device:
+        raise ValueError(f'query is on {query.device} and database on {database.device}; '
+                         'move one to the other')
     if query.shape[1] != database.shape[1]:
         raise ValueError(f'query has {query.shape[1]} bits and database {database.shape[1]}; '
                          'both sides need the same code length')
     y, z = (torch.from_numpy(part).to(query.device) for part in labels)
+    query, database = query.double(), database.double()
+    way = _way_of_distances(query, database)
     k, rows, scores = min(top_k or len(z), len(z)), max(1, 2**22 // len(z)), []
-    for q, y_q in zip(query.double().split(rows), y.split(rows)):
+    for q, y_q in zip(query.split(rows), y.split(rows)):
         relevant = y_q[:, None] == z if y.ndim == 1 else y_q.float() @ z.float().T > 0
-        ranked = relevant.gather(1, torch.cdist(q, database.double()).argsort(dim=1, stable=True)[:, :k])
+        apart = torch.cdist(q, database, compute_mode=way)
+        ranked = relevant.gather(1, apart.argsort(dim=1, stable=True)[:, :k])
         precisions = ranked.cumsum(1).double() / torch.arange(1, k + 1, device=query.device) * ranked
         R, found = (counted.sum(1).cpu().numpy() for counted in (relevant, ranked))
         scores.append(precisions.sum(1).cpu().numpy() / divisor(R, found, top_k, normaliser))
@@ -529,6 +583,7 @@ def decisions(
 ) -> Codes:
     "The codes of a classifier's decision: one bit a class, set for the class with the highest score."
     fine = isinstance(logits, Tensor) and logits.ndim == 2 and logits.is_floating_point()
-    if not fine or logits.is_meta or not logits.shape[1] or not logits.isfinite().all():
+    fine = fine and logits.layout == torch.strided and logits.shape[1] > 0 and not logits.is_meta
+    if not fine or not logits.isfinite().all():
         raise ValueError('logits are no finite scores; give a tensor of floats of shape (N, C)')
     return Codes.from_bits(torch.eye(logits.shape[1])[logits.argmax(1).cpu()], labels)

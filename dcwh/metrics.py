@@ -15,7 +15,7 @@ try:
     from torchmetrics.utilities import dim_zero_cat
 except ImportError as e: raise ImportError("torchmetrics is missing, which the metric needs: pip install '.[metrics]' in a clone of dcwh") from e
 
-from .codes import Codes, as_array
+from .codes import Codes, as_array, check_flag, shown
 from .evaluation import check_cut, evaluate
 
 # %% ../nbs/09_metrics.ipynb #49f57f3f
@@ -43,7 +43,7 @@ class TwoSides(Metric):
         ids: Tensor | None = None,   # int (N,): which image each is, also of codes; one that comes twice counts once
     ) -> None:
         "Add a batch to a side. Raises ValueError, before anything is kept, where it does not fit."
-        if side not in ('query', 'database'): raise ValueError(f"side is {side!r}; known are 'query', 'database'")
+        if side not in ('query', 'database'): raise ValueError(f"side is {shown(side)}; known are 'query', 'database'")
         if isinstance(h, Codes) and y is not None: raise ValueError('y is given beside codes, which have labels of their own')
         codes = h if isinstance(h, Codes) else Codes.from_outputs(h, y)
         if self.model and codes.model and self.model != codes.model:
@@ -116,6 +116,7 @@ class HashRetrieval(TwoSides):
         **options,                  # of torchmetrics.Metric
     ):
         check_cut(top_k)
+        check_flag('graded', graded)
         super().__init__(**options)
         self.top_k, self.graded = top_k, graded
 

@@ -12,6 +12,7 @@ import logging
 import torch
 from torch import Tensor
 
+from .codes import shown
 from .loss import Criterion, DCWHLoss, check_above, check_batch, least_distance
 
 # %% ../nbs/05_optimizer.ipynb #347e0a2f
@@ -42,9 +43,9 @@ def check_rule(loss: DCWHLoss, rule: str, every: int, hold: float) -> None:
     if not isinstance(loss, DCWHLoss):
         raise ValueError(f'loss is {type(loss).__name__}; give a DCWHLoss')
     if rule not in RULES:
-        raise ValueError(f'unknown rule of centres {rule!r}; known are {", ".join(RULES)}')
+        raise ValueError(f'unknown rule of centres {shown(rule)}; known are {", ".join(RULES)}')
     if isinstance(every, bool) or not isinstance(every, int) or every < 1:
-        raise ValueError(f'every is {every!r}; centres are found every 1 or more epochs')
+        raise ValueError(f'every is {shown(every)}; centres are found every 1 or more epochs')
     check_above('hold', hold)
 
 # %% ../nbs/05_optimizer.ipynb #a64a1b4e
@@ -65,6 +66,7 @@ class Alternation(Criterion):
     def centres(self) -> Tensor: return self.loss.centres
 
     def begin_epoch(self, epoch: int, epochs: int) -> None:
+        super().begin_epoch(epoch, epochs)
         self.epoch, self.epochs, self.sums = epoch, epochs, None
 
     def logits(self, h: Tensor) -> Tensor: return self.loss.logits(h)
@@ -86,16 +88,21 @@ class Alternation(Criterion):
         due = (self.epoch + 1) % self.every == 0 and self.epoch + 1 > self.hold * self.epochs
         if self.rule not in ('running', 'exact') or not due: return None
         if self.rule == 'exact':
-            if outputs is None:
-                raise ValueError('the exact rule of centres needs end_epoch(outputs): '
-                                 'a function that gives (h, y) of all training images')
-            h, y = check_batch(*outputs(), self.num_classes, self.bits)
+            h, y = self._all(outputs)
             if not h.isfinite().all(): raise ValueError('outputs are not finite; the training has diverged')
             self.sums = class_sums(h, y, len(self.centres)).to(self.centres.device)
         if self.sums is None:
             raise ValueError('end_epoch was called and no batch has been seen since begin_epoch; '
                              'call criterion(h, y) for each batch, in training mode')
         return class_means(self.sums, self.centres.detach())
+
+    def _all(self, outputs: Callable[[], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+        "Outputs and labels of all training images."
+        given = outputs() if callable(outputs) else None
+        if not isinstance(given, tuple | list) or len(given) != 2:
+            raise ValueError('the exact rule of centres needs end_epoch(outputs): '
+                             'a function that gives (h, y) of all training images')
+        return check_batch(*given, self.num_classes, self.bits)
 
     def end_epoch(self, outputs: Callable[[], tuple[Tensor, Tensor]] | None = None) -> dict:
         "The step of the centres. The exact rule needs `outputs`: (h, y) of all training images. Raises RuntimeError after three collapsed epochs."

@@ -4,16 +4,19 @@
 
 # %% auto #0
 __all__ = ['Rate', 'Amount', 'KINDS', 'PROTOCOL', 'METRICS', 'REPEATED', 'FACTS', 'PHASES', 'PACKAGES', 'MANIFEST', 'COLUMNS',
-           'MEND', 'ELSEWHERE', 'LIMITED', 'ALIKE', 'T975', 'pandas_needed', 'check_result', 'read_result', 'run_name',
-           'facts', 'usual_study', 'row_of', 'result_of', 'table_of', 'as_text', 'from_text', 'read_row', 'lines_of',
-           'read_line', 'read_table', 'check_columns', 'row_of_config', 'record', 'check_study', 'check_same',
-           'write_rows', 'completed', 'setting', 'changed', 'tables_in', 'tables_hash', 'rows_in', 'named_row',
-           'read_results', 'check_alike', 'protocols', 'student', 'half_width', 'summary', 'paired', 'standings',
-           'published', 'beside', 'comparison']
+           'MEND', 'ELSEWHERE', 'LIMITED', 'ALIKE', 'T975', 'PUBLISHED', 'CELLS', 'LEFT', 'SHORT', 'MARKS',
+           'pandas_needed', 'check_result', 'read_result', 'run_name', 'facts', 'usual_study', 'row_of', 'result_of',
+           'table_of', 'as_text', 'from_text', 'read_row', 'lines_of', 'read_line', 'read_table', 'check_columns',
+           'row_of_config', 'record', 'check_study', 'check_same', 'write_rows', 'completed', 'setting', 'changed',
+           'tables_in', 'tables_hash', 'rows_in', 'named_row', 'read_results', 'check_alike', 'protocols', 'student',
+           'half_width', 'summary', 'paired', 'standings', 'published', 'unlike', 'beside', 'mean_text', 'whole_name',
+           'images_per_class', 'cell_names', 'our_cells', 'their_cells', 'comparison', 'html_line', 'as_html',
+           'measured_on', 'first_hash', 'widths', 'standings_table']
 
 # %% ../nbs/10_results.ipynb #9fc30f29
 from collections.abc import Iterable, Iterator
 from functools import cache
+from html import escape
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated
@@ -535,10 +538,17 @@ def half_width(
 def summary(
     results: 'pd.DataFrame',   # from `read_results`
 ) -> 'pd.DataFrame':           # one row a data set, protocol, method, setting and code length
-    "Mean mAP over seeds and half its 95 % interval (NaN from one seed). Two settings never share a row."
-    names = ['dataset', 'protocol', 'top_k', 'method', 'setting', 'backbone', 'bits']
+    """Mean mAP over seeds and half its 95 % interval (NaN from one seed).
+
+    Two settings never share a row."""
+    names = ['dataset', 'protocol', 'train_per_class', 'top_k', 'method', 'setting', 'shared',
+             'backbone', 'bits']
     rows = results.groupby([*names, 'same'], dropna=False)
-    numbers = {'n': ('map', 'size'), 'map': ('map', 'mean'), 'interval': ('map', half_width), 'map_pessimistic': ('map_pessimistic', 'mean'), 'map_optimistic': ('map_optimistic', 'mean')}
+    numbers = {
+        'n': ('map', 'size'), 'map': ('map', 'mean'), 'interval': ('map', half_width),
+        'map_pessimistic': ('map_pessimistic', 'mean'),
+        'map_optimistic': ('map_optimistic', 'mean'),
+    }
     return rows.agg(**numbers).reset_index().drop(columns='same')
 
 # %% ../nbs/10_results.ipynb #de913250
@@ -571,19 +581,42 @@ def standings(
     return rows.drop(columns='compared')[['dataset', 'protocol', 'shared', 'bits', 'method', 'other', 'n', 'difference', 'interval', 'standing']]
 
 # %% ../nbs/10_results.ipynb #45dc271d
+PUBLISHED = ('dataset', 'protocol', 'method', 'backbone', 'bits', 'map', 'top_k', 'source', 'note')
+
 def published(
     csv: str | Path = 'data/published.csv',
 ) -> 'pd.DataFrame':
     "Numbers that others have reported. Raises ValueError if one has no source."
     pandas_needed()
-    needed = ['dataset', 'protocol', 'method', 'backbone', 'bits', 'map', 'top_k', 'source', 'note']
     table = pd.read_csv(csv, keep_default_na=False, na_values={'top_k': ['']})
-    if missing := [c for c in needed if c not in table]: raise ValueError(f'{csv} has no column {", ".join(missing)}; it needs {", ".join(needed)}')
-    table = table[needed].astype({'bits': int, 'map': float, 'top_k': 'Int64'})
-    if len(bare := table[table['source'] == '']): raise ValueError(f'{csv}: {len(bare)} numbers without a source, the first {bare.iloc[0]["method"]} at {bare.iloc[0]["bits"]} bits; find it or take the number out')
+    missing = [name for name in PUBLISHED if name not in table]
+    if missing:
+        raise ValueError(f'{csv} has no column {", ".join(missing)}; '
+                         f'it needs {", ".join(PUBLISHED)}')
+    table = table[[*PUBLISHED]].astype({'bits': int, 'map': float, 'top_k': 'Int64'})
+    bare = table[table['source'] == '']
+    if len(bare):
+        first = bare.iloc[0]
+        raise ValueError(f'{csv}: {len(bare)} numbers without a source, the first '
+                         f'{first["method"]} at {first["bits"]} bits; find it or take the '
+                         'number out')
     return table
 
 # %% ../nbs/10_results.ipynb #112b2e1b
+def unlike(
+    row: dict,              # of `published`
+    ours: 'pd.DataFrame',   # rows of `summary` that it stands beside
+) -> str:
+    "In what a published number differs from ours; nothing where it does not."
+    def k(number): return 'mAP@all' if pd.isna(number) else f'mAP@{number}'
+    pairs = (
+        ('images of ', row['dataset'], ours['dataset']),
+        ('backbone ', row['backbone'], ours['backbone']),
+        ('', k(row['top_k']), ours['top_k'].map(k)),
+    )
+    told = [what + theirs for what, theirs, here in pairs if {theirs} != set(here)]
+    return '; '.join([*told, row['note']] if row['note'] else told)
+
 def beside(
     table: 'pd.DataFrame',    # from `summary`
     others: 'pd.DataFrame',   # from `published`
@@ -593,24 +626,192 @@ def beside(
     for (dataset, protocol), ours in table.groupby(['dataset', 'protocol']):
         name = dataset.removeprefix('folder/')
         for row in others[others['protocol'] == protocol].to_dict('records'):
-            if not f'{name}-'.startswith(f"{row['dataset']}-"): continue
-            here, k = sorted(set(ours['backbone'])), lambda n: 'all' if pd.isna(n) else n
-            differs = [f"images of {row['dataset']}, here {dataset}"] if row['dataset'] != dataset else []
-            if [row['backbone']] != here: differs.append(f"backbone {row['backbone']}, here {' and '.join(here)}")
-            if {k(row['top_k'])} != set(map(k, ours['top_k'])): differs.append(f"mAP@{k(row['top_k'])}, here mAP@{' and '.join(sorted({str(k(n)) for n in ours['top_k']}))}")
-            rows.append({**row, 'dataset': dataset, 'differs': '; '.join([*differs, *filter(None, [row['note']])])})
+            if f'{name}-'.startswith(f'{row["dataset"]}-'):
+                rows.append({**row, 'dataset': dataset, 'differs': unlike(row, ours)})
     return pd.DataFrame(rows, columns=[*others.columns, 'differs'])
 
+# %% ../nbs/10_results.ipynb #ae40e48b
+def mean_text(
+    mean: float,
+    half: float,   # of its interval; NaN from one seed
+) -> str:
+    "A mean of mAPs with its interval: `0.930 ± 0.050`; cut at 0 and 1: `0.980 (0.930 to 1)`."
+    if not half >= 0: return f'{mean:.3f}'
+    low, high = mean - half, mean + half
+    if 0 <= low and high <= 1: return f'{mean:.3f} ± {half:.3f}'
+    ends = ('0' if low < 0 else f'{low:.3f}', '1' if high > 1 else f'{high:.3f}')
+    return f'{mean:.3f} ({" to ".join(ends)})'
+
+def whole_name(protocol: str) -> str:
+    "The name of a protocol without how few training images there were."
+    return re.sub(f', [0-9]+ {LIMITED}', '', protocol)
+
+def images_per_class(protocol: 'pd.Series') -> 'pd.Series':
+    "How many training images of a class there were, by the name of a protocol; 0 for all."
+    return protocol.str.extract(f', ([0-9]+) {LIMITED}')[0].fillna('0').astype(int)
+
+def cell_names(
+    row: dict,    # of `summary`
+) -> dict:        # protocol, group, column and method
+    "Where a row stands in the table of its data set."
+    few, bits = row['train_per_class'], f'{row["bits"]} bits'
+    common = changed(row['shared']).split(', ')
+    own = [name for name in changed(row['setting']).split(', ') if name not in common]
+    changes = [name for name in common if name and not name.startswith('backbone=')]
+    protocol = whole_name(row['protocol'])
+    group, column = [protocol], [bits]
+    if few:
+        group.append('few training images')
+        column = [f'{few} image{"s" * (few > 1)} per class', bits, *changes]
+    group.append(f'backbone {row["backbone"]}')
+    if not pd.isna(row['top_k']): group.append(f'mAP@{row["top_k"]}')
+    if not few: group += changes
+    return {'protocol': protocol, 'group': ', '.join(group), 'column': ', '.join(column),
+            'method': ', '.join([row['method'], *own])}
+
+
 # %% ../nbs/10_results.ipynb #619a1b75
+CELLS = ('dataset', 'protocol', 'source', 'group', 'method', 'column', 'train_per_class', 'bits',
+         'n', 'map', 'interval', 'text', 'best')
+
+def our_cells(table: 'pd.DataFrame') -> 'pd.DataFrame':
+    "The rows of a `summary` as cells. A group says how many seeds it has, or else its cells do."
+    names = ['protocol', 'group', 'column', 'method']
+    named = pd.DataFrame([cell_names(row) for row in table.to_dict('records')], columns=names)
+    ours = table.reset_index(drop=True).assign(**named, source='')
+    ours['text'] = list(map(mean_text, ours['map'], ours['interval']))
+    column = ours.groupby(['dataset', 'group', 'column'])['map']
+    ours['best'] = (ours['map'] == column.transform('max')) & (column.transform('size') > 1)
+    alike = ours.groupby(['dataset', 'group'])['n'].transform('nunique') == 1
+    n = ours['n'].astype(str)
+    ours.loc[~alike, 'text'] += ' (n=' + n + ')'
+    ours.loc[alike, 'group'] += ', ' + n + np.where(ours['n'] > 1, ' seeds', ' seed')
+    return ours.reindex(columns=CELLS)
+
+def their_cells(others: 'pd.DataFrame') -> 'pd.DataFrame':
+    "The rows of `beside` as cells. A group says their source, and in what they differ from ours."
+    differs = others['differs'].map(lambda text: f': {text}' if text else '')
+    group = others['protocol'] + ', published (' + others['source'] + ')' + differs
+    column = others['bits'].astype(str) + ' bits'
+    text = others['map'].map('{:.3f}'.format)
+    theirs = others.assign(group=group, column=column, text=text, best=False)
+    return theirs.assign(train_per_class=0, n=1).reindex(columns=CELLS)
+
 def comparison(
     table: 'pd.DataFrame',                  # from `summary`
     others: 'pd.DataFrame | None' = None,   # from `published`
-) -> 'pd.DataFrame':                        # text; one column a code length
-    "Protocol x method x bits: mean mAP ± half the 95 % interval and the number of seeds; below ours, what others report."
-    ours = table.assign(text=[f'{m:.3f} ± {i:.3f} (n={n})' if n > 1 else f'{m:.3f} (n=1)' for m, i, n in zip(table['map'], table['interval'], table['n'])], source='here', differs='')
-    cells = [ours] if others is None else [ours, beside(table, others).assign(setting='', text=lambda rows: [f'{m:.3f}' for m in rows['map']])]
-    names = ['dataset', 'protocol', 'source', 'method', 'setting', 'backbone', 'differs']
-    cells = pd.concat([c[[*names, 'bits', 'text']].astype({'text': object}) for c in cells]).sort_values(['dataset', 'protocol'], kind='stable')
-    wide = cells.pivot_table(index=names, columns='bits', values='text', aggfunc=' / '.join, fill_value='')
-    wide = wide.reindex(pd.MultiIndex.from_frame(cells[names].drop_duplicates())).rename(columns='{} bits'.format).rename_axis(columns=None).reset_index()
-    return wide[[c for c in wide if c not in ('source', 'differs')] + ['source', 'differs']].set_index(['dataset', 'protocol', 'method'])
+) -> 'pd.DataFrame':                        # one row a cell, in the order of reading
+    """The cells of the tables of all data sets: ours by groups, then what others report.
+
+    The best method comes first in its group; `best` marks the best of a column."""
+    if table.empty: return pd.DataFrame(columns=CELLS)
+    theirs = beside(table, others) if others is not None else table[:0]
+    parts = [our_cells(table)]
+    if len(theirs): parts.append(their_cells(theirs))
+    cells = pd.concat(parts, ignore_index=True)
+    mean = cells.groupby(['dataset', 'group', 'method'])['map'].transform('mean')
+    order = cells[['dataset', 'protocol']].assign(
+        few=cells['train_per_class'] > 0, theirs=cells['source'] != '', group=cells['group'],
+        mean=-mean, method=cells['method'], images=cells['train_per_class'], bits=cells['bits'],
+        column=cells['column'],
+    )
+    return cells.loc[order.sort_values([*order], kind='stable').index].reset_index(drop=True)
+
+# %% ../nbs/10_results.ipynb #cf6baa4c
+LEFT = 'style="text-align:left; white-space:nowrap"'
+
+def html_line(
+    method: str,
+    line: 'pd.DataFrame',   # cells of one method in one group
+    columns: list[str],
+) -> str:
+    "A row of a table."
+    texts = dict.fromkeys(columns, '')
+    for row in line.to_dict('records'):
+        text = row['text'].replace(' ', '&nbsp;')
+        if row['best']: text = f'<b>{text}</b>'
+        before = texts[row['column']]
+        texts[row['column']] = f'{before} / {text}' if before else text
+    cells = ''.join(f'<td>{text}</td>' for text in texts.values())
+    return f'<tr><td {LEFT}>{escape(method)}</td>{cells}</tr>'
+
+def as_html(
+    cells: 'pd.DataFrame',   # of one data set, from `comparison`
+) -> str:
+    "The table of a data set: methods by groups, the best of a column in bold."
+    ordered = cells.sort_values(['train_per_class', 'bits', 'column'])
+    names = ordered.groupby(ordered['train_per_class'] > 0)['column'].unique()
+    across = 1 + max(map(len, names), default=0)
+    lines, above = [], None
+    for group, rows in cells.groupby('group', sort=False):
+        columns = list(names[rows['train_per_class'].iloc[0] > 0])
+        name, colon, differs = escape(group).partition(': ')
+        lines.append(f'<tr><td colspan="{across}" style="text-align:left">'
+                     f'<b>{name}</b>{colon}{differs}</td></tr>')
+        if columns != above:
+            heads = [f'<th>{escape(name).replace(", ", "<br>")}</th>' for name in columns]
+            lines.append(f'<tr><th {LEFT}>method</th>{"".join(heads)}</tr>')
+        above = columns
+        for method, line in rows.groupby('method', sort=False):
+            lines.append(html_line(method, line, columns))
+    return '\n'.join(['<table>', *lines, '</table>'])
+
+# %% ../nbs/10_results.ipynb #126d8edd
+SHORT = {
+    'protocol': 'protocol', 'query': 'queries', 'train': 'training images', 'database': 'database',
+    'classes': 'classes', 'labels_per_image': 'labels per image', 'top_k': 'k',
+    'missing': 'missing', 'source_hash': 'hash of images', 'split_hash': 'hash of split',
+}
+
+def measured_on(
+    results: 'pd.DataFrame',   # from `read_results`, of one data set
+) -> 'pd.DataFrame':           # text, one row a protocol
+    "What the numbers of a data set were measured on, in short."
+    rows = protocols(results).reset_index()
+    few = images_per_class(rows['protocol'])
+    rows['protocol'] = list(map(whole_name, rows['protocol']))
+    rows['train'] += [f' ({n} per class)' if n else '' for n in few]
+    rows['split_hash'] = rows['split_hash'].map(first_hash)
+    rows = rows.assign(few=few).sort_values(['protocol', 'few'])
+    return rows[[*SHORT]].rename(columns=SHORT)
+
+def first_hash(hashes: str) -> str:
+    "The first of several hashes, and how many more there are."
+    first, *others = hashes.split(', ')
+    return f'{first} and {len(others)} more' if others else first
+
+
+# %% ../nbs/10_results.ipynb #ce8d4eef
+def widths(
+    table: 'pd.DataFrame',   # from `summary`
+) -> 'pd.DataFrame':         # one row a method; of each data set two columns
+    "The widest half interval over seeds, and the widest band of ties, of each method."
+    few = np.where(table['train_per_class'] > 0, ', few images', '')
+    rows = pd.DataFrame({
+        'dataset': table['dataset'] + few, 'method': table['method'], 'seeds': table['interval'],
+        'ties': table['map_optimistic'] - table['map_pessimistic'],
+    })
+    wide = rows.pivot_table(index='method', columns='dataset', values=['seeds', 'ties'],
+                            aggfunc='max', dropna=False)
+    return wide.swaplevel(axis=1).sort_index(axis=1)
+
+# %% ../nbs/10_results.ipynb #0cdcf364
+MARKS = {'above': '▲', 'level': '=', 'below': '▼', 'one seed': '·'}
+
+def standings_table(
+    standing: 'pd.DataFrame',   # from `standings`, of one method
+) -> 'pd.DataFrame':            # text; one row a data set and setting, one column a method
+    "How a method stands against each other one; the last row counts how often ahead and behind."
+    text = standing['standing'].map(MARKS)
+    bits, changes = standing['bits'].astype(str) + ' bits', standing['shared'].map(changed)
+    names = standing['protocol'].str.replace(LIMITED, 'images per class')
+    where = [', '.join(filter(None, parts)) for parts in zip(names, bits, changes)]
+    rows = standing.assign(text=text, where=where, few=images_per_class(standing['protocol']))
+    rows['base'] = rows['protocol'].map(whole_name)
+    order = ['base', 'few', 'shared', 'bits']
+    wide = rows.pivot(index=['dataset', *order, 'where'], columns='other', values='text')
+    wide = wide.droplevel(order).fillna('')
+    counted = [f'▲ {(marks == "▲").sum()} ▼ {(marks == "▼").sum()}' for _, marks in wide.items()]
+    wide.loc[('all', f'{len(wide)} settings'), :] = counted
+    kin = sorted(wide, key=lambda other: (standing['method'].iloc[0] in other, other))
+    return wide[kin].rename_axis(columns=None)

@@ -8,9 +8,9 @@ __all__ = ['TYPES', 'WORDS', 'LONGEST_TEXT', 'RESERVED', 'OPTIONS', 'MOST_KEYS',
            'read_value', 'typed_value', 'shown', 'is_text', 'table_of', 'check_name', 'joining', 'check_column',
            'conditions', 'Option', 'option_lines', 'options_of', 'check_options', 'check_lance_name', 'check_count',
            'check_answers', 'check_root', 'check_codes', 'outputs_of', 'squared_distances', 'Columns', 'many_texts',
-           'read_texts', 'Comparison', 'check_path', 'in_lance', 'CodeIndex', 'faiss_library', 'flat', 'hnsw', 'ivf',
-           'multihash', 'structure_of', 'tuned', 'nearest', 'Rows', 'as_ids', 'Lookup', 'joined', 'in_already',
-           'Growing', 'FaissIndex', 'check_members', 'parts_of', 'damaged', 'LaterFormat', 'check_header',
+           'read_texts', 'Comparison', 'check_path', 'check_file', 'in_lance', 'CodeIndex', 'faiss_library', 'flat',
+           'hnsw', 'ivf', 'multihash', 'structure_of', 'tuned', 'nearest', 'Rows', 'as_ids', 'Lookup', 'joined',
+           'in_already', 'Growing', 'FaissIndex', 'check_members', 'parts_of', 'damaged', 'LaterFormat', 'check_header',
            'write_index', 'alone', 'replace_index', 'read_index', 'structure_in', 'bounded', 'check_lists',
            'check_graph', 'changing', 'in_one_line', 'lance_table', 'already', 'arrow', 'types_of', 'sql', 'one_of',
            'literal', 'header_of', 'Table', 'Asking', 'one_writer', 'Changing', 'LanceIndex']
@@ -533,6 +533,13 @@ def check_path(path: str | Path) -> None:
     if not isinstance(path, (str, Path)) or not str(path) or '\0' in str(path):
         raise ValueError(f'{path!r} is no path of an index')
 
+def check_file(path: str | Path) -> None:
+    "Raises ValueError where a path cannot be that of a file: an index of any kind but lance."
+    check_path(path)
+    if '://' in str(path):
+        raise ValueError(f'{path} is a URI; only an index of kind lance can be there, '
+                         'the others are files')
+
 def in_lance(path: str | Path) -> bool:
     "Whether a folder or a URI is meant. Raises ValueError if it is a folder of something else."
     check_path(path)
@@ -950,7 +957,7 @@ def write_index(index: FaissIndex, path: str | Path) -> None:
 
     Raises OSError where the file holds another index or a newer state of this one, or is just
     being written; ValueError where it is something else."""
-    check_path(path)
+    check_file(path)
     place = writable(path)
     with alone(place, 10): replace_index(index, place)
 

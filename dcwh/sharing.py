@@ -15,6 +15,7 @@ from io import StringIO
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 import logging
+import math
 import os
 import re
 import tempfile
@@ -25,9 +26,10 @@ import torch
 from torch import Tensor
 
 from .baselines import METHODS
-from .codes import Codes, check_bits, writable, write_whole
+from .codes import Codes, as_path, check_bits, file_is_there, shown, writable, write_whole
 from .evaluation import evaluate
-from .model import HUB, Encoder, HashModel, check_count, check_side, first_line, read_saved
+from .model import (
+    HUB, Encoder, HashModel, check_count, check_side, first_line, marked, read_saved)
 from .results import check_result, read_result, run_name
 
 # %% ../nbs/14_sharing.ipynb #7eb82418
@@ -102,10 +104,14 @@ def export_onnx(
     onnx, _, _ = map(extra, EXTRAS)
     if not isinstance(model, HashModel):
         raise ValueError(f'model is {type(model).__name__}; give a HashModel')
+    if model.dtype != torch.float32:
+        raise ValueError(f'the weights of model are {model.dtype} and a file holds float32; '
+                         'give model.float()')
+    said = notes(model)
     writable(path)
     network = deepcopy(model).cpu().eval().requires_grad_(False)   # the caller's stays as it is
     graph = _traced(network)
-    onnx.helper.set_model_props(graph, notes(model))
+    onnx.helper.set_model_props(graph, said)
     onnx.checker.check_model(graph, full_check=True)
     content = graph.SerializeToString()
     side, generator = model.image_size, torch.Generator().manual_seed(0)
@@ -140,7 +146,7 @@ def _checked_notes(held: dict[str, str | None]) -> dict:
     check_bits(said['bits'])
     check_side('resize', said['resize'], check_side('image_size', said['image_size']))
     if not re.fullmatch('[0-9a-f]{16}', held['identity'] or ''):
-        raise ValueError(f'identity is {held["identity"]!r}')
+        raise ValueError(f'identity is {shown(held["identity"])}')
     return {**said, 'identity': held['identity']}
 
 def _forms(session) -> list[list]:
@@ -178,9 +184,9 @@ class OnnxModel(Encoder):
         extra('onnxruntime')
         check_count('threads', threads, 0, 1024)
         if not isinstance(providers, list | tuple | None):
-            raise ValueError(f"providers is {providers!r}; "
+            raise ValueError(f"providers is {shown(providers)}; "
                              "give a list of names, such as ['CPUExecutionProvider']")
-        if not Path(path).is_file():
+        if not file_is_there(path):
             raise FileNotFoundError(f'ONNX file {path} is not there; `export_onnx` writes one')
         if not Path(path).stat().st_size: raise ValueError(f'{path} is empty')
         threads = threads or torch.get_num_threads()
@@ -356,7 +362,7 @@ def _belonging(result: dict, folder: Path) -> HashModel:
     "The model of a run. Raises FileNotFoundError, or ValueError if it is not that of this result."
     home, wanted = folder / 'model', ('backbone', 'bits', 'image_size')
     for name in ('config.json', 'model.safetensors'):
-        if not (home / name).is_file():
+        if not file_is_there(home / name):
             raise FileNotFoundError(f'{home / name} is not there; weights are not committed, '
                                     f'run {folder.name} again or give the folder of its runs')
     held, asked = read_saved(home / 'config.json'), result['config']
@@ -372,17 +378,24 @@ def _belonging(result: dict, folder: Path) -> HashModel:
 def _check_codes(result: dict, folder: Path, model: HashModel) -> None:
     "Raises ValueError where codes of the run are there, and are of another model or result."
     files = {role: folder / f'{role}.npz' for role in ('query', 'database')}
-    if not all(file.is_file() for file in files.values()): return
+    if not all(file_is_there(file) for file in files.values()): return
     codes = {role: Codes.load(file) for role, file in files.items()}
     for role, made in codes.items():
         if made.model not in ('', model.identity()):
             raise ValueError(f'{files[role]} was made by another model than {folder / "model"}; '
                              'the numbers of this result are not those of this model')
-    found, said = evaluate(**codes, top_k=result['protocol']['top_k']).map, result['metrics']['map']
-    if abs(found - said) > 1e-9:
-        raise ValueError(f'the codes in {folder} have an mAP of {found:.6f} and the result says '
-                         f'{said:.6f}; they are of another run, or another machine made them '
-                         '(dcwh run … --force makes both)')
+    said, top_k = result['metrics'], result['protocol']['top_k']
+    found = evaluate(**codes, top_k=top_k, graded='ndcg' in said).to_dict()
+    for name in found:
+        if name in said and not _alike(found[name], said[name]):
+            raise ValueError(f'the codes in {folder} have {name} {found[name]} and the result says '
+                             f'{said[name]}; they are of another run, or another machine made them '
+                             '(dcwh run … --force makes both)')
+
+def _alike(a, b) -> bool:
+    "Whether two values of a metric are the same, but for the last digits of numbers."
+    numbers = all(isinstance(value, int | float) for value in (a, b))
+    return math.isclose(a, b, rel_tol=1e-9, abs_tol=1e-9) if numbers else a == b
 
 # %% ../nbs/14_sharing.ipynb #5f084d9b
 def publish(
@@ -397,22 +410,23 @@ def publish(
     """A run as a folder that can be passed on, with its model card. Nothing is left where it fails.
 
     Raises OSError at a bad place, ValueError where things do not belong together."""
-    to, file = Path(to), Path(result)
+    to, file = as_path(to), as_path(result)
     if os.path.lexists(to):
         raise FileExistsError(f'{to} is there already; give another folder, or remove it')
-    if repo_id and not re.fullmatch(r'[\w-][\w.-]*/[\w-][\w.-]*', repo_id, re.ASCII):
-        raise ValueError(f'repo_id is {repo_id!r}; give <user>/<name>')
+    name = r'([\w-][\w.-]*/[\w-][\w.-]*)?'
+    if not isinstance(repo_id, str) or not re.fullmatch(name, repo_id, re.ASCII):
+        raise ValueError(f'repo_id is {shown(repo_id)}; give <user>/<name>')
     if onnx:
         for name in EXTRAS: extra(name)
     held = read_result(file)
-    model = _belonging(held, Path(runs) / run_name(SimpleNamespace(**held['config'])))
+    model = _belonging(held, as_path(runs) / run_name(SimpleNamespace(**held['config'])))
     writable(to)
     with tempfile.TemporaryDirectory(dir=to.parent, prefix=f'.{to.name[:100]}.') as draft:
         made = Path(draft) / 'made'
         home = f'{HUB}{repo_id}' if repo_id else '.'
         text = str(card(held, home, model.identity(), onnx, license))
-        write_whole(made / 'README.md', lambda f: f.write(text.encode()))
         model.save_pretrained(made)
+        write_whole(made / 'README.md', lambda f: f.write(marked(text).encode()))
         if onnx: export_onnx(model, made / 'model.onnx')
         made.rename(to)
     if repo_id: _upload(to, repo_id, private, f'{file.stem}, made with dcwh')

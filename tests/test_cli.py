@@ -110,6 +110,7 @@ def test_places_and_columns_are_looked_at_before_an_image_is(place, monkeypatch)
     monkeypatch.setattr(HashModel, 'outputs_at', encoding)
     (place / 'taken.npz').mkdir()
     (place / 'file').touch()
+    assert refused(encode(out=''), 'does not end in .npz')
     for out in ('x.csv', 'codes.v1', 'codes', 'taken.npz', 'file/c.npz', '/proc/c.npz'): assert refused(encode(out=out), out.partition('/')[0])
     for head in ('id,path,label', 'path,code,label', 'path,two words,label', 'path,label,label', 'path,label,', 'path,distance'):
         write_list(head, [','.join(['photos/ant/0.png'] * len(head.split(',')))])
@@ -186,6 +187,10 @@ def test_an_empty_label_and_queries_in_the_database_are_said(tmp_path, monkeypat
     _, _, sides = by_hand(labels)
     tables(['', *labels[1:]], sides)
     assert refused(do('evaluate', 'q.npz', 'd.npz'), 'q.csv', 'empty label')
+    write_list('id', [f'q{i}' for i in range(20)], 'bare.csv')
+    assert refused(do('evaluate', 'q.npz', 'd.npz', '--query-table', 'bare.csv'), 'bare.csv has no column label')
+    os.unlink('q.csv')
+    assert refused(do('evaluate', 'q.npz', 'd.npz'), 'q.csv is not there, and the table of the other side')
     tables(labels, sides)
     assert '20 of 20 queries are in the database too' in do('evaluate', 'q.npz', 'q.npz').stderr
     assert do('evaluate', 'q.npz', 'd.npz').stderr == ''
@@ -230,6 +235,8 @@ def test_an_index_is_refused_before_it_is_built(place):
     for kind, option in (('ivf', 'nprobe=4'), ('flat', 'lists=4'), ('flat', 'root=x'), ('ivf', 'lists=abc'), ('hnsw', 'links=1'), ('multihash', 'substring=20'), ('ivf', 'probes=0'), ('hnsw', 'x')):
         assert refused(do('index', 'build', 'x.index', 'c.npz', '--kind', kind, '--set', option), option.partition('=')[0]), (kind, option)
     assert refused(do('index', 'build', 'x.index', 'c.npz', '--images', 'nowhere'), 'nowhere')
+    for uri in ('s3://bucket/x.lance', 'file:///tmp/x.index', 'hf://me/x'): assert refused(do('index', 'build', uri, 'c.npz'), uri, 'kind lance') and not Path(uri.partition('/')[0]).exists()
+    assert refused(do('index', 'build', '', 'c.npz'), 'no path') and refused(do('index', 'build', 'memory://x.lance', 'c.npz', '--kind', 'lance'), 'would be gone')
     assert refused(do('index', 'build', 'photos', 'c.npz'), 'photos') and refused(do('index', 'build', 'x.index', 'nowhere.npz'), 'nowhere.npz')
     assert refused(do('index', 'build', 'x.index', 'c.npz', '--kind', 'tree'), 'tree') and not (place / 'x.index').exists()
 
@@ -239,13 +246,23 @@ def test_a_comparison_of_no_folder_is_refused(tmp_path):
     assert refused(do('compare', '--results', tmp_path, '--published', tmp_path / 'none.csv'), 'none.csv is not there')
 
 
-def test_a_sheet_replaces_no_image(place):
+def test_a_sheet_replaces_nothing_but_a_sheet(place):
     assert encode().exit_code == 0 and do('index', 'build', 'x.index', 'c.npz', '--images', 'photos').exit_code == 0
-    Image.new('RGB', (16, 16)).save('mine.png')
-    before = {file: file.read_bytes() for file in (place / 'photos/bee/1.png', place / 'mine.png')}
-    for sheet in before: assert refused(do('search', 'x.index', place / 'mine.png', '--model', 'model', '--sheet', sheet), 'would replace')
-    assert {file: file.read_bytes() for file in before} == before
-    for _ in range(2): assert do('search', 'x.index', 'mine.png', '--model', 'model', '--sheet', 'sheet.png').exit_code == 0
+    def draw(sheet): return do('search', 'x.index', 'mine.png', '--model', 'model', '--sheet', sheet)
+    for name in ('mine.png', 'holiday.jpg', 'scan.jpeg'): Image.new('RGB', (16, 16)).save(name)
+    (place / 'notes.png').write_text('not even an image')
+    (place / 'empty.jpg').touch()
+    os.symlink('holiday.jpg', 'link.jpg')
+    before = {file: (place / file).read_bytes() for file in ('photos/bee/1.png', 'mine.png', 'holiday.jpg', 'scan.jpeg', 'notes.png', 'empty.jpg', 'link.jpg')}
+    for sheet in before: assert refused(draw(sheet), sheet, 'would replace'), sheet
+    assert {file: (place / file).read_bytes() for file in before} == before
+    for sheet in ('a.png', 'b.jpg', 'c.JPEG'):
+        for _ in range(2): assert draw(sheet).exit_code == 0, sheet
+        with Image.open(sheet) as image: assert image.format == ('PNG' if sheet == 'a.png' else 'JPEG') and image.width > 300
+    many = do('search', 'x.index', *['mine.png'] * 401, '--model', 'nowhere', '--sheet', 'new.png')   # before the model is asked for
+    assert refused(many, '401 images that ask and 10 answers', 'too large')
+    Image.open('a.png').convert('RGB').save('a.png')   # drawn on, and saved by another program
+    assert refused(draw('a.png'), 'would replace') and refused(draw('x.pdf'), 'neither .png nor .jpg')
 
 
 def test_a_table_that_merely_lies_there_is_not_taken(place):
@@ -285,3 +302,74 @@ def test_a_comparison_replaces_nothing_that_it_reads(tmp_path):
     for out in ('published.csv', 'compare.ipynb', 'a.json'): assert refused(do(*given, '--out', tmp_path / out), out)
     other = root / 'nbs/templates/run.ipynb'
     assert refused(do(*given[:-1], other, '--out', tmp_path / 'new.ipynb'), 'run.ipynb has no parameter')
+
+
+def tree(place, *names):
+    for name in names:
+        (place / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new('RGB', (8, 8)).save(place / name)
+
+
+@pytest.mark.parametrize('names', [
+    ['a/0.png', 'a/1.png', 'b/0.png'],                                          # one image in a class
+    ['train/a/0.png', 'train/b/0.png', 'test/a/1.png', 'test/c/0.png'],         # a class only in test
+    [f'{c}/{i}.png' for c in 'ab' for i in range(3)]])
+def test_check_finds_what_describe_refuses(tmp_path, names):
+    tree(tmp_path, *names)
+    told = do('data', 'describe', 'folder/x', '--data-dir', tmp_path)
+    found = do('data', 'check', 'folder/x', '--data-dir', tmp_path, '--workers', 0)
+    assert (found.exit_code, found.stderr) == (told.exit_code and 1, told.stderr)
+    assert ('every image can be read' in found.stdout) == (told.exit_code == 0)
+    for protocol in ('sampled', 'disjoint', 'official'):
+        told = do('data', 'describe', 'folder/x', '--data-dir', tmp_path, '--protocol', protocol)
+        found = do('data', 'check', 'folder/x', '--data-dir', tmp_path, '--workers', 0, '--protocol', protocol)
+        assert found.stderr == told.stderr and (found.exit_code == 0) == (told.exit_code == 0), protocol
+
+
+@pytest.mark.parametrize('words', [[''], ['digits', '--missing', ''], ['digits', '--protocol', 'half'], ['folder/'], ['folder/x'], ['folder/x', '--data-dir', ''], ['lists/x', '--missing', 'no']])
+def test_check_and_describe_refuse_in_the_same_words(words):
+    told, found = do('data', 'describe', *words), do('data', 'check', *words)
+    assert refused(found) and found.stderr == told.stderr
+
+
+LONG = ('x' * 300, 'd/' * 3000)
+
+
+def test_names_that_no_file_can_have_are_said(place):
+    assert encode().exit_code == 0 and do('index', 'build', 'x.index', 'c.npz').exit_code == 0
+    for long in LONG:
+        for words in (['data', 'describe', f'folder/{long}', '--data-dir', 'photos'], ['data', 'check', f'folder/{long}'], ['data', 'check', 'folder/x', '--data-dir', long], ['data', 'check', 'csv/x', '--data-dir', long],
+                      ['data', 'describe', 'lists/x', '--lists-dir', long], ['data', 'fetch', 'cifar10', '--data-dir', long], ['encode', long, 'photos'], ['encode', 'model', long], ['encode', 'model', 'photos', '--out', f'{long}.npz'],
+                      ['index', 'build', long, 'c.npz'], ['index', 'build', 'y.index', f'{long}.npz'], ['index', 'build', 'y.index', 'c.npz', '--table', long], ['index', 'build', 'y.index', 'c.npz', '--images', long], ['index', 'show', long],
+                      ['index', 'add', long, 'c.npz'], ['index', 'delete', long, '1'], ['search', 'x.index', long, '--model', 'model'], ['search', long, 'photos/ant/0.png', '--model', 'model'], ['search', 'x.index', 'photos/ant/0.png', '--model', long],
+                      ['evaluate', f'{long}.npz', 'c.npz'], ['evaluate', 'c.npz', 'c.npz', '--query-table', long], ['serve', long, '--model', 'model']):
+            assert refused(do(*words), long[:10]) and 'Errno' not in do(*words).stderr, words
+        write_list('path,label', [f'{long}.png,a', 'photos/bee/1.png,b'])
+        assert refused(do('data', 'check', 'csv/x', '--data-dir', 'list.csv'), 'line 2', 'is not there')
+        done = encode(images='list.csv', out='d.npz')
+        assert done.exit_code == 1 and done.stderr.startswith('left out: xxx' if long in done.stderr and long[0] == 'x' else 'left out: ')
+        for name in ('d.npz', 'd.csv'): (place / name).unlink()
+    for words in (['data', 'check', 'folder/a\0b'], ['encode', 'mo\0del', 'photos'], ['index', 'show', 'x\0.index']):
+        assert refused(do(*words), 'zero byte'), words
+
+
+def test_an_odd_place_is_said_in_one_line(place):
+    for words in (['data', 'check', 'folder/x', '--data-dir', 'a\nb'], ['data', 'describe', 'csv/x', '--data-dir', 'a\nb'], ['data', 'check', 'lists/x', '--data-dir', 'a\nb'], ['encode', 'model', 'a\nb']): assert refused(do(*words), 'a\\nb')
+    (place / 'a\nb').mkdir()
+    assert refused(do('data', 'check', 'folder/x', '--data-dir', 'a\nb'), 'a\\nb holds no image')
+    tree(place / 'a\nb', '0.png')
+    assert refused(do('data', 'check', 'folder/x', '--data-dir', 'a\nb'), 'images of a\\nb are not at')
+    assert refused(do('data', 'check', 'csv/x', '--data-dir', '/proc/self/mem'), '/proc/self/mem cannot be read')
+
+
+def test_files_that_are_no_images_are_named(place):
+    for name in ('a.tga', 'b.PSD', 'c.svg', 'd.heic', 'e.raw'): (place / 'photos/ant' / name).write_bytes(b'something')
+    for name in ('notes.txt', 'README', 'Thumbs.db', '.DS_Store'): (place / 'photos/ant' / name).touch()
+    found = do('data', 'check', 'folder/x', '--data-dir', 'photos', '--workers', 0)
+    assert found.exit_code == 1 and found.stderr.startswith('5 images of folder/x cannot be read') and len(found.stderr.splitlines()) == 6
+    done = encode()
+    assert done.exit_code == 1 and len(done.stderr.splitlines()) == 5 and all(line.startswith('left out: photos/ant/') and 'are not read' in line for line in done.stderr.splitlines())
+    for name in ('a.tga', 'b.PSD', 'c.svg', 'd.heic', 'e.raw'): (place / 'photos/ant' / name).unlink()
+    for name in ('clip.mov', 'scan'): (place / 'photos/bee' / name).write_bytes(b'something')
+    for done in (encode(), do('data', 'describe', 'folder/x', '--data-dir', 'photos')):
+        assert done.exit_code == 0 and done.stderr.startswith('2 files below photos are left out') and done.stderr.endswith('the first bee/clip.mov\n')

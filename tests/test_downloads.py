@@ -301,8 +301,16 @@ def test_two_processes_download_and_unpack_cifar_once(server, two, small, tmp_pa
     assert one.hash == other.hash and folder == same and names(tmp_path) == WHOLE and server.requests == 1
 
 
-def test_cifar_without_a_network_names_the_command_for_where_there_is_one(nowhere, tmp_path):
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(FileNotFoundError, match=f'cifar10 is not in {tmp_path}.*refused.*dcwh data fetch cifar10 --data-dir {tmp_path}'):
-        patch.setattr(CIFAR10, 'url', nowhere)
-        cifar('cifar10', tmp_path)
-    assert names(tmp_path) == []
+def test_cifar_without_a_network_says_which_file_belongs_where(nowhere, small, tmp_path):
+    *_, body, believed = small
+    def said():
+        with pytest.raises(FileNotFoundError, match=f'cifar10 is not in {tmp_path}: .*refused') as wrong: small_cifar(tmp_path, nowhere, believed)
+        return str(wrong.value)
+    place = tmp_path / nowhere.rpartition('/')[2]
+    told = said()
+    assert f'put it at {place}. It is one file, {CIFAR10.filename} (MD5 {believed["tgz_md5"]}), that belongs into {tmp_path}; unpacked, as {CIFAR10.base_folder},' in told
+    assert names(tmp_path) == [] and 'dcwh data fetch' not in told and len(told.splitlines()) == 1
+    place.write_bytes(body[:1000])
+    assert f'put it at {place}, in place of the one there, which is torn or another' in said()
+    place.write_bytes(body)
+    assert len(small_cifar(tmp_path, nowhere, believed)[0].labels) == 400   # as it was told

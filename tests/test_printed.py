@@ -2,6 +2,7 @@
 from configparser import ConfigParser
 from pathlib import Path
 import html
+import os
 import re
 import subprocess
 
@@ -116,3 +117,11 @@ def test_make_report_takes_one_thread_unless_told():
     def planned(*more): return subprocess.run(['make', '-p', '-n', 'report', f'VENV={ROOT}', *more], cwd=ROOT, capture_output=True, text=True, env={'PATH': '/usr/bin:/bin'}).stdout
     assert 'report: OMP_NUM_THREADS := 1' in planned() or 'OMP_NUM_THREADS = 1' in planned()
     assert 'OMP_NUM_THREADS = 8' in planned('OMP_NUM_THREADS=8')
+
+
+@pytest.mark.parametrize('user, args, code', [(0, '', 2), (0, '--allow-root', 0), (0, '--ServerApp.allow_root=True', 0), (1000, '', 0)])
+def test_make_lab_says_what_root_has_to_say(tmp_path, user, args, code):
+    (tmp_path / 'id').write_text(f'#!/bin/sh\necho {user}\n')
+    (tmp_path / 'id').chmod(0o755)
+    done = subprocess.run(['make', 'allowed', f'ARGS={args}'], cwd=ROOT, capture_output=True, text=True, env={**os.environ, 'PATH': f'{tmp_path}:{os.environ["PATH"]}'})
+    assert done.returncode == code and done.stdout == '' and ('make lab ARGS=--allow-root' in done.stderr) == (code > 0), done

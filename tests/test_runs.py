@@ -18,9 +18,10 @@ from typer.testing import CliRunner
 
 from dcwh.cli import app
 from dcwh.codes import Codes
-from dcwh.experiment import recorded, report, run, run_name, template_parameters
+from dcwh.experiment import recorded, report, run, template_parameters
 from dcwh.model import HashModel
-from dcwh.training import read_result, resolve
+from dcwh.results import read_result, read_table, record, row_of_config, run_name
+from dcwh.training import resolve
 
 ROOT = Path(__file__).parents[1]
 TEMPLATE = ROOT / 'nbs/templates/run.ipynb'
@@ -47,6 +48,15 @@ def codes_of(config, runs):
            [Codes.load(f'{runs}/{run_name(config)}/{side}.npz').packed for side in ('query', 'database')]
 
 
+def results(where): return sorted(Path(where).rglob('result.json'))
+
+
+def asked(config, where):
+    "Both ways to ask for a run whose folders are below `where`."
+    return (lambda: recorded(config, where / 'reports', where / 'runs')[0],
+            lambda: run(config, where / 'runs'))
+
+
 def same(a, b): return all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))
 
 
@@ -55,8 +65,8 @@ def same(a, b): return all(np.array_equal(x, y) for x, y in zip(a, b, strict=Tru
 def test_papermill_from_the_repository_root(tmp_path):
     output = tmp_path / 'dcwh-24-seed0.ipynb'
     subprocess.run([sys.executable, '-m', 'papermill', 'nbs/templates/run.ipynb', output, '-p', 'dataset', 'digits', '-p', 'bits', '24', '-p', 'recipe', 'quick',
-                    '-p', 'detail', 'brief', '-p', 'out', tmp_path / 'reports', '-p', 'runs', tmp_path / 'runs'], cwd=ROOT, check=True, capture_output=True)
-    result = json.loads(next((tmp_path / 'reports').rglob('*.json')).read_text())
+                    '-p', 'detail', 'brief', '-p', 'runs', tmp_path / 'runs'], cwd=ROOT, check=True, capture_output=True)
+    result = read_result(*results(tmp_path))
     assert list(result) == ['config', 'protocol', 'metrics', 'history', 'manifest']
     assert result['config']['bits'] == 24 and result['protocol']['query'] + result['protocol']['train'] == 1797
     assert result['metrics']['map_pessimistic'] <= result['metrics']['map'] <= result['metrics']['map_optimistic'] and result['metrics']['map'] > .5
@@ -64,17 +74,16 @@ def test_papermill_from_the_repository_root(tmp_path):
     assert f"mAP {result['metrics']['map']:.4f}" in output.read_text()
 
 
-def test_reports_are_whole_skipped_and_identical(tmp_path):
-    options = {**QUICK, 'out': str(tmp_path / 'reports'), 'runs': str(tmp_path / 'runs')}
+def test_reports_are_whole_and_identical(tmp_path):
+    options = {**QUICK, 'runs': str(tmp_path / 'runs')}
     path = report(TEMPLATE, **options)
-    first, figures = path.read_bytes(), [o for c in nbformat.read(path, 4).cells for o in c.get('outputs', []) if 'image/png' in o.get('data', {})]
-    assert len(figures) >= 8 and path.with_suffix('.json').exists()
-    path.write_bytes(b'kept')
-    assert report(TEMPLATE, **options) == path and path.read_bytes() == b'kept'  # the result is there
-    before = json.loads(path.with_suffix('.json').read_text())
+    first, figures = path.read_bytes(), [o for c in nbformat.read(path, 4).cells for o in c.get('outputs', []) if {'image/png', 'image/jpeg'} & o.get('data', {}).keys()]
+    assert len(figures) >= 8 and path == tmp_path / 'runs' / run_name(resolve(**QUICK)) / 'report.ipynb'
+    before = read_result(path.with_name('result.json'))
+    assert report(TEMPLATE, tmp_path / 'elsewhere/mine.ipynb', **options).read_bytes() == first
     assert report(TEMPLATE, force=True, **options).read_bytes() == first
-    after = json.loads(path.with_suffix('.json').read_text())
-    assert {**after, 'manifest': 0} == {**before, 'manifest': 0}
+    after = read_result(path.with_name('result.json'))
+    assert {**after, 'manifest': 0} == {**before, 'manifest': 0} and after['manifest'] != before['manifest']
 
 
 @pytest.mark.parametrize('wrong, message', [
@@ -82,24 +91,24 @@ def test_reports_are_whole_skipped_and_identical(tmp_path):
     ({'detail': 'none'}, 'unknown detail'), ({'resume': 'yes'}, 'resume is'), ({'precision': 'int8'}, 'precision is'), ({'protocol': 'half'}, 'protocol is'), ({'recipe': 'slow'}, 'unknown recipe'),
     ({'evaluate_on': 'test'}, 'evaluate_on is'), ({'dataset': 'digitz'}, 'unknown dataset'), ({'backbone': 'resnet19'}, 'unknown backbone'), ({'backbone': 'timm/no_such_net'}, 'unknown backbone')])
 def test_parameters_are_refused_before_anything_starts(tmp_path, wrong, message):
-    with pytest.raises(ValueError, match=message): report(TEMPLATE, **{**QUICK, 'out': str(tmp_path / 'reports'), **wrong})
+    with pytest.raises(ValueError, match=message): report(TEMPLATE, **{**QUICK, 'runs': str(tmp_path / 'runs'), **wrong})
     assert not list(tmp_path.iterdir())
 
 
 def test_parameters_of_the_template_are_those_of_the_configuration():
     from dcwh.training import Config
-    assert template_parameters(TEMPLATE).keys() - Config.model_fields.keys() == {'settings', 'detail', 'resume', 'out', 'runs'}
+    assert template_parameters(TEMPLATE).keys() - Config.model_fields.keys() == {'settings', 'detail', 'resume', 'runs', 'reports'}
 
 
 def test_a_failing_run_leaves_its_report_and_no_result(tmp_path):
     with pytest.raises(Exception, match='not a folder'):
-        report(TEMPLATE, dataset='folder/none', bits=8, weights='none', data_dir=str(tmp_path / 'none'), out=str(tmp_path / 'reports'), runs=str(tmp_path / 'runs'))
-    assert 'not a folder' in next((tmp_path / 'reports').rglob('*.ipynb')).read_text() and not list(tmp_path.rglob('*.json'))
+        report(TEMPLATE, dataset='folder/none', bits=8, weights='none', data_dir=str(tmp_path / 'none'), runs=str(tmp_path / 'runs'))
+    assert 'not a folder' in next((tmp_path / 'runs').rglob('report.ipynb')).read_text() and not results(tmp_path)
 
 
 # interruptions
 
-RUN = 'import sys; from dcwh.training import resolve; from dcwh.experiment import run; run(resolve(dataset="digits", bits=16, recipe="quick"), sys.argv[1], sys.argv[2])'
+RUN = 'import sys; from dcwh.training import resolve; from dcwh.experiment import run; run(resolve(dataset="digits", bits=16, recipe="quick"), sys.argv[1])'
 KILL_IN_EPOCH = '''
 import os, signal, dcwh.model
 steps, forward = iter(range(40)), dcwh.model.HashModel.forward
@@ -126,36 +135,35 @@ dcwh.codes.Codes.save = lambda self, path: os.kill(os.getpid(), signal.SIGKILL)
 @pytest.fixture(scope='module')
 def uninterrupted(tmp_path_factory):
     where, config = tmp_path_factory.mktemp('whole'), resolve(**QUICK)
-    return run(config, where / 'reports', where / 'runs'), codes_of(config, where / 'runs')
+    return run(config, where / 'runs'), codes_of(config, where / 'runs')
 
 
 @pytest.mark.parametrize('death', [KILL_IN_EPOCH, KILL_IN_CHECKPOINT, KILL_IN_CODES], ids=['inside an epoch', 'while a checkpoint is written', 'before codes are saved'])
 def test_killed_and_resumed_is_the_same_to_the_bit(tmp_path, uninterrupted, death):
-    places, config = [str(tmp_path / 'reports'), str(tmp_path / 'runs')], resolve(**QUICK)
-    killed = subprocess.run([sys.executable, '-c', death + RUN, *places])
-    assert killed.returncode == -signal.SIGKILL and not list(Path(places[0]).rglob('*.json'))
-    subprocess.run([sys.executable, '-c', RUN, *places], check=True)
+    runs, config = tmp_path / 'runs', resolve(**QUICK)
+    killed = subprocess.run([sys.executable, '-c', death + RUN, runs])
+    assert killed.returncode == -signal.SIGKILL and not results(tmp_path)
+    subprocess.run([sys.executable, '-c', RUN, runs], check=True)
     result, codes = uninterrupted
-    assert same(codes_of(config, places[1]), codes)
-    again = json.loads(next(Path(places[0]).rglob('*.json')).read_text())
-    assert {**again, 'manifest': 0} == {**result, 'manifest': 0}
+    assert same(codes_of(config, runs), codes)
+    assert {**read_result(*results(runs)), 'manifest': 0} == {**result, 'manifest': 0}
 
 
 def test_a_method_that_remembers_outputs_resumes_the_same_to_the_bit(tmp_path):
     config, script = resolve(**QUICK, method='dsdh'), RUN.replace('recipe="quick"', 'recipe="quick", method="dsdh"')
-    whole = run(config, tmp_path / 'whole', tmp_path / 'whole')
-    killed = subprocess.run([sys.executable, '-c', KILL_IN_EPOCH + script, tmp_path / 'reports', tmp_path / 'runs'])
+    whole, runs = run(config, tmp_path / 'whole'), tmp_path / 'runs'
+    killed = subprocess.run([sys.executable, '-c', KILL_IN_EPOCH + script, runs])
     assert killed.returncode == -signal.SIGKILL
-    subprocess.run([sys.executable, '-c', script, tmp_path / 'reports', tmp_path / 'runs'], check=True)
-    assert same(codes_of(config, tmp_path / 'runs'), codes_of(config, tmp_path / 'whole'))
-    assert json.loads(next((tmp_path / 'reports').rglob('*.json')).read_text())['history'] == whole['history']
+    subprocess.run([sys.executable, '-c', script, runs], check=True)
+    assert same(codes_of(config, runs), codes_of(config, tmp_path / 'whole'))
+    assert read_result(*results(runs))['history'] == whole['history']
 
 
 def test_results_do_not_depend_on_workers(tmp_path, folder, monkeypatch):
     monkeypatch.setattr('dcwh.data.HELD', 0)   # nothing is kept in memory: every batch comes from the workers
     codes = []
     for workers in (0, 2):
-        run(of_folder(folder, workers=workers), tmp_path / 'reports', tmp_path / f'runs{workers}', resume=False)
+        run(of_folder(folder, workers=workers), tmp_path / f'runs{workers}', resume=False)
         codes.append(codes_of(of_folder(folder), tmp_path / f'runs{workers}'))
     assert same(*codes)
 
@@ -165,45 +173,46 @@ def test_results_do_not_depend_on_workers(tmp_path, folder, monkeypatch):
 def test_methods_and_precision(tmp_path):
     for words in ({'method': 'ce'}, {'method': 'dcwh-learned'}, {'method': 'dch', 'settings': {'method_settings': {'gamma': 10}}},
                   {'settings': {'centres': 'exact', 'optimizer': 'sgd', 'schedule': 'step', 'lr': .05}}, {'precision': 'bf16'}):
-        result = run(resolve(**QUICK, **words), tmp_path / 'reports', tmp_path / 'runs')
+        result = run(resolve(**QUICK, **words), tmp_path / 'runs')
         assert result['metrics']['map'] > .5, words
-    assert len(list((tmp_path / 'reports').rglob('*.json'))) == 5  # never two under one name
+    assert len(results(tmp_path)) == 5  # never two under one name
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason='a GPU computes in fp16')
 def test_a_precision_that_is_not_computed_in_is_refused(tmp_path):
     with pytest.raises(ValueError, match="precision is 'fp16'.*give bf16 or fp32"):
-        run(resolve(**QUICK, precision='fp16'), tmp_path / 'reports', tmp_path / 'runs')
-    assert not list(tmp_path.rglob('*.json'))
+        run(resolve(**QUICK, precision='fp16'), tmp_path / 'runs')
+    assert not results(tmp_path)
 
 
 def test_a_saved_model_gives_the_codes_of_its_run(tmp_path):
     from dcwh.data import load
     for precision in ('fp32', 'bf16'):
         config = resolve(**QUICK, precision=precision)
-        run(config, tmp_path / 'reports', tmp_path / 'runs')
+        run(config, tmp_path / 'runs')
         model = HashModel.from_pretrained(tmp_path / 'runs' / run_name(config) / 'model')
         assert np.array_equal(model.encode(load('digits').query).packed, codes_of(config, tmp_path / 'runs')[2]), precision
 
 
 def test_another_folder_under_the_same_name_is_not_the_same_run(tmp_path, folder):
-    other, places = tmp_path / 'other', (tmp_path / 'reports', tmp_path / 'runs')
+    other, nowhere = tmp_path / 'other', tmp_path / 'nowhere'
     shutil.copytree(folder, other)
     for file in sorted((other / 'train').rglob('*.png'))[::2]: file.unlink()
-    first = run(of_folder(folder), *places)
+    first = run(of_folder(folder), tmp_path / 'runs')
     before = {path: path.read_bytes() for path in tmp_path.rglob('*') if path.is_file()}
-    for asked in (run, recorded):
-        with pytest.raises(ValueError, match='of other images .*--force'): asked(of_folder(other), *places)
-        with pytest.raises(FileNotFoundError): asked(of_folder(tmp_path / 'nowhere'), *places)
-        assert asked(of_folder(folder), *places) == first
-    with pytest.raises(ValueError, match='codes of other images'): run(of_folder(other), tmp_path / 'elsewhere', places[1])
+    for n in range(2):
+        with pytest.raises(ValueError, match='of other images .*--force'): asked(of_folder(other), tmp_path)[n]()
+        with pytest.raises(FileNotFoundError): asked(of_folder(nowhere), tmp_path)[n]()
+        assert asked(of_folder(folder), tmp_path)[n]() == first
     assert {path: path.read_bytes() for path in before} == before
-    assert run(of_folder(other), *places, resume=False)['protocol']['train'] == 120
+    table = record(first, tmp_path / 'reports', modified=True)
+    with pytest.raises(ValueError, match=f'{table} is of other images .*--force'): recorded(of_folder(other), tmp_path / 'reports', tmp_path / 'none')
+    assert run(of_folder(other), tmp_path / 'runs', resume=False)['protocol']['train'] == 120
 
 
 def test_without_git_the_result_is_written_all_the_same(tmp_path, monkeypatch):
     monkeypatch.setenv('PATH', '')
-    assert run(resolve(**QUICK), tmp_path / 'reports', tmp_path / 'runs')['manifest']['commit'] is None
+    assert run(resolve(**QUICK), tmp_path / 'runs')['manifest']['commit'] is None
 
 
 def test_the_command_line_ends_with_one_line(tmp_path, monkeypatch):
@@ -213,7 +222,7 @@ def test_the_command_line_ends_with_one_line(tmp_path, monkeypatch):
     for words in (['--dataset', 'digitz'], ['--dataset', 'folder/x', '--set', f'data_dir={images}', '--set', 'weights=none'],
                   ['--set', 'sigmoid=1', *none], ['--set', 'lr=1e9', '--recipe', 'quick', *none], ['--seed', '9' * 23, *none],
                   ['--set', 'sigma=1e400', *none], ['--set', 'resize=1000000', *none], ['--set', 'precision=fp8', *none]):
-        done = CliRunner().invoke(app, ['run', *words, '--out', str(tmp_path / 'reports'), '--runs', str(tmp_path / 'runs')])
+        done = CliRunner().invoke(app, ['run', *words, '--reports', str(tmp_path / 'reports'), '--runs', str(tmp_path / 'runs')])
         assert done.exit_code == 2 and len(done.stderr.strip().splitlines()) == 1, (words, done.output)
 
 
@@ -221,7 +230,7 @@ def test_validation_never_reads_the_queries(tmp_path, folder):
     images = tmp_path / 'images'
     subprocess.run(['cp', '-r', folder, images], check=True)
     for file in (images / 'test').rglob('*.png'): file.write_bytes(b'no image')
-    result = run(of_folder(images, evaluate_on='validation'), tmp_path / 'reports', tmp_path / 'runs')
+    result = run(of_folder(images, evaluate_on='validation'), tmp_path / 'runs')
     assert result['protocol']['name'] == 'full, validation' and result['protocol']['query'] + result['protocol']['train'] == 240
 
 
@@ -232,14 +241,14 @@ def test_unreadable_images_are_all_listed_before_training(tmp_path, folder):
     subprocess.run(['cp', '-r', folder, images], check=True)
     broken = sorted(images.rglob('*.png'))[10:200:60]
     for n, file in enumerate(broken): file.write_bytes(file.read_bytes()[:70] if n % 2 else b'')
-    with pytest.raises(ValueError, match=f'{len(broken)} images') as error: run(of_folder(images), tmp_path / 'reports', tmp_path / 'runs')
+    with pytest.raises(ValueError, match=f'{len(broken)} images') as error: run(of_folder(images), tmp_path / 'runs')
     assert all(str(file) in str(error.value) for file in broken)
     assert not [path for path in (tmp_path / 'runs').rglob('*.*') if path.suffix != '.lock']
 
 
 def test_folders_that_are_no_image_set(tmp_path, folder):
     def fails(root, message, kind=ValueError):
-        with pytest.raises(kind, match=message): run(of_folder(root), tmp_path / 'reports', tmp_path / 'runs')
+        with pytest.raises(kind, match=message): run(of_folder(root), tmp_path / 'runs')
     fails(tmp_path / 'nowhere', 'not a folder', FileNotFoundError)
     empty = tmp_path / 'empty'
     empty.mkdir()
@@ -258,14 +267,14 @@ def test_folders_that_are_no_image_set(tmp_path, folder):
 @pytest.mark.parametrize('words, message', [
     ({**QUICK, 'bits': 3}, 'too few for 10 classes'), ({**QUICK, 'weights': 'default'}, 'no pretrained weights'), ({**QUICK, 'protocol': 'disjoint'}, 'more than 600')])
 def test_what_the_configuration_alone_cannot_know(tmp_path, words, message):
-    with pytest.raises(ValueError, match=message): run(resolve(**words), tmp_path / 'reports', tmp_path / 'runs')
+    with pytest.raises(ValueError, match=message): run(resolve(**words), tmp_path / 'runs')
 
 
 def test_weights_of_another_model(tmp_path):
-    run(resolve(**QUICK), tmp_path / 'reports', tmp_path / 'runs')
+    run(resolve(**QUICK), tmp_path / 'runs')
     weights = str(next(tmp_path.rglob('model.safetensors')))
     for words in ({'bits': 24}, {'backbone': 'alexnet', 'image_size': 64, 'settings': {'resize': 64}}):
-        with pytest.raises(ValueError, match='another architecture or bit length'): run(resolve(**{**QUICK, 'weights': weights, **words}), tmp_path / 'reports', tmp_path / 'runs')
+        with pytest.raises(ValueError, match='another architecture or bit length'): run(resolve(**{**QUICK, 'weights': weights, **words}), tmp_path / 'runs')
 
 
 def test_other_weights_at_one_place_are_another_run(tmp_path):
@@ -274,28 +283,27 @@ def test_other_weights_at_one_place_are_another_run(tmp_path):
         torch.manual_seed(seed)
         HashModel('small', config.bits, 'none', config.image_size).save_pretrained(tmp_path / f'model{seed}')
         shutil.copy(tmp_path / f'model{seed}/model.safetensors', config.weights)
-    places = tmp_path / 'reports', tmp_path / 'runs'
     place(0)
-    result = run(config, *places)
-    assert recorded(config, *places) == run(config, *places) == result
+    result = run(config, tmp_path / 'runs')
+    for ask in asked(config, tmp_path): assert ask() == result
     place(1)
-    for asked in (recorded, run):
-        with pytest.raises(ValueError, match='began with other weights .* --force'): asked(config, *places)
+    for ask in asked(config, tmp_path):
+        with pytest.raises(ValueError, match='began with other weights .* --force'): ask()
     Path(config.weights).unlink()
-    assert recorded(config, *places) == result   # they need not be there to read a result
+    assert asked(config, tmp_path)[0]() == result   # they need not be there to read a result
 
 
 def test_a_folder_that_cannot_be_written(tmp_path, monkeypatch):
     def refuse(*_, dir, **__): raise PermissionError(13, 'Permission denied', str(dir))   # as for a user who may not; root may
     monkeypatch.setattr('tempfile.TemporaryFile', refuse)
-    with pytest.raises(OSError, match='Permission denied.*give another place'): run(resolve(**QUICK), tmp_path / 'reports', tmp_path / 'runs')
+    with pytest.raises(OSError, match='Permission denied.*give another place'): run(resolve(**QUICK), tmp_path / 'runs')
 
 
-@pytest.mark.parametrize('place', ['reports', 'runs', f'runs/{run_name(resolve(**QUICK))}', f'runs/{run_name(resolve(**QUICK))}/model'])
+@pytest.mark.parametrize('place', ['runs', f'runs/{run_name(resolve(**QUICK))}', f'runs/{run_name(resolve(**QUICK))}/model'])
 def test_a_file_where_a_folder_should_be(tmp_path, place):
     (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / place).write_text('')
-    with pytest.raises(OSError, match='give another place'): run(resolve(**QUICK), tmp_path / 'reports', tmp_path / 'runs')
+    with pytest.raises(OSError, match='give another place'): run(resolve(**QUICK), tmp_path / 'runs')
 
 
 # what is there already
@@ -315,62 +323,79 @@ def damaged(path, how):
 @pytest.mark.parametrize('how', ['torn', 'empty', 'a list', 'no metrics', 'other bits', 'no configuration'])
 def test_a_damaged_result_is_named_and_stays(tmp_path, uninterrupted, how):
     config = resolve(**QUICK)
-    file = tmp_path / f'{run_name(config)}.json'
+    file = tmp_path / 'runs' / run_name(config) / 'result.json'
     file.parent.mkdir(parents=True)
     file.write_text(json.dumps(uninterrupted[0]))
-    assert recorded(config, tmp_path) == uninterrupted[0]
+    assert asked(config, tmp_path)[0]() == uninterrupted[0]
     damaged(file, how)
     before = file.read_bytes()
-    for asked in (recorded, run):
-        with pytest.raises(ValueError, match=f'{file.name}.*delete it, or make it again') as error: asked(config, tmp_path, tmp_path / 'runs')
+    for ask in asked(config, tmp_path):
+        with pytest.raises(ValueError, match='result.json.*delete it, or make it again') as error: ask()
         assert '\n' not in str(error.value) and file.read_bytes() == before
 
 
-def test_every_committed_result_is_read():
-    files = sorted((ROOT / 'reports').rglob('*.json'))
-    assert len(files) > 1000 and all(read_result(file)['metrics']['map'] <= 1 for file in files)
+def test_every_committed_row_is_read():
+    tables = [ROOT / f'reports/{name}.csv' for name in ('digits', 'digit-pairs', 'cifar10-jpeg', 'tiny-imagenet100')]
+    assert sum(len(read_table(table)) for table in tables) >= 1607
 
 
-def test_a_committed_result_is_not_run_again_and_not_replaced(tmp_path, uninterrupted):
-    config = resolve(**QUICK)
-    file = tmp_path / f'{run_name(config)}.json'
-    file.parent.mkdir(parents=True)
-    file.write_text(json.dumps({**uninterrupted[0], 'manifest': {**uninterrupted[0]['manifest'], 'device': 'another'}}))
-    before, options = file.read_bytes(), {**QUICK, 'out': str(tmp_path), 'runs': str(tmp_path / 'runs')}
-    assert not report(TEMPLATE, **options).exists() and not (tmp_path / 'runs').exists()
-    run(config, tmp_path, tmp_path / 'runs')
-    assert file.read_bytes() == before and codes_of(config, tmp_path / 'runs')
-    run(config, tmp_path, tmp_path / 'runs', resume=False)
-    assert json.loads(file.read_text())['manifest']['device'] != 'another'
+def test_a_recorded_run_is_not_made_again_and_its_row_stays(tmp_path, uninterrupted, monkeypatch):
+    config, reports, runs = resolve(**QUICK), tmp_path / 'reports', tmp_path / 'runs'
+    other = {**uninterrupted[0], 'metrics': {**uninterrupted[0]['metrics'], 'map': .5}}   # as of another processor
+    before = record(other, reports, modified=True).read_bytes()
+    monkeypatch.chdir(ROOT)
+    words = ['run', '--recipe', 'quick', '--reports', str(reports), '--runs', str(runs), '--detail', 'none']
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 0 and not runs.exists()
+    assert done.stdout.startswith(f'recorded: mAP 0.5000, in {reports}/digits.csv, commit ') and '--force runs it again' in done.stdout
+    forced = CliRunner().invoke(app, [*words, '--force'])
+    assert forced.exit_code == 0 and (reports / 'digits.csv').read_bytes() == before and codes_of(config, runs)
+    refused = CliRunner().invoke(app, ['record', str(runs), '--reports', str(reports), '--modified'])
+    assert refused.exit_code == 1 and 'with map 0.5, not' in refused.stderr and (reports / 'digits.csv').read_bytes() == before
+    replaced = CliRunner().invoke(app, ['record', str(runs), '--reports', str(reports), '--modified', '--force'])
+    assert replaced.exit_code == 0 and row_of_config(config, reports)['map'] == uninterrupted[0]['metrics']['map']
+
+
+def test_code_with_changes_is_recorded_only_if_asked(tmp_path, uninterrupted, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr('dcwh.experiment.commit', lambda: 'abc-modified')
+    reports, runs = tmp_path / 'reports', tmp_path / 'runs'
+    words = ['run', '--recipe', 'quick', '--reports', str(reports), '--runs', str(runs), '--detail', 'none', '--record']
+    refused = CliRunner().invoke(app, words)
+    assert refused.exit_code == 2 and 'changes that are in no commit' in refused.stderr and not runs.exists()   # before the work
+    done = CliRunner().invoke(app, [*words, '--modified', '--study', 'trial'])
+    row = row_of_config(resolve(**QUICK), reports)
+    assert done.exit_code == 0 and row['modified'] and row['commit'] == 'abc' and row['study'] == 'trial'
 
 
 def test_what_kills_have_left_is_removed(tmp_path, uninterrupted):
     config = resolve(**QUICK)
-    places = tmp_path / 'reports', tmp_path / 'runs'
-    result = run(config, *places)
-    home = places[1] / run_name(config)
-    for asked in (recorded, run):
+    result = run(config, tmp_path / 'runs')
+    home = tmp_path / 'runs' / run_name(config)
+    for ask in asked(config, tmp_path):
         for name in ('checkpoint.pt', '.checkpoint.pt.0123abcd.part'): (home / name).write_bytes(b'left')
-        assert asked(config, *places) == result
+        assert ask() == result
         assert not [path.name for path in home.iterdir() if 'checkpoint' in path.name]
 
 
 def test_two_processes_on_one_run(tmp_path):
-    config, places = resolve(**QUICK), [str(tmp_path / 'reports'), str(tmp_path / 'runs')]
-    both = [subprocess.Popen([sys.executable, '-c', RUN, *places]) for _ in range(2)]
+    both = [subprocess.Popen([sys.executable, '-c', RUN, tmp_path / 'runs']) for _ in range(2)]
     assert [process.wait() for process in both] == [0, 0]
-    assert recorded(config, *places) and len(list((tmp_path / 'reports').rglob('*.json'))) == 1
+    assert len(results(tmp_path)) == 1 and asked(resolve(**QUICK), tmp_path)[0]()
     assert not list((tmp_path / 'runs').rglob('*checkpoint*')) and not list(tmp_path.rglob('*.part'))
 
 
-def test_killed_before_the_report(tmp_path, uninterrupted):
-    options = {**QUICK, 'out': str(tmp_path / 'reports'), 'runs': str(tmp_path / 'runs')}
-    result = run(resolve(**QUICK), options['out'], options['runs'])
-    path = tmp_path / 'reports' / f'{run_name(resolve(**QUICK))}.ipynb'
+def test_killed_before_the_report(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    result = run(resolve(**QUICK), tmp_path / 'runs')
+    path = results(tmp_path)[0].with_name('report.ipynb')
     path.write_text('{"cells": [{"outputs": [{"output_type": "error"}]}]}')   # as a run that failed leaves it
-    written = path.with_suffix('.json').read_bytes()
-    assert report(TEMPLATE, detail='brief', **options) == path
-    assert f"mAP {result['metrics']['map']:.4f}" in path.read_text() and path.with_suffix('.json').read_bytes() == written
+    written = path.with_name('result.json').read_bytes()
+    words = ['run', '--recipe', 'quick', '--reports', str(tmp_path / 'reports'), '--runs', str(tmp_path / 'runs'), '--detail', 'brief']
+    for said in (f'report: {path}', 'finished: mAP '):
+        done = CliRunner().invoke(app, words)
+        assert done.exit_code == 0 and said in done.stdout, done.output
+    assert f"mAP {result['metrics']['map']:.4f}" in path.read_text() and path.with_name('result.json').read_bytes() == written
 
 
 @pytest.mark.parametrize('content', ['', '{}', '[1]', '{"cells": []}', 'notebook'])
@@ -382,12 +407,12 @@ def test_a_template_that_is_none(tmp_path, content):
 # checkpoints and model folders that are damaged
 
 def test_a_damaged_checkpoint_says_what_to_do(tmp_path):
-    config, places = resolve(**QUICK), (tmp_path / 'reports', tmp_path / 'runs')
-    file = places[1] / run_name(config) / 'checkpoint.pt'
+    config = resolve(**QUICK)
+    file = tmp_path / 'runs' / run_name(config) / 'checkpoint.pt'
     file.parent.mkdir(parents=True)
     for content in (b'', b'PK', *(whole(state) for state in ({'a': 1}, [1], torch.zeros(3), None))):
         file.write_bytes(content)
-        with pytest.raises(ValueError, match='checkpoint.pt is of no use.*delete it to start anew') as error: run(config, *places)
+        with pytest.raises(ValueError, match='checkpoint.pt is of no use.*delete it to start anew') as error: run(config, tmp_path / 'runs')
         assert '\n' not in str(error.value)
 
 
