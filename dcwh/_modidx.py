@@ -792,6 +792,7 @@ d = { 'settings': { 'branch': 'main',
                                'dcwh.training.recipe_of': ('training.html#recipe_of', 'dcwh/training.py'),
                                'dcwh.training.resolve': ('training.html#resolve', 'dcwh/training.py'),
                                'dcwh.training.save_checkpoint': ('training.html#save_checkpoint', 'dcwh/training.py'),
+                               'dcwh.training.save_history': ('training.html#save_history', 'dcwh/training.py'),
                                'dcwh.training.schedule_factor': ('training.html#schedule_factor', 'dcwh/training.py'),
                                'dcwh.training.train': ('training.html#train', 'dcwh/training.py'),
                                'dcwh.training.train_epoch': ('training.html#train_epoch', 'dcwh/training.py')}}}
