@@ -10,8 +10,8 @@ __all__ = ['Rate', 'Amount', 'KINDS', 'PROTOCOL', 'METRICS', 'REPEATED', 'FACTS'
            'row_of_config', 'record', 'check_study', 'check_same', 'write_rows', 'completed', 'setting', 'changed',
            'tables_in', 'tables_hash', 'rows_in', 'named_row', 'read_results', 'check_alike', 'protocols', 'student',
            'half_width', 'summary', 'paired', 'standings', 'published', 'unlike', 'beside', 'mean_text', 'whole_name',
-           'images_per_class', 'cell_names', 'our_cells', 'their_cells', 'comparison', 'html_line', 'as_html',
-           'measured_on', 'first_hash', 'widths', 'standings_table']
+           'images_per_class', 'few_text', 'cell_names', 'our_cells', 'their_cells', 'comparison', 'html_name',
+           'html_line', 'as_html', 'measured_on', 'first_hash', 'widths', 'setting_name', 'standing_cells']
 
 # %% ../nbs/10_results.ipynb #9fc30f29
 from collections.abc import Iterable, Iterator
@@ -646,9 +646,14 @@ def whole_name(protocol: str) -> str:
     "The name of a protocol without how few training images there were."
     return re.sub(f', [0-9]+ {LIMITED}', '', protocol)
 
-def images_per_class(protocol: 'pd.Series') -> 'pd.Series':
-    "How many training images of a class there were, by the name of a protocol; 0 for all."
-    return protocol.str.extract(f', ([0-9]+) {LIMITED}')[0].fillna('0').astype(int)
+def images_per_class(protocol: str) -> int:
+    "How many training images of each class there were, by the name of a protocol; 0 for all."
+    few = re.search(f', ([0-9]+) {LIMITED}', protocol)
+    return int(few[1]) if few else 0
+
+def few_text(images: int) -> str:
+    "How many training images of each class there were, in words."
+    return f'{images} image{"s" * (images > 1)} per class'
 
 def cell_names(
     row: dict,    # of `summary`
@@ -662,7 +667,7 @@ def cell_names(
     group, column = [protocol], [bits]
     if few:
         group.append('few training images')
-        column = [f'{few} image{"s" * (few > 1)} per class', bits, *changes]
+        column = [few_text(few), bits, *changes]
     group.append(f'backbone {row["backbone"]}')
     if not pd.isna(row['top_k']): group.append(f'mAP@{row["top_k"]}')
     if not few: group += changes
@@ -718,7 +723,12 @@ def comparison(
     return cells.loc[order.sort_values([*order], kind='stable').index].reset_index(drop=True)
 
 # %% ../nbs/10_results.ipynb #cf6baa4c
-LEFT = 'style="text-align:left; white-space:nowrap"'
+LEFT = 'style="text-align:left"'
+
+def html_name(name: str) -> str:
+    "The head of a row, which breaks after commas only."
+    parts = [f'<span style="white-space:nowrap">{part}</span>' for part in escape(name).split(', ')]
+    return f'<td {LEFT}>{", ".join(parts)}</td>'
 
 def html_line(
     method: str,
@@ -728,17 +738,19 @@ def html_line(
     "A row of a table."
     texts = dict.fromkeys(columns, '')
     for row in line.to_dict('records'):
-        text = row['text'].replace(' ', '&nbsp;')
+        mean, sign, half = row['text'].replace(' ', '&nbsp;').partition('±')
+        text = f'{mean}<small>{sign}{half}</small>' if sign else mean
         if row['best']: text = f'<b>{text}</b>'
         before = texts[row['column']]
         texts[row['column']] = f'{before} / {text}' if before else text
     cells = ''.join(f'<td>{text}</td>' for text in texts.values())
-    return f'<tr><td {LEFT}>{escape(method)}</td>{cells}</tr>'
+    return f'<tr>{html_name(method)}{cells}</tr>'
 
 def as_html(
-    cells: 'pd.DataFrame',   # of one data set, from `comparison`
+    cells: 'pd.DataFrame',   # of one data set, from `comparison`; or from `standing_cells`
+    corner: str = 'method',  # what the rows are
 ) -> str:
-    "The table of a data set: methods by groups, the best of a column in bold."
+    "A table: rows by groups, a heading above each group, the best of a column in bold."
     ordered = cells.sort_values(['train_per_class', 'bits', 'column'])
     names = ordered.groupby(ordered['train_per_class'] > 0)['column'].unique()
     across = 1 + max(map(len, names), default=0)
@@ -746,11 +758,10 @@ def as_html(
     for group, rows in cells.groupby('group', sort=False):
         columns = list(names[rows['train_per_class'].iloc[0] > 0])
         name, colon, differs = escape(group).partition(': ')
-        lines.append(f'<tr><td colspan="{across}" style="text-align:left">'
-                     f'<b>{name}</b>{colon}{differs}</td></tr>')
+        lines.append(f'<tr><td colspan="{across}" {LEFT}><b>{name}</b>{colon}{differs}</td></tr>')
         if columns != above:
             heads = [f'<th>{escape(name).replace(", ", "<br>")}</th>' for name in columns]
-            lines.append(f'<tr><th {LEFT}>method</th>{"".join(heads)}</tr>')
+            lines.append(f'<tr><th {LEFT}>{corner}</th>{"".join(heads)}</tr>')
         above = columns
         for method, line in rows.groupby('method', sort=False):
             lines.append(html_line(method, line, columns))
@@ -768,7 +779,7 @@ def measured_on(
 ) -> 'pd.DataFrame':           # text, one row a protocol
     "What the numbers of a data set were measured on, in short."
     rows = protocols(results).reset_index()
-    few = images_per_class(rows['protocol'])
+    few = rows['protocol'].map(images_per_class)
     rows['protocol'] = list(map(whole_name, rows['protocol']))
     rows['train'] += [f' ({n} per class)' if n else '' for n in few]
     rows['split_hash'] = rows['split_hash'].map(first_hash)
@@ -798,20 +809,26 @@ def widths(
 # %% ../nbs/10_results.ipynb #0cdcf364
 MARKS = {'above': '▲', 'level': '=', 'below': '▼', 'one seed': '·'}
 
-def standings_table(
+def setting_name(row: dict) -> str:
+    "The cell of a row of `standings`, in words: `full, 5 images per class, 32 bits, epochs=9`."
+    few = images_per_class(row['protocol'])
+    parts = (whole_name(row['protocol']), few_text(few) if few else '', f'{row["bits"]} bits',
+             changed(row['shared']))
+    return ', '.join(filter(None, parts))
+
+def standing_cells(
     standing: 'pd.DataFrame',   # from `standings`, of one method
-) -> 'pd.DataFrame':            # text; one row a data set and setting, one column a method
-    "How a method stands against each other one; the last row counts how often ahead and behind."
-    text = standing['standing'].map(MARKS)
-    bits, changes = standing['bits'].astype(str) + ' bits', standing['shared'].map(changed)
-    names = standing['protocol'].str.replace(LIMITED, 'images per class')
-    where = [', '.join(filter(None, parts)) for parts in zip(names, bits, changes)]
-    rows = standing.assign(text=text, where=where, few=images_per_class(standing['protocol']))
-    rows['base'] = rows['protocol'].map(whole_name)
-    order = ['base', 'few', 'shared', 'bits']
-    wide = rows.pivot(index=['dataset', *order, 'where'], columns='other', values='text')
-    wide = wide.droplevel(order).fillna('')
-    counted = [f'▲ {(marks == "▲").sum()} ▼ {(marks == "▼").sum()}' for _, marks in wide.items()]
-    wide.loc[('all', f'{len(wide)} settings'), :] = counted
-    kin = sorted(wide, key=lambda other: (standing['method'].iloc[0] in other, other))
-    return wide[kin].rename_axis(columns=None)
+) -> 'pd.DataFrame':            # one row a cell of the table
+    "How a method stands against each other one, for `as_html`; how often ahead and behind, last."
+    main = standing['method'].iloc[0]
+    others = sorted(set(standing['other']), key=lambda other: (main in other, other))
+    few = standing['protocol'].map(images_per_class)
+    rows = standing.assign(base=standing['protocol'].map(whole_name), few=few)
+    rows = rows.sort_values(['dataset', 'base', 'few', 'shared', 'bits'], kind='stable')
+    marks = [{'group': row['dataset'], 'method': setting_name(row), 'column': row['other'],
+              'text': MARKS[row['standing']]} for row in rows.to_dict('records')]
+    counts = [{'group': 'all', 'method': f'{MARKS[way]} {name}', 'column': other,
+               'text': str(((standing['other'] == other) & (standing['standing'] == way)).sum())}
+              for way, name in (('above', 'ahead'), ('below', 'behind')) for other in others]
+    cells = pd.DataFrame([*marks, *counts])
+    return cells.assign(best=False, train_per_class=0, bits=cells['column'].map(others.index))
