@@ -184,6 +184,7 @@ def resolve(
 ) -> Config:
     "The whole configuration of a run. Raises ValueError naming every unknown or mistyped value."
     given = _given({} if settings is None else settings, flat)
+    check_source(given['dataset'])
     recipe = recipe_of(given['dataset'], given['recipe'], given['method'])
     side = given.get('image_size')
     if type(side) is int and 0 < side <= SIDE:   # other lengths keep their proportion to it
@@ -193,7 +194,6 @@ def resolve(
     except ValidationError as e:
         raise ValueError('; '.join(explain(error) for error in e.errors())) from e
     _check_method(config)
-    check_source(config.dataset)
     check_backbone(config.backbone)
     if config.padding >= config.image_size:
         raise ValueError(f'padding is {config.padding}; the border is reflected, and has to be '
