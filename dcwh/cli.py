@@ -653,7 +653,7 @@ def _draw(asked: list[Path], answers: list[list[dict]], root: str, sheet: Path) 
     from dcwh.app import below
     from dcwh.codes import write_whole
     from dcwh.data import square
-    from dcwh.report import contact_sheet, plt
+    from dcwh.figures import contact_sheet, plt
     picture = lambda path: square(path, 160).permute(1, 2, 0).numpy()
     rows = [[picture(image), *(picture(below(Path(root), str(row['id']))) for row in found)]
             for image, found in zip(asked, answers)]

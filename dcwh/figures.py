@@ -4,17 +4,19 @@
 
 # %% auto #0
 __all__ = ['COLOURS', 'BLUE', 'ORANGE', 'GREY', 'HALO', 'MEANINGS', 'DASHES', 'RING', 'LINES', 'MARKERS', 'OTHER', 'PUBLISHED',
-           'look', 'pictures', 'samples', 'learning_curves', 'metrics_table', 'band', 'by_name', 'ranks',
-           'precision_recall', 'precision_at_n', 'radius_curves', 'distances', 'diagnostics', 'class_table', 'plane',
-           'code_map', 'draw_queries', 'nearest', 'gallery', 'contact_sheet', 'panels', 'foremost', 'draw_lines',
-           'map_by_bits']
+           'look', 'pictures', 'samples', 'as_photograph', 'learning_curves', 'metrics_table', 'band', 'by_name',
+           'ranks', 'precision_recall', 'precision_at_n', 'radius_curves', 'distances', 'diagnostics', 'class_table',
+           'plane', 'code_map', 'draw_queries', 'nearest', 'gallery', 'contact_sheet', 'panels', 'foremost',
+           'draw_lines', 'map_by_bits']
 
 # %% ../nbs/11_figures.ipynb #ae449817
 from itertools import cycle, zip_longest
+import io
 
 import numpy as np
 
 try:
+    from IPython.display import Image
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from matplotlib.patheffects import withStroke
@@ -75,6 +77,18 @@ def samples(
         ax.set_title(names[c], loc='left', fontsize=9, pad=2)
     if len(shown) < len(names): fig.suptitle(f'{len(shown)} of {len(names)} classes', fontsize=10)
     return fig
+
+# %% ../nbs/11_figures.ipynb #c8d3283c
+def as_photograph(
+    figure: Figure,   # it is closed
+    quality: int = 75,
+) -> Image:
+    "A figure of photographs, to be shown in a notebook as JPEG."
+    picture = io.BytesIO()
+    options = {'quality': quality, 'optimize': True}
+    figure.savefig(picture, format='jpeg', bbox_inches='tight', pil_kwargs=options)
+    plt.close(figure)
+    return Image(picture.getvalue(), format='jpeg')
 
 # %% ../nbs/11_figures.ipynb #3fa5c096
 def learning_curves(

@@ -429,20 +429,7 @@ def _fetched(where: str, **hub) -> Path:
     finally: log.setLevel(level)
     return Path(got).parent
 
-# %% ../nbs/03_model.ipynb #94ad1daa
-def _built(kind: type, file: Path, state: dict, backbone: nn.Module | None) -> 'HashModel':
-    "What config.json says, with these weights. None are downloaded for it."
-    saved = read_saved(file)
-    given = saved.backbone if backbone is None else backbone
-    if given is None:
-        raise ValueError(f'{file} names no backbone, as it is a module of your own; '
-                         'give it: from_pretrained(…, backbone=module)')
-    sizes, norm = (saved.image_size, saved.resize), (saved.mean, saved.std)
-    try: model = kind(given, saved.bits, 'none', *sizes, *norm)
-    except ValueError as e: raise ValueError(f'{file}: {e}') from e
-    load_weights(model, state, file.with_name('model.safetensors'))
-    return model
-
+# %% ../nbs/03_model.ipynb #22a7afef
 CARD_MARK = '\n<!-- written by dcwh, and not changed since: '
 
 def marked(card: str) -> str:
@@ -463,6 +450,53 @@ def _write_card(file: Path, card: str) -> None:
     else:
         warnings.warn(f'{file} is kept, as dcwh did not write it, or somebody has changed it; '
                       'see that it tells of this model', stacklevel=3)
+
+# %% ../nbs/03_model.ipynb #94ad1daa
+def _built(kind: type, file: Path, state: dict, backbone: nn.Module | None) -> 'HashModel':
+    "What config.json says, with these weights. None are downloaded for it."
+    saved = read_saved(file)
+    given = saved.backbone if backbone is None else backbone
+    if given is None:
+        raise ValueError(f'{file} names no backbone, as it is a module of your own; '
+                         'give it: from_pretrained(…, backbone=module)')
+    sizes, norm = (saved.image_size, saved.resize), (saved.mean, saved.std)
+    try: model = kind(given, saved.bits, 'none', *sizes, *norm)
+    except ValueError as e: raise ValueError(f'{file}: {e}') from e
+    load_weights(model, state, file.with_name('model.safetensors'))
+    return model
+
+def _check_values(model: 'HashModel', precision: str = 'fp32') -> None:
+    "Raises ValueError where a model cannot compute, or not in this precision."
+    if precision not in ('fp32', 'bf16'):
+        raise ValueError(f'precision is {shown(precision)}; known are fp32, bf16')
+    if model.device.type == 'meta':
+        raise ValueError('the model is on meta, where tensors have no values; load its weights')
+    if precision == 'bf16' and model.dtype != torch.float32:
+        raise ValueError(f'precision is bf16 and the weights are {model.dtype}; '
+                         'leave one of the two: model.float()')
+
+def _digest(model: 'HashModel') -> str:
+    "Of all tensors, and the size of images."
+    h = hashlib.sha256(f'{model.image_size} {model.resize}'.encode())
+    for name, t in [*model.state_dict().items(), ('mean', model.mean), ('std', model.std)]:
+        t = t.float() if t.is_floating_point() else t   # in which a saved model is loaded
+        flat = t.detach().cpu().contiguous().view(-1)
+        h.update(name.encode() + flat.view(torch.uint8).numpy().tobytes())
+    return h.hexdigest()
+
+def _check_dicts(**given: dict | None) -> None:
+    for name, value in given.items():
+        if not isinstance(value, dict | None):
+            raise ValueError(f'{name} is {shown(value)}; give a dict')
+
+def _config_of(model: 'HashModel', given: dict) -> bytes:
+    "The content of config.json. Raises ValueError where it could not be loaded again."
+    own = {name: getattr(model, name) for name in ('bits', 'image_size', 'resize')}
+    own |= {name: getattr(model, name).flatten().tolist() for name in ('mean', 'std')}
+    saved = json.dumps({**given, **own, 'weights': 'none'}, sort_keys=True, indent=2).encode()
+    try: SavedModel.model_validate_json(saved)
+    except ValidationError as e: raise ValueError(f'config: {_first(e)}') from e
+    return saved
 
 def _distinct(state: dict[str, Tensor]) -> dict[str, Tensor]:
     "The tensors of a model; one that it has under two names, once."
@@ -489,29 +523,15 @@ class HashModel(HashNetwork, Encoder, PyTorchModelHubMixin,
         """16 hex digits over all tensors, floats as float32, and the size of images.
 
         Of a copy, and of one that is saved and loaded, the same. Raises ValueError on meta."""
-        self._check_device()
-        h = hashlib.sha256(f'{self.image_size} {self.resize}'.encode())
-        for name, t in [*self.state_dict().items(), ('mean', self.mean), ('std', self.std)]:
-            t = t.float() if t.is_floating_point() else t   # in which a saved model is loaded
-            flat = t.detach().cpu().contiguous().view(-1)
-            h.update(name.encode() + flat.view(torch.uint8).numpy().tobytes())
-        return h.hexdigest()[:16]
-
-    def _check_device(self) -> None:
-        if self.device.type == 'meta':
-            raise ValueError('the model is on meta, where tensors have no values; load its weights')
+        _check_values(self)
+        return _digest(self)[:16]
 
     @torch.inference_mode()
     def outputs_at(
         self, images: Images, precision: str = 'fp32', **options,
     ) -> tuple[Tensor, np.ndarray]:
         "As for every encoder, in a precision: fp32, or bf16."
-        if precision not in ('fp32', 'bf16'):
-            raise ValueError(f'precision is {shown(precision)}; known are fp32, bf16')
-        self._check_device()
-        if precision == 'bf16' and self.dtype != torch.float32:
-            raise ValueError(f'precision is bf16 and the weights are {self.dtype}; '
-                             'leave one of the two: model.float()')
+        _check_values(self, precision)
         training = self.training
         self.eval()
         try:
@@ -542,18 +562,11 @@ class HashModel(HashNetwork, Encoder, PyTorchModelHubMixin,
 
         A card that somebody else wrote is kept. Raises OSError, or ValueError at weights that
         could not be loaded again."""
-        self._check_device()
+        _check_values(self)
         _check_nan(self.state_dict(), 'the model')
+        _check_dicts(config=config, model_card_kwargs=model_card_kwargs)
         folder = as_path(save_directory)
-        for name, given in {'config': config, 'model_card_kwargs': model_card_kwargs}.items():
-            if not isinstance(given, dict | None):
-                raise ValueError(f'{name} is {shown(given)}; give a dict')
-        config = config or self._hub_mixin_config
-        own = {name: getattr(self, name) for name in ('bits', 'image_size', 'resize')}
-        own |= {name: getattr(self, name).flatten().tolist() for name in ('mean', 'std')}
-        saved = json.dumps({**config, **own, 'weights': 'none'}, sort_keys=True, indent=2).encode()
-        try: SavedModel.model_validate_json(saved)
-        except ValidationError as e: raise ValueError(f'config: {_first(e)}') from e
+        saved = _config_of(self, config or self._hub_mixin_config)
         tensors = save(_distinct(self.state_dict()))
         made = str(self.generate_model_card(**(model_card_kwargs or {})))
         writable(folder / 'config.json').unlink(missing_ok=True)   # written last: then all is there

@@ -30,7 +30,7 @@ from .codes import Codes, as_path, check_bits, file_is_there, shown, writable, w
 from .evaluation import evaluate
 from .model import (
     HUB, Encoder, HashModel, check_count, check_side, first_line, marked, read_saved)
-from .results import check_result, read_result, run_name
+from .results import check_result, read_result
 
 # %% ../nbs/14_sharing.ipynb #7eb82418
 EXTRAS = 'onnx', 'onnxscript', 'onnxruntime'
@@ -343,7 +343,7 @@ def card(
     "The model card of a run. Raises ValueError if `result` is no result."
     try: check_result(result)
     except ValueError as e:
-        raise ValueError(f'result: {e}; give the content of reports/<set>/<run>.json') from e
+        raise ValueError(f'result: {e}; give the content of runs/…/result.json') from e
     c, measured = SimpleNamespace(**result['config']), _measured(result)
     name = f'{c.method}-{c.bits}-{measured[0].dataset_type}'
     data = ModelCardData(
@@ -364,7 +364,7 @@ def _belonging(result: dict, folder: Path) -> HashModel:
     for name in ('config.json', 'model.safetensors'):
         if not file_is_there(home / name):
             raise FileNotFoundError(f'{home / name} is not there; weights are not committed, '
-                                    f'run {folder.name} again or give the folder of its runs')
+                                    f'run {folder.name} again')
     held, asked = read_saved(home / 'config.json'), result['config']
     if other := [name for name in wanted if getattr(held, name) != asked[name]]:
         said = [f'{name} {getattr(held, name)!r} instead of {asked[name]!r}' for name in other]
@@ -399,9 +399,8 @@ def _alike(a, b) -> bool:
 
 # %% ../nbs/14_sharing.ipynb #5f084d9b
 def publish(
-    result: str | Path,         # a result file, reports/<set>/<run>.json
+    result: str | Path,         # the folder of a run, or the result.json in it
     to: str | Path,             # the folder to make
-    runs: str | Path = 'runs',  # where weights and codes of runs are
     onnx: bool = False,         # with a model.onnx
     license: str = '',          # of the weights, such as apache-2.0
     repo_id: str = '',          # upload it too, to <user>/<name> on the Hub
@@ -418,8 +417,9 @@ def publish(
         raise ValueError(f'repo_id is {shown(repo_id)}; give <user>/<name>')
     if onnx:
         for name in EXTRAS: extra(name)
+    if file.is_dir(): file = file / 'result.json'
     held = read_result(file)
-    model = _belonging(held, as_path(runs) / run_name(SimpleNamespace(**held['config'])))
+    model = _belonging(held, file.parent)
     writable(to)
     with tempfile.TemporaryDirectory(dir=to.parent, prefix=f'.{to.name[:100]}.') as draft:
         made = Path(draft) / 'made'
@@ -429,7 +429,7 @@ def publish(
         write_whole(made / 'README.md', lambda f: f.write(marked(text).encode()))
         if onnx: export_onnx(model, made / 'model.onnx')
         made.rename(to)
-    if repo_id: _upload(to, repo_id, private, f'{file.stem}, made with dcwh')
+    if repo_id: _upload(to, repo_id, private, f'{file.parent.name}, made with dcwh')
     return to
 
 def _upload(folder: Path, repo_id: str, private: bool, message: str) -> None:

@@ -348,8 +348,8 @@ def cifar(name: str, data_dir: str | Path) -> Source:
 
 # %% ../nbs/01_sources.ipynb #9163aaa4
 IMAGES = {'.jpg', '.jpeg', '.jpe', '.jif', '.jfif', '.jfi', '.mpo', '.png', '.apng', '.webp',
-          '.gif', '.bmp', '.dib', '.tif', '.tiff', '.ppm', '.pgm', '.pbm', '.pnm', '.jp2', '.j2k', '.j2c',
-          '.jpc', '.jpf', '.jpx', '.avif', '.avifs'}
+          '.gif', '.bmp', '.dib', '.tif', '.tiff', '.ppm', '.pgm', '.pbm', '.pnm', '.jp2', '.j2k',
+          '.j2c', '.jpc', '.jpf', '.jpx', '.avif', '.avifs'}
 UNREAD = {   # images that are not read: photographs, raw ones, drawings, and others; each is named
     '.heic', '.heif', '.hif', '.jxl', '.jxr', '.wdp', '.hdp', '.bpg', '.qoi',
     '.dng', '.raw', '.cr2', '.cr3', '.crw', '.nef', '.nrw', '.arw', '.srf', '.sr2', '.raf', '.orf',

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['DECIMAL', 'MANY', 'Number', 'Share', 'Count', 'Pixels', 'Text', 'Name', 'RECIPES', 'SPACING', 'TYPES', 'Task',
-           'Config', 'recipe_of', 'explain', 'resolve', 'schedule_factor', 'save_checkpoint', 'load_checkpoint',
-           'Trained', 'build', 'accelerator_of', 'train_epoch', 'train']
+           'Config', 'recipe_of', 'explain', 'resolve', 'schedule_factor', 'save_checkpoint', 'save_history',
+           'load_checkpoint', 'Trained', 'build', 'accelerator_of', 'train_epoch', 'train']
 
 # %% ../nbs/07_training.ipynb #f855a4c0
 from dataclasses import dataclass
@@ -13,7 +13,9 @@ from importlib.resources import files
 from pathlib import Path
 from time import monotonic
 from typing import Annotated, Literal
+import csv
 import hashlib
+import io
 import json
 import math
 import re
@@ -182,6 +184,7 @@ def resolve(
 ) -> Config:
     "The whole configuration of a run. Raises ValueError naming every unknown or mistyped value."
     given = _given({} if settings is None else settings, flat)
+    check_source(given['dataset'])
     recipe = recipe_of(given['dataset'], given['recipe'], given['method'])
     side = given.get('image_size')
     if type(side) is int and 0 < side <= SIDE:   # other lengths keep their proportion to it
@@ -191,7 +194,6 @@ def resolve(
     except ValidationError as e:
         raise ValueError('; '.join(explain(error) for error in e.errors())) from e
     _check_method(config)
-    check_source(config.dataset)
     check_backbone(config.backbone)
     if config.padding >= config.image_size:
         raise ValueError(f'padding is {config.padding}; the border is reflected, and has to be '
@@ -220,6 +222,14 @@ def save_checkpoint(path: Path, key: str, epoch: int, history: list[dict], **par
     states = {name: part.state_dict() for name, part in parts.items()}
     state = {'key': key, 'epoch': epoch, 'history': history, **states}
     write_whole(path, lambda f: torch.save(state, f))
+
+def save_history(path: Path, history: list[dict]) -> None:
+    "Write a CSV of the epochs so far. Raises OSError."
+    columns = dict.fromkeys(name for epoch in history for name in epoch)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator='\n')
+    writer.writeheader(), writer.writerows(history)
+    write_whole(path, lambda f: f.write(text.getvalue().encode()))
 
 def load_checkpoint(path: Path, key: str, **parts) -> tuple[int, list[dict]]:
     "Restore `parts`; returns (epochs done, history). Raises ValueError where that cannot be."
@@ -364,6 +374,7 @@ def train(
         history.append({**means, **criterion.end_epoch(outputs)})
         if folder and (monotonic() - saved > SPACING or epoch + 1 == config.epochs):
             save_checkpoint(checkpoint, key, epoch + 1, history, **parts)
+            save_history(checkpoint.with_name('history.csv'), history)
             saved = monotonic()
     accelerator.unwrap_model(net, keep_fp32_wrapper=False)  # or it would encode in its precision
     return Trained(model, criterion, history)

@@ -129,9 +129,9 @@ def test_lists_may_lie_elsewhere_packed_and_with_one_label_an_image(tmp_path):
 def test_a_run_on_lists_of_several_labels(tmp_path):
     as_lists(tmp_path, refused=False)
     config = resolve({'backbone': 'small', 'weights': 'none', 'image_size': 16, 'resize': 16, 'flip': False, 'epochs': 2, 'missing': 'skip'}, dataset='lists/pairs', protocol='official', bits=12, data_dir=str(tmp_path))
-    result = run(config, tmp_path / 'reports', tmp_path / 'runs')
+    result = run(config, tmp_path / 'runs')
     assert result['protocol'] == retrieval_set(config).describe() and result['protocol']['labels_per_image'].startswith('1 to 2') and result['metrics']['queries'] == 80
-    assert next((tmp_path / 'reports').rglob('*.json')).parent.name == 'pairs-default' and {'map_outputs'} <= result['metrics'].keys()
+    assert next((tmp_path / 'runs').rglob('result.json')).parents[1].name == 'pairs-default' and {'map_outputs'} <= result['metrics'].keys()
 
 
 def test_decoded_images_are_kept_and_shared(tmp_path, monkeypatch):

@@ -18,8 +18,9 @@ import yaml
 from dcwh import sharing
 from dcwh.codes import hamming
 from dcwh.data import ImageSet, load
-from dcwh.experiment import run, run_name
+from dcwh.experiment import run
 from dcwh.model import HashModel
+from dcwh.results import read_result, read_table, result_of, run_name
 from dcwh.sharing import OnnxModel, card, export_onnx, publish
 from dcwh.sources import Files, find_source
 from dcwh.training import resolve
@@ -32,9 +33,9 @@ pytest.importorskip('onnxscript')
 
 @pytest.fixture(scope='module')
 def digits(tmp_path_factory):
-    "A run on digits: the folder with its reports and runs, and its name."
+    "A run on digits: the folder with its runs, and its name."
     where, config = tmp_path_factory.mktemp('digits'), resolve(dataset='digits', bits=16, recipe='quick')
-    run(config, where / 'reports', where / 'runs')
+    run(config, where / 'runs')
     return where, run_name(config)
 
 
@@ -44,13 +45,13 @@ def digits(tmp_path_factory):
 def trained():
     "The first result on CIFAR-10 (JPEG) whose model is here."
     if not CIFAR.is_dir(): pytest.skip(f'{CIFAR.relative_to(ROOT)} is not there; data/README.md says how to get it')
-    files = [f for f in sorted((ROOT / 'reports/cifar10-jpeg-default').glob('dcwh-48-*.json')) if (ROOT / 'runs/cifar10-jpeg-default' / f.stem / 'model').is_dir()]
-    if not files: pytest.skip('no result in reports/cifar10-jpeg-default has its model in runs/; `dcwh run --dataset folder/cifar10-jpeg --bits 48` makes one')
-    return files[0]
+    runs = [f.parent for f in sorted((ROOT / 'runs/cifar10-jpeg-default').glob('dcwh-48-*/result.json'))]
+    if not runs: pytest.skip('no run of CIFAR-10 (JPEG) is in runs/; `dcwh run --dataset folder/cifar10-jpeg --bits 48 --force` makes one')
+    return runs[0]
 
 
 @pytest.fixture(scope='module')
-def shared(trained, tmp_path_factory): return publish(trained, tmp_path_factory.mktemp('shared') / 'model', ROOT / 'runs', onnx=True)
+def shared(trained, tmp_path_factory): return publish(trained, tmp_path_factory.mktemp('shared') / 'model', onnx=True)
 
 
 def test_codes_of_a_thousand_photographs_agree_with_torch(shared):
@@ -67,15 +68,15 @@ def test_codes_of_a_thousand_photographs_agree_with_torch(shared):
 
 
 def test_card_of_a_committed_result(trained, shared):
-    result, made = json.loads(trained.read_text()), ModelCard.load(shared / 'README.md')
+    result, made = read_result(trained / 'result.json'), ModelCard.load(shared / 'README.md')
     assert f"| {result['metrics']['map']:.4f} |" in made.text and result['protocol']['split_hash'] in made.text and result['manifest']['commit'] in made.text
     assert result['manifest']['weights_sha256'][:16] in made.text and 'model.onnx' in made.text
     check_metadata(made, result)
 
 
-@pytest.mark.parametrize('file', [next(iter(sorted(folder.glob('*.json')))) for folder in sorted((ROOT / 'reports').glob('*-default'))], ids=lambda f: f.parent.name)
-def test_every_set_gets_a_card(file):
-    result = json.loads(file.read_text())
+@pytest.mark.parametrize('name', ['digits', 'digit-pairs', 'cifar10-jpeg', 'tiny-imagenet100'])
+def test_every_set_gets_a_card(name):
+    result = result_of(read_table(ROOT / f'reports/{name}.csv')[0])
     check_metadata(card(result), result)
 
 
@@ -109,7 +110,7 @@ def test_citation_is_the_one_of_the_repository():
 
 def test_code_in_the_card_runs(digits, tmp_path):
     where, name = digits
-    folder = publish(where / 'reports' / f'{name}.json', tmp_path / 'model', where / 'runs')
+    folder = publish(where / 'runs' / name, tmp_path / 'model')
     pixels = next(load('digits').query.batches(4, side=8))[0].permute(0, 2, 3, 1).numpy()
     for file, image in zip(('a', 'b', 'c', 'query'), pixels[[0, 1, 2, 1]]): Image.fromarray(image).save(folder / f'{file}.jpg', quality=95)
     (code,) = re.findall(r'```python\n(.*?)```', (folder / 'README.md').read_text(), re.DOTALL)
@@ -122,7 +123,8 @@ def test_encoding_needs_onnxruntime_only(digits, tmp_path):
     model = HashModel.from_pretrained(where / 'runs' / name / 'model')
     path = export_onnx(model, tmp_path / 'model.onnx')
     code = 'import sys\nfor name in ("onnx", "onnxscript", "timm"): sys.modules[name] = None\n' \
-           f'import torch\nfrom dcwh.sharing import OnnxModel\nmodel = OnnxModel(sys.argv[1])\ncodes = model.encode(torch.randint(256, (1, 3, 16, 16), dtype=torch.uint8))\nprint(codes.model, len(codes))'
+           f'import torch\nfrom dcwh.results import read_result, read_table, result_of, run_name
+from dcwh.sharing import OnnxModel\nmodel = OnnxModel(sys.argv[1])\ncodes = model.encode(torch.randint(256, (1, 3, 16, 16), dtype=torch.uint8))\nprint(codes.model, len(codes))'
     done = subprocess.run([sys.executable, '-W', 'error::UserWarning', '-c', code, path], capture_output=True, text=True, timeout=300)
     assert (done.stdout.split(), done.stderr) == ([model.identity(), '1'], '')
 
@@ -180,7 +182,7 @@ def test_upload(digits, tmp_path, monkeypatch):
     asked = []
     hub = SimpleNamespace(create_repo=lambda *a, **k: asked.append(('create_repo', a, k)), upload_folder=lambda **k: asked.append(('upload_folder', sorted(p.name for p in k['folder_path'].iterdir()), k)))
     monkeypatch.setattr(sharing, 'HfApi', lambda: hub)
-    folder = publish(where / 'reports' / f'{name}.json', tmp_path / 'model', where / 'runs', repo_id='somebody/digits', license='mit')
+    folder = publish(where / 'runs' / name, tmp_path / 'model', repo_id='somebody/digits', license='mit')
     assert asked[0] == ('create_repo', ('somebody/digits',), {'private': True, 'exist_ok': True})
     assert asked[1][1] == ['README.md', 'config.json', 'model.safetensors'] and asked[1][2]['repo_id'] == 'somebody/digits'
     made = ModelCard.load(folder / 'README.md')
@@ -191,7 +193,7 @@ def test_a_failure_leaves_no_folder(digits, tmp_path, monkeypatch):
     where, name = digits
     def fails(model, path): raise ValueError('cannot be exported')
     monkeypatch.setattr(sharing, 'export_onnx', fails)
-    with pytest.raises(ValueError, match='cannot be exported'): publish(where / 'reports' / f'{name}.json', tmp_path / 'model', where / 'runs', onnx=True)
+    with pytest.raises(ValueError, match='cannot be exported'): publish(where / 'runs' / name, tmp_path / 'model', onnx=True)
     assert not list(tmp_path.iterdir())
 
 
@@ -202,10 +204,10 @@ def test_codes_without_a_name_are_still_evaluated(digits, tmp_path):
     for role in ('query', 'database'):
         with np.load(home / f'{role}.npz') as z: parts = dict(z)
         np.savez(home / f'{role}.npz', **{k: v for k, v in parts.items() if k != 'model'})
-    result = tmp_path / 'copy/reports' / f'{name}.json'
-    folder = publish(result, tmp_path / 'model', tmp_path / 'copy/runs')
+    result = home / 'result.json'
+    folder = publish(result, tmp_path / 'model')
     assert hamming(*(m.encode(torch.zeros(1, 3, 16, 16, dtype=torch.uint8)).packed for m in (HashModel.from_pretrained(folder), HashModel.from_pretrained(home / 'model')))) == 0
     changed = json.loads(result.read_text())
     changed['metrics']['map'] += .01
     result.write_text(json.dumps(changed))
-    with pytest.raises(ValueError, match='they are of another run'): publish(result, tmp_path / 'other', tmp_path / 'copy/runs')
+    with pytest.raises(ValueError, match='they are of another run'): publish(result, tmp_path / 'other')
