@@ -371,7 +371,7 @@ def execute(template: str | Path, path: str | Path, parameters: dict) -> None:
     writable(path)
     heard = sys.stderr if sys.stderr.isatty() else None
     shown = {'kernel_name': 'python3', 'progress_bar': False, 'stderr_file': heard,
-             'extra_arguments': ['--log-level=40']}   # of the kernel: errors alone
+             'extra_arguments': ['--log-level=50']}   # of the kernel: what it says of itself
     with tempfile.TemporaryDirectory() as folder:
         draft = Path(folder) / 'draft.ipynb'
         try: papermill.execute_notebook(str(template), str(draft), parameters, **shown)

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['COLOURS', 'BLUE', 'ORANGE', 'GREY', 'HALO', 'MEANINGS', 'DASHES', 'RING', 'LINES', 'MARKERS', 'OTHER', 'PUBLISHED',
-           'look', 'pictures', 'samples', 'as_photograph', 'learning_curves', 'metrics_table', 'band', 'by_name',
-           'ranks', 'precision_recall', 'precision_at_n', 'radius_curves', 'distances', 'diagnostics', 'class_table',
-           'plane', 'code_map', 'draw_queries', 'nearest', 'gallery', 'contact_sheet', 'panels', 'foremost',
-           'draw_lines', 'map_by_bits']
+           'look', 'pictures', 'samples', 'as_image', 'learning_curves', 'metrics_table', 'band', 'by_name', 'ranks',
+           'precision_recall', 'precision_at_n', 'radius_curves', 'distances', 'diagnostics', 'class_table', 'plane',
+           'code_map', 'draw_queries', 'nearest', 'gallery', 'contact_sheet', 'panels', 'foremost', 'draw_lines',
+           'map_by_bits']
 
 # %% ../nbs/11_figures.ipynb #ae449817
 from itertools import cycle, zip_longest
@@ -79,16 +79,18 @@ def samples(
     return fig
 
 # %% ../nbs/11_figures.ipynb #c8d3283c
-def as_photograph(
-    figure: Figure,   # it is closed
-    quality: int = 75,
+def as_image(
+    figure: Figure,      # it is closed
+    quality: int = 70,   # of JPEG
 ) -> Image:
-    "A figure of photographs, to be shown in a notebook as JPEG."
-    picture = io.BytesIO()
-    options = {'quality': quality, 'optimize': True}
-    figure.savefig(picture, format='jpeg', bbox_inches='tight', pil_kwargs=options)
+    "A figure to be shown in a notebook, as PNG or as JPEG, whichever is smaller."
+    options = {'png': None, 'jpeg': {'quality': quality, 'optimize': True}}
+    found = {kind: io.BytesIO() for kind in options}
+    for kind, file in found.items():
+        figure.savefig(file, format=kind, bbox_inches='tight', pil_kwargs=options[kind])
     plt.close(figure)
-    return Image(picture.getvalue(), format='jpeg')
+    kind = min(found, key=lambda kind: found[kind].tell())
+    return Image(found[kind].getvalue(), format=kind)
 
 # %% ../nbs/11_figures.ipynb #3fa5c096
 def learning_curves(
