@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['COLOURS', 'BLUE', 'ORANGE', 'GREY', 'HALO', 'MEANINGS', 'DASHES', 'RING', 'LINES', 'MARKERS', 'OTHER', 'PUBLISHED',
-           'look', 'pictures', 'samples', 'as_image', 'learning_curves', 'metrics_table', 'band', 'by_name', 'ranks',
-           'precision_recall', 'precision_at_n', 'radius_curves', 'distances', 'diagnostics', 'class_table', 'plane',
-           'code_map', 'draw_queries', 'nearest', 'gallery', 'contact_sheet', 'panels', 'foremost', 'draw_lines',
-           'map_by_bits']
+           'look', 'pictures', 'samples', 'as_image', 'learning_curves', 'metrics_table', 'headline', 'in_columns',
+           'band', 'by_name', 'ranks', 'precision_recall', 'precision_at_n', 'radius_curves', 'distances',
+           'diagnostics', 'class_table', 'plane', 'code_map', 'draw_queries', 'nearest', 'gallery', 'contact_sheet',
+           'panels', 'foremost', 'draw_lines', 'map_by_bits']
 
 # %% ../nbs/11_figures.ipynb #ae449817
 from itertools import cycle, zip_longest
@@ -152,6 +152,37 @@ def metrics_table(
         return f'{value:.4f}' if isinstance(value, float) else f'{value:,}' if isinstance(value, int) else str(value)
     rows = {name: {'value': text(name, value), 'meaning': MEANINGS.get(name, '')} for name, value in metrics.items()}
     return pd.DataFrame.from_dict(rows, orient='index', columns=['value', 'meaning'])
+
+# %% ../nbs/11_figures.ipynb #6c2c21bd
+def headline(
+    result: dict,              # of `read_result`
+    row: dict | None = None,   # the row of this configuration in a table, if it has one
+) -> str:                      # Markdown
+    "The number of a run, and what it is of."
+    config, protocol, m = (result[part] for part in ('config', 'protocol', 'metrics'))
+    cut = f"@{protocol['top_k']}" if protocol['top_k'] else ''
+    text = (
+        f"**mAP{cut} {m['map']:.4f}** for {config['bits']} bits, method `{config['method']}`, "
+        f"seed {config['seed']}, on {protocol['source']}.\n\n"
+        f"It is the expected value over the orders of tied images: {m['map_pessimistic']:.4f} if "
+        f"every tie fell wrong, {m['map_optimistic']:.4f} if every tie fell right.")
+    if row is None or row['map'] == m['map']: return text
+    return text + (
+        f"\n\nThe row of this run in the table has {row['map']:.4f}. It was made by commit "
+        f"`{(row['commit'] or 'unknown')[:12]}` on {row['device']}; where code or processor "
+        "round otherwise, a training ends elsewhere.")
+
+def in_columns(
+    table: dict,
+    columns: int = 1,   # pairs of name and value beside each other
+) -> str:               # Markdown
+    "Names and values, one below the other."
+    def text(value): return f'{value:g}' if isinstance(value, float) else value
+    cells = [f'{name} | {text(value)}' for name, value in table.items()]
+    height = -(-len(cells) // columns)
+    cells += [' | '] * (columns * height - len(cells))   # every row has as many cells as the head
+    rows = [f'| {" | ".join(cells[n::height])} |' for n in range(height)]
+    return '\n'.join(['| | ' * columns + '|', '|---|---' * columns + '|', *rows])
 
 # %% ../nbs/11_figures.ipynb #180f8f63
 def band(

@@ -193,6 +193,7 @@ def row_of(
     row = {
         'run': run_name(config), 'study': study or usual_study(result['config']), **config.model_dump(), 'hash': config.hash,
         **{column: protocol.get(name) for column, (name, _) in PROTOCOL.items()},
+        'missing_images': protocol.get('missing', 0),
         **{name: metrics.get(name) for name in METRICS}, **facts(result),
         **{name: manifest.get(name) for name in MANIFEST}, 'commit': sha or None, 'modified': bool(dash),
         **{f'seconds_{phase}': seconds.get(phase) for phase in PHASES},
