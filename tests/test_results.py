@@ -2,6 +2,10 @@
 from pathlib import Path
 import json
 import re
+import shutil
+import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -268,3 +272,82 @@ def test_the_committed_comparison_is_small_and_of_these_tables():
     assert file.stat().st_size < 400_000
     current = results.tables_hash(ROOT / 'reports') in file.read_text()
     assert current, 'the tables have changed; run: dcwh compare reports --out reports/compare.ipynb'
+
+
+# tables and those who write them
+
+RECORDING = """
+import json, sys
+from dcwh.results import record
+from dcwh.training import resolve
+result = json.loads(sys.stdin.readline())
+for seed in range(1000):
+    config = resolve(dataset='digits', bits=16, seed=seed)
+    result['config'] = {**config.model_dump(), 'hash': config.hash}
+    record(result, sys.argv[1])
+    print(seed, flush=True)
+"""
+
+
+@pytest.mark.parametrize('after', [1, 4])
+def test_a_kill_loses_no_row(tmp_path, after):
+    process = subprocess.Popen([sys.executable, '-c', RECORDING, tmp_path], text=True,
+                               stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    process.stdin.write(json.dumps(result(.9)) + '\n')
+    process.stdin.flush()
+    said = [int(process.stdout.readline()) for _ in range(after)]
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    kept = [row['seed'] for row in results.read_table(tmp_path / 'digits.csv')]
+    assert set(said) <= set(kept) and len(kept) == len(set(kept))
+    made(tmp_path, .9, seed=2000)   # and others go on
+    assert len(results.read_table(tmp_path / 'digits.csv')) == len(kept) + 1
+    assert not list(tmp_path.glob('*.part')) and not list(tmp_path.glob('.*.part'))
+
+
+def test_two_people_add_rows_without_a_conflict(tmp_path):
+    def git(*words):
+        names = ['-c', 'user.name=a', '-c', 'user.email=a@b', '-c', 'init.defaultBranch=main']
+        return subprocess.run(['git', *names, *words], cwd=tmp_path, check=True, capture_output=True)
+    shutil.copy(ROOT / '.gitattributes', tmp_path)
+    git('init')
+    def commit(branch, *seeds):
+        for seed in seeds: made(tmp_path / 'reports', .9, seed=seed)
+        git('add', '.'), git('commit', '-m', branch)
+    commit('both', 0, 9)
+    before = (tmp_path / 'reports/digits.csv').read_text().splitlines()
+    git('checkout', '-b', 'one'), commit('one', 4)
+    after = (tmp_path / 'reports/digits.csv').read_text().splitlines()
+    assert len([line for line in after if line not in before]) == 1 and set(before) <= set(after)
+    git('checkout', 'main'), commit('other', 5, 8)
+    git('merge', 'one')
+    rows = results.read_table(tmp_path / 'reports/digits.csv')
+    assert sorted(row['seed'] for row in rows) == [0, 4, 5, 8, 9]
+
+
+def test_tables_are_read_and_summed_up_with_pandas_alone(folder):
+    code = """
+import sys
+for name in ('seaborn', 'matplotlib', 'scipy', 'sklearn', 'threadpoolctl', 'IPython', 'papermill'): sys.modules[name] = None
+from dcwh.results import comparison, read_results, standings, summary
+runs = read_results(sys.argv[1])
+print(len(runs), len(summary(runs)), len(comparison(summary(runs))), len(standings(runs, 'dcwh')))
+"""
+    done = subprocess.run([sys.executable, '-c', code, folder], capture_output=True, text=True)
+    assert done.stdout.split() == ['14', '6', '6', '2'], done.stderr
+
+
+def test_a_run_needs_no_pandas(tmp_path):
+    code = """
+import sys
+sys.modules['pandas'] = None
+from dcwh.experiment import recorded
+from dcwh.results import read_results
+from dcwh.training import resolve
+print(recorded(resolve(dataset='digits', bits=16), sys.argv[1], sys.argv[2])[0]['metrics']['map'])
+try: read_results(sys.argv[1])
+except ImportError as e: print(e)
+"""
+    made(tmp_path, .9)
+    done = subprocess.run([sys.executable, '-c', code, tmp_path, tmp_path], capture_output=True, text=True)
+    assert done.stdout.startswith('0.9\npandas is missing') and "pip install '.[report]'" in done.stdout, done.stderr
