@@ -131,6 +131,7 @@ def run(
         raise ValueError(f'unknown detail {detail!r}; known are full, brief, none')
     folder = Path(runs) / results.run_name(config)
     place = Path(report or folder / 'report.ipynb')
+    if report: experiment.check_place(report)
     wanted = detail != 'none' and (bool(report) or (folder / 'query.npz').is_file())
     known = None if force else experiment.recorded(config, reports, runs, place if wanted else None)
     if not known:
@@ -223,9 +224,7 @@ def compare(
             raise FileNotFoundError(f'{folder} is not there; give a folder of tables or of runs')
     if not Path(published).is_file():
         raise FileNotFoundError(f'{published} is not there; give the table of published numbers')
-    if Path(out).suffix != '.ipynb' or Path(out).exists() and Path(out).samefile(template):
-        raise ValueError(f'{out} cannot be the comparison; give a notebook (.ipynb) '
-                         'that is not the template')
+    experiment.check_place(out)
     codes.writable(out)
     if missing := {'folders', 'published'} - experiment.template_parameters(template).keys():
         raise ValueError(f'{template} has no parameter {min(missing)}; '

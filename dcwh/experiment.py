@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['OTHERWISE', 'NEEDED', 'commit', 'processor', 'manifest', 'retrieval_set', 'finished', 'check_data', 'check_weights',
            'coded', 'tidy', 'recorded', 'reported', 'yardsticks', 'compactness', 'Laps', 'encoded', 'plain',
-           'threads_for', 'run', 'clean', 'template_parameters', 'checked', 'execute', 'report']
+           'threads_for', 'run', 'clean', 'template_parameters', 'checked', 'check_place', 'execute', 'report']
 
 # %% ../nbs/12_experiment.ipynb #e6a39cb2
 from collections.abc import Iterator
@@ -363,6 +363,14 @@ def checked(given: dict, known: dict) -> tuple[Config, dict]:
     return resolve(**{name: value for name, value in meant.items() if name not in options}), options
 
 # %% ../nbs/12_experiment.ipynb #756b83c2
+def check_place(path: str | Path) -> None:
+    "Raise ValueError where a report would replace something that is none."
+    path = Path(path)
+    if path.suffix != '.ipynb':
+        raise ValueError(f'{path} is no name of a report; give a notebook (.ipynb)')
+    if path.is_file() and b'"injected-parameters"' not in path.read_bytes():
+        raise ValueError(f'{path} is there, and is no executed report; give another name')
+
 def execute(template: str | Path, path: str | Path, parameters: dict) -> None:
     """Execute a template to `path`, cleaned; when a cell fails, up to its error.
 

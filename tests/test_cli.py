@@ -295,10 +295,20 @@ def test_means_over_answerable_queries_follow_the_normaliser(tmp_path):
         assert found['queries_without_relevant'] == 1 and found['map_with_relevant'] == pytest.approx(found['map'] * 4 / 3)
 
 
+@pytest.mark.parametrize(('name', 'said'), [
+    ('mine.ipynb', 'is there, and is no executed report'), ('table.csv', 'is no name of a report')])
+def test_a_report_replaces_nothing_but_a_report(tmp_path, monkeypatch, name, said):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name).write_text('{"cells": []}')
+    assert refused(do('run', '--recipe', 'quick', '--report', name), said)
+    assert refused(do('compare', tmp_path, '--published', name, '--out', name), said)
+    assert [path.name for path in tmp_path.iterdir()] == [name]   # nothing was run
+
+
 def test_a_comparison_replaces_nothing_that_it_reads(tmp_path):
     root = Path(__file__).parents[1]
     for name in ('nbs/templates/compare.ipynb', 'data/published.csv'): (tmp_path / Path(name).name).write_bytes((root / name).read_bytes())
-    given = ['compare', '--results', tmp_path, '--published', tmp_path / 'published.csv', '--template', tmp_path / 'compare.ipynb']
+    given = ['compare', tmp_path, '--published', tmp_path / 'published.csv', '--template', tmp_path / 'compare.ipynb']
     for out in ('published.csv', 'compare.ipynb', 'a.json'): assert refused(do(*given, '--out', tmp_path / out), out)
     other = root / 'nbs/templates/run.ipynb'
     assert refused(do(*given[:-1], other, '--out', tmp_path / 'new.ipynb'), 'run.ipynb has no parameter')
