@@ -1,0 +1,64 @@
+"""The reports of the repository: which there are, which can be made here, what they say beside their tables."""
+from pathlib import Path
+import importlib.util
+
+import nbformat
+import pytest
+import yaml
+
+from dcwh.results import read_table, record, table_of
+from dcwh.experiment import finished
+from dcwh.training import resolve
+
+ROOT = Path(__file__).parents[1]
+BLOCKS = yaml.safe_load((ROOT / 'workflow/reports.yaml').read_text())
+
+
+@pytest.fixture
+def reports(tmp_path, monkeypatch):
+    "The script, in a folder with two sets of which one has its images, at one code length."
+    spec = importlib.util.spec_from_file_location('reports', ROOT / 'workflow/reports.py')
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    for name in ('nbs', 'data'): (tmp_path / name).symlink_to(ROOT / name)
+    for name in ('workflow', 'reports'): (tmp_path / name).mkdir()
+    blocks = [{'dataset': 'digits', 'recipe': 'quick', 'epochs': 1}, {'dataset': 'folder/birds', 'data_dir': 'nowhere'}]
+    (tmp_path / 'workflow/reports.yaml').write_text(yaml.safe_dump(blocks))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(script, 'BITS', (16,))
+    return script
+
+
+def test_reports_are_made_where_images_are(reports, capsys):
+    made, skipped = Path('reports/digits/dcwh-16.ipynb'), Path('reports/birds/dcwh-16.ipynb')
+    reports.main([])
+    said = capsys.readouterr().out
+    assert f'{skipped}: left as it is, ' in said and 'nowhere' in said and not skipped.exists()
+    assert 'The row of this run' not in made.read_text() and Path('reports/compare.ipynb').is_file()
+    # a row that says something else, as from another processor, is told
+    result = finished(resolve(dataset='digits', bits=16, recipe='quick', epochs=1))
+    record({**result, 'metrics': {**result['metrics'], 'map': .5}}, modified=True)
+    capsys.readouterr()
+    reports.main(['digits'])
+    assert 'not as in the table (another processor?): map' in capsys.readouterr().out
+    assert 'The row of this run in the table has 0.5000' in made.read_text()
+
+
+def test_an_unknown_set_is_refused(reports):
+    with pytest.raises(ValueError, match='unknown set fish; known are digits, birds'): reports.main(['fish'])
+
+
+@pytest.mark.parametrize('block', BLOCKS, ids=lambda block: block['dataset'])
+@pytest.mark.parametrize('bits', [16, 24, 32, 48])
+def test_every_report_is_there_and_has_its_number(block, bits):
+    config = resolve(**block, bits=bits)
+    table = table_of(ROOT / 'reports', config.dataset)
+    path = ROOT / 'reports' / table.stem / f'dcwh-{bits}.ipynb'
+    (row,) = [row for row in read_table(table) if row['hash'] == config.hash]
+    shown = [output.get('data', {}).get('text/markdown', '') for cell in nbformat.read(path, 4).cells for output in cell.get('outputs', [])]
+    (headline,) = [text for text in shown if text.startswith('**mAP')]
+    assert f"{row['map']:.4f}" in headline and f'for {bits} bits' in headline
+
+
+def test_the_folder_of_reports_stays_small():
+    assert sum(path.stat().st_size for path in (ROOT / 'reports').rglob('*') if path.is_file()) < 12e6
