@@ -242,8 +242,8 @@ def test_an_index_is_refused_before_it_is_built(place):
 
 
 def test_a_comparison_of_no_folder_is_refused(tmp_path):
-    assert refused(do('compare', '--results', tmp_path / 'nowhere'), 'nowhere is not there')
-    assert refused(do('compare', '--results', tmp_path, '--published', tmp_path / 'none.csv'), 'none.csv is not there')
+    assert refused(do('compare', tmp_path / 'nowhere'), 'nowhere is not there')
+    assert refused(do('compare', tmp_path, '--published', tmp_path / 'none.csv'), 'none.csv is not there')
 
 
 def test_a_sheet_replaces_nothing_but_a_sheet(place):
