@@ -59,6 +59,10 @@ def in_a_line(command: Callable) -> Callable:
                 for name, value in options.items(): _check_text(name, value)
                 return command(*args, **options)
             except typer.Exit: raise
+            except KeyboardInterrupt:
+                again = '; the same command goes on' if command.__name__ == 'run' else ''
+                typer.secho(f'stopped{again}', fg='yellow', err=True)
+                raise typer.Exit(130)
             except Exception as e: _fail(e)
     return wrapped
 
@@ -135,11 +139,12 @@ def run(
     wanted = detail != 'none' and (bool(report) or (folder / 'query.npz').is_file())
     known = None if force else experiment.recorded(config, reports, runs, place if wanted else None)
     if not known:
-        if record: _check_record(study, modified)
+        if record: _check_record(results.table_of(reports, config.dataset), study, modified)
         if detail == 'none':
             experiment.run(config, runs, resume=not force, progress=sys.stderr.isatty())
         else:
-            experiment.report(template, place, force, **task, settings=more, detail=detail, runs=runs)
+            experiment.report(template, place, force, **task, settings=more, detail=detail,
+                              runs=runs, reports=reports)
     result, file = known or (experiment.finished(config, runs), folder / 'result.json')
     if known: typer.echo(_known(result, file))
     if record and file.suffix == '.json':
@@ -149,9 +154,11 @@ def run(
         if path.exists(): typer.echo(f'{name}: {path}')
 
 # %% ../nbs/16_cli.ipynb #5111dfd4
-def _check_record(study: str, modified: bool) -> None:
-    "Raises ValueError where a run could not be recorded when it is over."
-    from dcwh import experiment, results
+def _check_record(table: Path, study: str, modified: bool) -> None:
+    "Raises ValueError or OSError where a run could not be recorded when it is over."
+    from dcwh import codes, experiment, results
+    codes.writable(table)
+    if table.exists(): results.read_table(table)
     if study: results.check_study(study)
     if not modified and str(experiment.commit()).endswith('-modified'):
         raise ValueError('dcwh/ or data/ has changes that are in no commit, so nobody could make '
@@ -192,7 +199,7 @@ def record(
     folders = folders or [Path('runs')]
     missing = [folder for folder in folders if not folder.exists()]
     if missing: raise FileNotFoundError(f'{missing[0]} is not there; give a folder of runs')
-    files = [f for p in folders for f in ([p] if p.is_file() else sorted(p.rglob('result.json')))]
+    files = [f for p in folders for f in ([p] if p.is_file() else results.result_files(p))]
     if not files: raise FileNotFoundError(f'no result.json below {", ".join(map(str, folders))}')
     refused = 0
     for file in files:
@@ -229,7 +236,7 @@ def compare(
     if missing := {'folders', 'published'} - experiment.template_parameters(template).keys():
         raise ValueError(f'{template} has no parameter {min(missing)}; '
                          'give the template of a comparison')
-    experiment.execute(template, out, {'folders': folders, 'published': published})
+    experiment.execute(template, out, {'folders': folders, 'published': published}, partial=False)
     typer.echo(out)
 
 # %% ../nbs/16_cli.ipynb #41d96c27

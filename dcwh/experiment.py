@@ -136,7 +136,7 @@ def tidy(folder: Path) -> None:
     try:
         with locked(folder, timeout=0):
             (folder / 'checkpoint.pt').unlink(missing_ok=True)
-            remove_leftovers(folder / 'checkpoint.pt')
+            for name in ('checkpoint.pt', 'history.csv'): remove_leftovers(folder / name)
     except (Timeout, OSError): return
 
 # %% ../nbs/12_experiment.ipynb #b935e6ea
@@ -152,20 +152,31 @@ def recorded(
     `retrieval_set` raises."""
     folder = Path(runs) / run_name(config)
     result, file = finished(config, runs), folder / 'result.json'
-    if result is None:
-        row, file = row_of_config(config, reports), table_of(reports, config.dataset)
-        if row is None: return None
-        result = result_of(row)
+    if result and _has_others(folder, result): return None
+    row = None if result else row_of_config(config, reports)
+    if row: result, file = result_of(row), table_of(reports, config.dataset)
+    if result is None: return None
     check_weights(result, config, file)
-    if config.dataset not in SOURCES: check_data(result, retrieval_set(config), file)
-    if report and not reported(report): return None
+    if config.dataset not in SOURCES:
+        try: check_data(result, retrieval_set(config), file)
+        except FileNotFoundError:
+            if not row: raise   # a row is read without its images, too
+    if report and not reported(report, config): return None
     tidy(folder)
     return result, file
 
-def reported(report: str | Path) -> bool:
-    "Whether a report is there and does not end in an error."
+def _has_others(folder: Path, result: dict) -> bool:
+    "Whether codes that lie in the folder of a run were made by another model than its own."
+    files = [file for file in (folder / 'query.npz', folder / 'database.npz') if file.is_file()]
+    try: models = {Codes.load(file).model for file in files}
+    except ValueError: return True   # damaged
+    return bool(models - {result['manifest'].get('model')})
+
+def reported(report: str | Path, config: Config) -> bool:
+    "Whether a report of this configuration is there and does not end in an error."
     file = Path(report)
-    return file.is_file() and b'"output_type": "error"' not in file.read_bytes()
+    content = file.read_bytes() if file.is_file() else b''
+    return config.hash.encode() in content and b'"output_type": "error"' not in content
 
 # %% ../nbs/12_experiment.ipynb #2d0210b7
 @torch.no_grad()
@@ -248,6 +259,7 @@ def run(
     """Data, model, training, codes, evaluation, result. A second process waits for the first.
 
     Raises OSError or ValueError, and before images are read wherever it can be known before."""
+    if type(resume) is not bool: raise ValueError(f'resume is {resume!r}; give True or False')
     folder = Path(runs) / run_name(config)
     file = folder / 'result.json'
     for name in ('query.npz', 'database.npz', 'model/config.json'): writable(folder / name)
@@ -266,7 +278,7 @@ def run(
             content = json.dumps(known, indent=1).encode()
             write_whole(file, lambda f: f.write(content))
         (folder / 'checkpoint.pt').unlink(missing_ok=True)
-        remove_leftovers(folder / 'checkpoint.pt')
+        for name in ('checkpoint.pt', 'history.csv'): remove_leftovers(folder / name)
     return known
 
 def _work(config: Config, data: RetrievalSet, folder: Path, resume: bool, progress: bool) -> dict:
@@ -321,7 +333,7 @@ def _is_passing(output) -> bool:
     return widget or output.get('name') == 'stderr'
 
 # %% ../nbs/12_experiment.ipynb #ebb30ec8
-NEEDED = ('detail', 'resume', 'runs')   # what every template takes besides fields of Config
+NEEDED = ('detail', 'resume', 'runs', 'reports')   # what every template takes besides fields of Config
 
 def template_parameters(template: str | Path) -> dict:
     "Names and defaults of a template's parameters. Raises FileNotFoundError or ValueError."
@@ -359,7 +371,8 @@ def checked(given: dict, known: dict) -> tuple[Config, dict]:
                              f'such as {known[name]!r}')
     if options['detail'] not in ('full', 'brief'):
         raise ValueError(f"unknown detail {options['detail']!r}; known are full, brief")
-    if not options['runs']: raise ValueError('runs is empty; give a folder')
+    for name in ('runs', 'reports'):
+        if not options[name]: raise ValueError(f'{name} is empty; give a folder')
     return resolve(**{name: value for name, value in meant.items() if name not in options}), options
 
 # %% ../nbs/12_experiment.ipynb #756b83c2
@@ -371,8 +384,13 @@ def check_place(path: str | Path) -> None:
     if path.is_file() and b'"injected-parameters"' not in path.read_bytes():
         raise ValueError(f'{path} is there, and is no executed report; give another name')
 
-def execute(template: str | Path, path: str | Path, parameters: dict) -> None:
-    """Execute a template to `path`, cleaned; when a cell fails, up to its error.
+def execute(
+    template: str | Path,
+    path: str | Path,        # of the executed notebook, cleaned
+    parameters: dict,
+    partial: bool = True,    # where a cell fails, write it up to the error
+) -> None:
+    """Execute a template.
 
     Raises OSError where nothing can be written, and what papermill makes of the error of a cell."""
     import nbformat, papermill
@@ -382,9 +400,12 @@ def execute(template: str | Path, path: str | Path, parameters: dict) -> None:
              'extra_arguments': ['--log-level=50']}   # of the kernel: what it says of itself
     with tempfile.TemporaryDirectory() as folder:
         draft = Path(folder) / 'draft.ipynb'
-        try: papermill.execute_notebook(str(template), str(draft), parameters, **shown)
+        whole = False
+        try:
+            papermill.execute_notebook(str(template), str(draft), parameters, **shown)
+            whole = True
         finally:
-            if draft.exists():
+            if draft.exists() and (whole or partial):
                 brief = parameters.get('detail') == 'brief'
                 made = nbformat.writes(clean(nbformat.read(draft, as_version=4), brief)).encode()
                 write_whole(path, lambda f: f.write(made))

@@ -1032,7 +1032,11 @@ def check_source(name: str) -> None:
         kinds = ', '.join(f'{kind}/<name of yours>' for kind in KINDS)
         raise ValueError(f'unknown dataset {reprlib.repr(name)}; known are '
                          f'{", ".join([*SOURCES, *BENCHMARKS])}, and {kinds} with data_dir')
-    if not own.isprintable() or len(own.encode()) > LONGEST_NAME:   # results and runs are called so
+    last = own.rpartition('/')[2]   # results and runs are called so
+    if kind in KINDS and (last != last.strip() or not last or last.startswith('.')):
+        raise ValueError(f'the name of your dataset is {reprlib.repr(own)}; give one that does not '
+                         'begin or end with a blank, begin with a dot, or end with a slash')
+    if not own.isprintable() or len(own.encode()) > LONGEST_NAME:
         raise ValueError(f'the name of your dataset is {reprlib.repr(own)}; give one of at most '
                          f'{LONGEST_NAME} bytes, without line breaks and the like')
 

@@ -186,6 +186,7 @@ def resolve(
     given = _given({} if settings is None else settings, flat)
     check_source(given['dataset'])
     recipe = recipe_of(given['dataset'], given['recipe'], given['method'])
+    if given.get('backbone') == 'small': recipe['weights'] = 'none'   # it has no others
     side = given.get('image_size')
     if type(side) is int and 0 < side <= SIDE:   # other lengths keep their proportion to it
         for name in ('resize', 'padding'):
@@ -373,8 +374,8 @@ def train(
         means = train_epoch(config, data, epoch, accelerator, net, criterion, optimizer, progress)
         history.append({**means, **criterion.end_epoch(outputs)})
         if folder and (monotonic() - saved > SPACING or epoch + 1 == config.epochs):
-            save_checkpoint(checkpoint, key, epoch + 1, history, **parts)
             save_history(checkpoint.with_name('history.csv'), history)
+            save_checkpoint(checkpoint, key, epoch + 1, history, **parts)
             saved = monotonic()
     accelerator.unwrap_model(net, keep_fp32_wrapper=False)  # or it would encode in its precision
     return Trained(model, criterion, history)

@@ -57,7 +57,7 @@ def main(wanted: list[str]) -> None:
         note = f'; not as in the table (another processor?): {", ".join(other)}' if other else ''
         print(f'{path}{note}', flush=True)
     compared = {'folders': ['reports'], 'published': 'data/published.csv'}
-    execute('nbs/templates/compare.ipynb', 'reports/compare.ipynb', compared)
+    execute('nbs/templates/compare.ipynb', 'reports/compare.ipynb', compared, partial=False)
     print('reports/compare.ipynb')
 
 
