@@ -746,7 +746,8 @@ def our_cells(table: 'pd.DataFrame') -> 'pd.DataFrame':
     ours = table.reset_index(drop=True).assign(**named, source='')
     ours['text'] = list(map(mean_text, ours['map'], ours['interval']))
     column = ours.groupby(['dataset', 'group', 'column'])['map']
-    ours['best'] = (ours['map'] == column.transform('max')) & (column.transform('size') > 1)
+    printed = ours['map'].round(3), column.transform('max').round(3)   # equal as they are read
+    ours['best'] = (printed[0] == printed[1]) & (column.transform('size') > 1)
     alike = ours.groupby(['dataset', 'group'])['n'].transform('nunique') == 1
     n = ours['n'].astype(str)
     ours.loc[~alike, 'text'] += ' (n=' + n + ')'
