@@ -337,7 +337,8 @@ def test_check_finds_what_describe_refuses(tmp_path, names):
 
 
 @pytest.mark.parametrize('words', [[''], ['digits', '--missing', ''], ['digits', '--protocol', 'half'], ['folder/'], ['folder/x'], ['folder/x', '--data-dir', ''], ['lists/x', '--missing', 'no']])
-def test_check_and_describe_refuse_in_the_same_words(words):
+def test_check_and_describe_refuse_in_the_same_words(words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)   # where no images are
     told, found = do('data', 'describe', *words), do('data', 'check', *words)
     assert refused(found) and found.stderr == told.stderr
 
