@@ -91,7 +91,8 @@ def _fail(e: Exception) -> None:
 # %% ../nbs/16_cli.ipynb #d419c60d
 SETS = ('digits, digit-pairs, cifar10, cifar100, nuswide21, imagenet100, coco80, '
         'or folder/, csv/, lists/<name>')
-Reports = Annotated[str, typer.Option(help='folder of tables: what is recorded there is not run')]
+Reports = Annotated[str, typer.Option(
+    '--reports', '--out', help='folder of tables: what is recorded there is not run')]
 Runs = Annotated[str, typer.Option(help='folder of runs; each has a folder of its own below it')]
 Study = Annotated[str, typer.Option(
     help='what rows are for: comparison, tuning, ablation or a name of yours; '
