@@ -462,7 +462,6 @@ def columns_of(codes, file: Path, table: str = '') -> dict:
     """The columns of a table as text, in the order of the codes.
 
     Raises ValueError or FileNotFoundError where it is not the table of these codes."""
-    import numpy as np
     from dcwh.sources import read_columns
     place, bond = Path(table) if table else table_of(file), bound(file).get('table', '')
     if table == 'none' or not (table or bond or place.is_file()): return {}

@@ -123,7 +123,7 @@ def test_encoding_needs_onnxruntime_only(digits, tmp_path):
     model = HashModel.from_pretrained(where / 'runs' / name / 'model')
     path = export_onnx(model, tmp_path / 'model.onnx')
     code = 'import sys\nfor name in ("onnx", "onnxscript", "timm"): sys.modules[name] = None\n' \
-           f'import torch\nfrom dcwh.sharing import OnnxModel\nmodel = OnnxModel(sys.argv[1])\ncodes = model.encode(torch.randint(256, (1, 3, 16, 16), dtype=torch.uint8))\nprint(codes.model, len(codes))'
+           'import torch\nfrom dcwh.sharing import OnnxModel\nmodel = OnnxModel(sys.argv[1])\ncodes = model.encode(torch.randint(256, (1, 3, 16, 16), dtype=torch.uint8))\nprint(codes.model, len(codes))'
     done = subprocess.run([sys.executable, '-W', 'error::UserWarning', '-c', code, path], capture_output=True, text=True, timeout=300)
     assert (done.stdout.split(), done.stderr) == ([model.identity(), '1'], '')
 

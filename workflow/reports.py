@@ -12,7 +12,7 @@ import sys
 
 import yaml
 
-from dcwh.experiment import check_data, execute, finished, report, retrieval_set
+from dcwh.experiment import execute, finished, report, retrieval_set
 from dcwh.results import METRICS, row_of_config, table_of
 from dcwh.training import resolve
 
