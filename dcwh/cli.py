@@ -205,7 +205,7 @@ def record(
     refused = 0
     for file in files:
         try: table = results.record(results.read_result(file), reports, study, modified, force)
-        except ValueError as e:
+        except (ValueError, OSError) as e:
             refused += 1
             typer.secho(str(e), fg='red', err=True)
         else: typer.echo(f'{table}: {file.parent}')

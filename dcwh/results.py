@@ -117,7 +117,7 @@ def check_result(result: dict) -> Config:
     low, middle, high = (metrics[name] for name in ('map_pessimistic', 'map', 'map_optimistic'))
     if not low - 1e-9 <= middle <= high + 1e-9:
         raise ValueError(f'it is no result of a run: map {middle} is not between {low} and {high}')
-    if protocol['source'] != config.dataset or not protocol['name'].startswith(config.protocol):
+    if protocol['source'] != config.dataset or protocol['name'].partition(', ')[0] != config.protocol:
         raise ValueError(f'it is no result of a run: {protocol["source"]}, {protocol["name"]} are '
                          f'not the images of its configuration, {config.dataset}, {config.protocol}')
     said = result['config'].get('hash')
@@ -252,7 +252,7 @@ def result_of(row: dict) -> dict:
     }
 
 # %% ../nbs/10_results.ipynb #e8d8ba68
-OTHERS = ('claims', 'unions')   # tables of something else in `reports/`
+OTHERS = ('claims', 'unions', 'history')   # tables of something else, in `reports/` and `runs/`
 
 def table_of(reports: str | Path, dataset: str) -> Path:
     """The table of a data set: `reports/birds.csv` for `folder/birds`.
@@ -293,7 +293,7 @@ def read_row(texts: dict[str, str]) -> dict:
     for name, field in Config.model_fields.items():
         if name not in texts and not field.is_required(): row[name] = field.default
     if row['modified'] is None: raise ValueError('modified is empty; it is True or False')
-    check_study(row['study'])
+    check_study(row['study'] or '')
     config = check_result(result_of(row))
     if row['run'] != run_name(config): raise ValueError(f'the run is called {run_name(config)}')
     return row
@@ -476,7 +476,7 @@ def tables_in(folder: str | Path) -> list[Path]:
         raise FileNotFoundError(f'{printable(folder)} {problem}; give a folder of tables or of '
                                 'runs, such as reports or runs')
     return [file for file in sorted(folder.glob('*.csv'))
-            if file.stem not in (*OTHERS, 'history') and not file.is_dir()]
+            if file.stem not in OTHERS and not file.is_dir()]
 
 def result_files(folder: str | Path) -> list[Path]:
     "The result files of a run's folder, of a recipe's, or of a folder of runs."

@@ -133,6 +133,7 @@ def test_the_paper_s_grid_can_be_planned_for_a_cluster(tmp_path):
     ('grid: [bits]', 'block 1 is "bits"'), ('grid: [{bits: 16}, {}]', 'block 2 is {}'), ('grid: [{bits: }]', 'bits is null'), ('grid: [{bits: []}]', 'bits is []'),
     ('grid: [{bits: many}]', 'bits is'), ('grid: [{bites: 16}]', "unknown setting 'bites'"), ('grid: [{lr: .inf}]', 'lr is Infinity'), ('grid: [{epochs: 2026-01-01}]', 'epochs is "2026-01-01"'),
     ('grid: [{bits: 16}]\ncores: 2', 'unknown in a grid file: "cores"'), ('grid: [{bits: 16}]\ndetail: long', 'none, brief or full'), ('grid: [{bits: 16}]\nthreads: 0', 'threads is 0'),
+    ('grid: [{dataset: folder/x, data_dir: [a, b], bits: 16}]', 'asked for twice, from other places'),
     ('grid: [{bits: 16}]\nminutes: soon', 'minutes is "soon"'), ('grid: [{bits: 16}]\nreports: [a]', 'reports is ["a"]'),
     ('grid: [{bits: 16}]\nstudy: My trials', 'study is "My trials"'), ('grid: [{bits: 16}]\nmodified: 1', 'modified is 1'), ('grid: [{bits: 16}]\nruns: "{a}"', 'without braces'),
     ('grid: [{bits: 16}]\ncost: cheap', 'cost is "cheap"'), ('grid: [{bits: 16}]\ncost: {basis: a, ms_per_image: {}, images: {}}', 'no numbers for small on digits'),
