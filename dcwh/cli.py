@@ -232,7 +232,7 @@ def compare(
             raise FileNotFoundError(f'{folder} is not there; give a folder of tables or of runs')
     if not Path(published).is_file():
         raise FileNotFoundError(f'{published} is not there; give the table of published numbers')
-    experiment.check_place(out)
+    experiment.check_place(out, 'results.comparison(')
     codes.writable(out)
     if missing := {'folders', 'published'} - experiment.template_parameters(template).keys():
         raise ValueError(f'{template} has no parameter {min(missing)}; '

@@ -376,12 +376,17 @@ def checked(given: dict, known: dict) -> tuple[Config, dict]:
     return resolve(**{name: value for name, value in meant.items() if name not in options}), options
 
 # %% ../nbs/12_experiment.ipynb #756b83c2
-def check_place(path: str | Path) -> None:
-    "Raise ValueError where a report would replace something that is none."
+def check_place(
+    path: str | Path,
+    call: str = 'figures.headline(',   # what notebooks of this kind have in them
+) -> None:
+    "Raise ValueError where a report would replace something that is none of its kind."
     path = Path(path)
     if path.suffix != '.ipynb':
         raise ValueError(f'{path} is no name of a report; give a notebook (.ipynb)')
-    if path.is_file() and b'"injected-parameters"' not in path.read_bytes():
+    if not path.is_file(): return
+    content = path.read_bytes()
+    if b'"injected-parameters"' not in content or call.encode() not in content:
         raise ValueError(f'{path} is there, and is no executed report; give another name')
 
 def execute(
