@@ -5,7 +5,8 @@
 
 Each is the run template executed by papermill, at reports/<set>/<method>-<bits>.ipynb. A run that
 is finished in runs/ is shown, any other is trained first. Where a result is the same to the bit,
-so is its report. Last come the comparison and the verdicts, which need no images.
+so is its report. Last comes the comparison, which needs no images. The verdicts are made by
+executing nbs/experiments/claims.ipynb.
 """
 from pathlib import Path
 import sys
@@ -17,7 +18,6 @@ from dcwh.results import METRICS, row_of_config, table_of
 from dcwh.training import resolve
 
 METHOD, BITS = 'dcwh', (16, 24, 32, 48)
-CLAIMS = Path('nbs/experiments/claims.ipynb')
 
 
 def of_repository(wanted: list[str]) -> list[tuple[dict, Path]]:
