@@ -198,16 +198,15 @@ class HashNet(Criterion):
         super().__init__()
         check_settings(alpha=alpha, beta=beta)
         self.alpha, self.end = alpha, beta
-        self.beta = torch.ones((), dtype=torch.float64)
+        self.beta = torch.ones(1, dtype=torch.float64)
 
     def begin_epoch(self, epoch: int, epochs: int) -> None:
         super().begin_epoch(epoch, epochs)
-        slope = (1 + (self.end**2 - 1) * epoch / max(1, epochs - 1))**.5
-        self.beta = torch.full_like(self.beta, slope)
+        self.beta.fill_((1 + (self.end**2 - 1) * epoch / max(1, epochs - 1))**.5)
 
     @in_full_precision
     def terms(self, h, y, index=None):
-        g = torch.tanh(self.beta.to(h.device) * h)
+        g = torch.tanh(self.beta.to(h, copy=True) * h)   # a later epoch may begin before a backward
         s, counted = pairs(y)
         loss = pair_loss(self.alpha / h.shape[1] * g @ g.T, s)
         return {'pairs': balanced_mean(loss, s, counted)}
@@ -445,7 +444,9 @@ class OrthoHash(_FixedCentres):
 
 # %% ../nbs/06_baselines.ipynb #4f9ef3a0
 class IDCWHLoss(DCWHLoss):
-    "DCWH with centres that push each other apart, and in `refine` go to corners (after the abstract of Zhang, Yan 2020)."
+    """DCWH with centres that push each other apart, and in `refine` go to corners.
+
+    After the abstract of Zhang, Yan 2020."""
     refining = ('vertex', 'corner')
     def __init__(
         self,
@@ -460,9 +461,11 @@ class IDCWHLoss(DCWHLoss):
 
     @in_full_precision
     def terms(self, h, y, index=None):
-        mu = full_precision(self.centres)
-        (_, two), unit = pairs(torch.arange(len(mu), device=mu.device)), normalize(mu)
-        apart = {'similarity': mean_over(softplus(h.shape[1] / 2 * unit @ unit.T), two), 'corner': (mu.abs() - 1).square().mean()}
+        mu = self.centres.to(h.dtype)
+        unit = normalize(mu)
+        _, two = pairs(torch.arange(len(mu), device=mu.device))
+        near = softplus(h.shape[1] / 2 * unit @ unit.T)
+        apart = {'similarity': mean_over(near, two), 'corner': (mu.abs() - 1).square().mean()}
         return super().terms(h, y) | apart
 
 # %% ../nbs/06_baselines.ipynb #a9388458

@@ -11,6 +11,7 @@ import logging
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from .codes import shown
 from .loss import Criterion, DCWHLoss, check_above, check_batch, least_distance, widest
@@ -22,7 +23,7 @@ def class_sums(
     num_classes: int, # C
 ) -> Tensor:          # shape (C, K + 1), float64: sums of outputs and, in the last column, images
     "What class means are made of. An image counts 1/|Y| for each of its labels."
-    h = torch.cat([h.detach(), h.new_ones(len(h), 1)], 1).to(widest(h.device))
+    h = pad(h.detach().to(widest(h.device)), (0, 1), value=1.)
     if y.ndim == 1: return h.new_zeros(num_classes, h.shape[1]).index_add_(0, y, h)
     return (y.to(h.dtype) / y.sum(1, keepdim=True)).T @ h
 
