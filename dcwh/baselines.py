@@ -147,7 +147,8 @@ class CrossEntropy(Criterion):
 
     def logits(self, h: Tensor) -> Tensor:
         h = full_precision(check_outputs(h, self.bits))
-        return linear(h, *(p.to(h.dtype) for p in self.classifier.parameters()))
+        weight, bias = self.classifier.weight, self.classifier.bias
+        return linear(h, weight.to(h.dtype), None if bias is None else bias.to(h.dtype))
 
     @in_full_precision
     def terms(self, h, y, index=None):
