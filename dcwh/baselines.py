@@ -188,7 +188,7 @@ class DPSH(Criterion):
 # %% ../nbs/06_baselines.ipynb #adcde248
 class HashNet(Criterion):
     "Weighted pairwise likelihood on tanh(beta h), beta rising over the epochs (Cao et al. 2017)."
-    kept = ('beta',)   # a tensor: torch.compile takes a number for a constant, and compiles anew
+    kept = ('slope',)
 
     def __init__(
         self,
@@ -198,16 +198,18 @@ class HashNet(Criterion):
     ):
         super().__init__()
         check_settings(alpha=alpha, beta=beta)
-        self.alpha, self.end = alpha, beta
-        self.beta = torch.ones(1, dtype=torch.float64)
+        self.alpha, self.end, self.beta = alpha, beta, 1.
+        self.slope = torch.ones(1, dtype=torch.float64)   # beta; of a number, a graph an epoch
 
     def begin_epoch(self, epoch: int, epochs: int) -> None:
         super().begin_epoch(epoch, epochs)
-        self.beta.fill_((1 + (self.end**2 - 1) * epoch / max(1, epochs - 1))**.5)
+        self.beta = (1 + (self.end**2 - 1) * epoch / max(1, epochs - 1))**.5
+        self.slope.fill_(self.beta)
 
     @in_full_precision
     def terms(self, h, y, index=None):
-        g = torch.tanh(self.beta.to(h, copy=True) * h)   # a later epoch may begin before a backward
+        slope = self.slope.to(h, copy=True)   # another epoch may begin before a backward
+        g = torch.tanh(slope * h)
         s, counted = pairs(y)
         loss = pair_loss(self.alpha / h.shape[1] * g @ g.T, s)
         return {'pairs': balanced_mean(loss, s, counted)}

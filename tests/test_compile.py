@@ -250,10 +250,10 @@ def test_what_is_kept_keeps_its_precision(cast):
     for criterion in (dcwh, hashnet, dsdh):
         criterion.begin_epoch(1, 4)
         criterion(h, y, torch.arange(IMAGES))
-    sums, slope = dcwh.sums.clone(), hashnet.beta.clone()
+    sums, slope = dcwh.sums.clone(), hashnet.slope.clone()
     for criterion in (dcwh, hashnet, dsdh): getattr(criterion, cast)()
-    assert dcwh.sums.dtype == hashnet.beta.dtype == torch.float64 and slope > 1
-    assert torch.equal(dcwh.sums, sums) and torch.equal(hashnet.beta, slope)
+    assert dcwh.sums.dtype == hashnet.slope.dtype == torch.float64 and slope > 1
+    assert torch.equal(dcwh.sums, sums) and torch.equal(hashnet.slope, slope)
     assert dsdh.memory.labels.dtype == dsdh.memory.seen.dtype == torch.bool and dsdh.memory.seen.all()
     assert torch.equal(dsdh.memory.labels.int().argmax(1), y)
     assert dcwh.to('cpu') is dcwh and dcwh.collapsed.dtype == torch.int64
