@@ -47,7 +47,9 @@ def mean_over(
     return torch.where(counted, values, 0).sum() / counted.sum().clamp(min=1)
 
 def balanced_mean(values: Tensor, similar: Tensor, counted: Tensor) -> Tensor:
-    "Mean over pairs in which similar and dissimilar ones weigh the same: |S| / |S_1| and |S| / |S_0|."
+    """Mean over pairs in which similar and dissimilar ones weigh the same.
+
+    Their weights are |S| / |S_1| and |S| / |S_0|."""
     return mean_over(values, similar & counted) + mean_over(values, ~similar & counted)
 
 # %% ../nbs/06_baselines.ipynb #6a45b957
@@ -156,7 +158,9 @@ class CrossEntropy(Criterion):
 
 # %% ../nbs/06_baselines.ipynb #6ce191a5
 class DPSH(Criterion):
-    "Pairwise likelihood against the remembered outputs of all training images (Li, Wang, Kang 2016)."
+    """Pairwise likelihood against the remembered outputs of all training images.
+
+    Li, Wang, Kang 2016."""
     def __init__(
         self,
         num_classes: int,
@@ -177,7 +181,7 @@ class DPSH(Criterion):
     def likelihood(self, h: Tensor, y: Tensor, index: Tensor | None) -> Tensor:
         "Mean over pairs of the batch with all that was seen."
         if index is not None: self.memory.check(h, index)
-        u = self.memory.outputs.to(h.dtype, copy=True)   # the next batch may write before a backward
+        u = self.memory.outputs.to(h.dtype, copy=True)   # a later batch may write before a backward
         s = similar(y, self.memory.labels)
         return mean_over(pair_loss(h @ u.T / 2, s), self.memory.others(index).expand_as(s))
 
@@ -230,11 +234,14 @@ class DCH(Criterion):
 
     @in_full_precision
     def terms(self, h, y, index=None):
-        (s, counted), unit, gamma = pairs(y), normalize(h), 2 * self.gamma   # both gamma and distances as parts of K / 2
+        s, counted = pairs(y)
+        unit, gamma = normalize(h), 2 * self.gamma   # gamma and distances as parts of K / 2
         apart = 1 - unit @ unit.T
-        loss = torch.where(s, torch.log1p(apart.clamp(min=0) / gamma), torch.log1p(gamma / apart.clamp(min=1e-4)))
+        near, far = apart.clamp(min=0), apart.clamp(min=1e-4)
+        loss = torch.where(s, torch.log1p(near / gamma), torch.log1p(gamma / far))
         corner = 1 - cosine_similarity(h.abs(), torch.ones_like(h), dim=1)
-        return {'pairs': balanced_mean(loss, s, counted), 'quantization': torch.log1p(corner / gamma).mean()}
+        return {'pairs': balanced_mean(loss, s, counted),
+                'quantization': torch.log1p(corner / gamma).mean()}
 
 # %% ../nbs/06_baselines.ipynb #8a6965e0
 class DTSH(Criterion):
@@ -252,8 +259,10 @@ class DTSH(Criterion):
     @in_full_precision
     def terms(self, h, y, index=None):
         theta, (s, two) = h @ h.T / 2, pairs(y)
-        lead = theta[:, :, None] - theta[:, None, :] - self.margin   # of image p over image n, for query q
-        return {'triplets': mean_over(softplus(-lead), (s & two)[:, :, None] & ~s[:, None, :]), 'vertex': vertex_loss(h) / h.shape[1]}
+        lead = theta[:, :, None] - theta[:, None, :] - self.margin   # of p over n, for query q
+        counted = (s & two)[:, :, None] & ~s[:, None, :]
+        return {'triplets': mean_over(softplus(-lead), counted),
+                'vertex': vertex_loss(h) / h.shape[1]}
 
 # %% ../nbs/06_baselines.ipynb #044674ab
 def discrete_step(
@@ -277,7 +286,9 @@ def discrete_step(
 
 # %% ../nbs/06_baselines.ipynb #7d46b713
 class DSDH(DPSH):
-    "DPSH with codes of the training images that a linear classifier can read (Li, Sun, He, Tan 2017)."
+    """DPSH with codes of the training images that a linear classifier can read.
+
+    Li, Sun, He, Tan 2017."""
     def __init__(
         self,
         num_classes: int,
@@ -292,7 +303,7 @@ class DSDH(DPSH):
         check_settings(mu=mu, nu=nu, eta=eta)
         if mu <= 0 or nu <= 0: raise ValueError(f'mu is {mu} and nu {nu}; both have to be above 0')
         self.solver, self.weights = (mu, nu, eta), {'codes': eta}
-        self.register_buffer('codes', torch.zeros(images, bits))              # 0 before an image is seen
+        self.register_buffer('codes', torch.zeros(images, bits))   # 0 before an image is seen
         self.register_buffer('classifier', torch.zeros(bits, num_classes))
 
     def logits(self, h: Tensor) -> Tensor:
@@ -357,7 +368,8 @@ class GreedyHash(CrossEntropy):
         return super().logits(straight_through(check_outputs(h, self.bits)))
 
     @in_full_precision
-    def terms(self, h, y, index=None): return super().terms(h, y) | {'quantization': (h.abs() - 1).abs().pow(3).mean()}
+    def terms(self, h, y, index=None):
+        return super().terms(h, y) | {'quantization': (h.abs() - 1).abs().pow(3).mean()}
 
 # %% ../nbs/06_baselines.ipynb #9f6d7ade
 def hash_centres(
@@ -365,12 +377,15 @@ def hash_centres(
     bits: int,
     generator: torch.Generator | None = None,   # of corners, where bits are no power of two
 ) -> Tensor:                                    # -1 or +1, shape (C, K)
-    "Rows of a Hadamard matrix and their negatives where bits are a power of two and there are enough, corners far from each other where not."
+    """Rows of a Hadamard matrix and their negatives; corners far from each other where bits are
+    no power of two, or there are too few rows."""
     check_start(num_classes, bits)
     check_generator(generator)
-    if bits & (bits - 1) or num_classes > 2 * bits: return start_centres(num_classes, bits, 'vertices', generator)
+    if bits & (bits - 1) or num_classes > 2 * bits:
+        return start_centres(num_classes, bits, 'vertices', generator)
     rows = torch.ones(1, 1)
-    while len(rows) < bits: rows = torch.cat([torch.cat([rows, rows], 1), torch.cat([rows, -rows], 1)])
+    while len(rows) < bits:
+        rows = torch.cat([torch.cat([rows, rows], 1), torch.cat([rows, -rows], 1)])
     return torch.cat([rows, -rows])[:num_classes]
 
 # %% ../nbs/06_baselines.ipynb #dc799f41
@@ -392,7 +407,9 @@ class _FixedCentres(Criterion):
         return h, self.centres.to(h.dtype)
 
     def centre_of(self, y: Tensor) -> Tensor:
-        "The code that images with these labels should have, (N, K): the majority of their classes' codes."
+        """The code that images with these labels should have, (N, K).
+
+        It is the majority of their classes' codes."""
         if y.ndim == 1: return self.centres[y]
         votes = y.to(self.centres.dtype) @ self.centres
         return torch.where(votes == 0, self.tie, sign(votes))
@@ -519,7 +536,7 @@ class Squashed(Criterion):
 
     @torch.no_grad()
     def arriving(self, h: Tensor, y: Tensor, index: Tensor | None) -> dict[str, Tensor]:
-        "Norms of gradients at an image's outputs, in the mean: of the loss and its class-wise term."
+        "Norms of gradients at an image's outputs, in the mean: of the loss, its class-wise term."
         losses = {'gradient': lambda h: self.weighted(self.terms(h, y, index))}
         if 'class' in self.criterion.last:
             losses['class_gradient'] = lambda h: self.terms(h, y, index)['class']
@@ -527,7 +544,8 @@ class Squashed(Criterion):
         return {name: len(h) * full_precision(gradient).norm(dim=1).mean()   # losses are means
                 for name, gradient in arrived.items()}
 
-    def begin_epoch(self, epoch: int, epochs: int) -> None: self.criterion.begin_epoch(epoch, epochs)
+    def begin_epoch(self, epoch: int, epochs: int) -> None:
+        self.criterion.begin_epoch(epoch, epochs)
 
     def end_epoch(self, outputs: Outputs | None = None) -> dict:
         "That of the criterion, on squashed outputs."
@@ -539,16 +557,17 @@ class Squashed(Criterion):
 # %% ../nbs/06_baselines.ipynb #156360b3
 def own_settings(criterion: type) -> dict[str, float]:
     "What a criterion asks for by keyword only, and its defaults."
-    return {name: p.default for name, p in signature(criterion).parameters.items() if p.kind is Parameter.KEYWORD_ONLY}
+    asked = signature(criterion).parameters
+    return {name: p.default for name, p in asked.items() if p.kind is Parameter.KEYWORD_ONLY}
 
 @dataclass(frozen=True)
 class Method:
     "A method by its name."
-    build: Callable                                # (config, num_classes, images, generator) -> Criterion
-    reference: str                                 # whose idea it is
+    build: Callable           # (config, num_classes, images, generator) -> Criterion
+    reference: str            # whose idea it is
     settings: dict = field(default_factory=dict)   # what it is by definition, over any recipe
-    defaults: dict = field(default_factory=dict)   # its own settings, which `method_settings` changes
-    remembers: bool = False                        # whether it keeps outputs of all training images
+    defaults: dict = field(default_factory=dict)   # its own, which `method_settings` changes
+    remembers: bool = False   # whether it keeps outputs of all training images
 
     @classmethod
     def of(cls, criterion: type, reference: str) -> 'Method':
@@ -556,36 +575,57 @@ class Method:
         asked = signature(criterion).parameters
         def build(config, num_classes: int, images: int, generator: torch.Generator) -> Criterion:
             check_classes(num_classes)
-            known = {'num_classes': num_classes, 'bits': config.bits, 'images': images, 'generator': generator}
+            known = {'num_classes': num_classes, 'bits': config.bits,
+                     'images': images, 'generator': generator}
             given = {name: value for name, value in known.items() if name in asked}
             made = criterion(**given, **config.method_settings)
             made.num_classes, made.bits = num_classes, config.bits   # what its batches have to have
             return made
-        return cls(build, reference, defaults=own_settings(criterion), remembers='images' in asked)
+        return cls(build, reference, defaults=own_settings(criterion),
+                   remembers='images' in asked)
 
 # %% ../nbs/06_baselines.ipynb #4a8f1252
-def two_step(config, num_classes: int, images: int, generator: torch.Generator, loss: type = DCWHLoss, squash: float | None = None) -> Criterion:
+def two_step(
+    config, num_classes: int, images: int, generator: torch.Generator,
+    loss: type = DCWHLoss, squash: float | None = None,
+) -> Criterion:
     "The paper's method as configured; with a slope, on squashed outputs."
-    loss = loss(num_classes, config.bits, config.sigma, config.cube_margin, config.cube_weight, config.vertex_weight, config.centres_start, generator, **config.method_settings)
-    criterion = TwoStep(loss, config.refine_after, config.centres, config.centres_every, config.centres_hold)
+    made = loss(num_classes, config.bits, config.sigma, config.cube_margin, config.cube_weight,
+                config.vertex_weight, config.centres_start, generator, **config.method_settings)
+    criterion = TwoStep(made, config.refine_after, config.centres,
+                        config.centres_every, config.centres_hold)
     return criterion if squash is None else Squashed(criterion, squash)
 
 METHODS: dict[str, Method] = {
-    'dcwh': Method(two_step, 'Zhe, Chen, Yan: Deep Class-Wise Hashing (arXiv 1803.04137), centres in closed form'),
-    'dcwh-fixed': Method(two_step, 'the same with centres that stay on the vertices where they start', {'centres': 'fixed'}),
-    'dcwh-sparse': Method(two_step, 'the same as dcwh with a start for several labels: each centre has a quarter of its bits at +1', {'centres_start': 'sparse'}),
-    'dcwh-learned': Method(two_step, 'the same with centres learned by gradient', {'centres': 'gradient'}),
-    'dcwh-tanh': Method(partial(two_step, squash=1.), 'dcwh on tanh of the outputs in place of the cube, to see gradients vanish'),
+    'dcwh': Method(two_step, 'Zhe, Chen, Yan: Deep Class-Wise Hashing (arXiv 1803.04137), '
+                             'centres in closed form'),
+    'dcwh-fixed': Method(two_step, 'the same with centres that stay on the vertices where they '
+                                   'start', {'centres': 'fixed'}),
+    'dcwh-sparse': Method(two_step, 'the same as dcwh with a start for several labels: each centre '
+                                    'has a quarter of its bits at +1', {'centres_start': 'sparse'}),
+    'dcwh-learned': Method(two_step, 'the same with centres learned by gradient',
+                           {'centres': 'gradient'}),
+    'dcwh-tanh': Method(partial(two_step, squash=1.), 'dcwh on tanh of the outputs in place of the '
+                                                      'cube, to see gradients vanish'),
     'dcwh-sigmoid': Method(partial(two_step, squash=.5), 'the same with a sigmoid'),
-    'dcwh-cube': Method(partial(two_step, squash=0.), 'dcwh as it is, and what gradient arrives at its outputs is logged'),
-    'idcwh': Method(partial(two_step, loss=IDCWHLoss), 'Zhang, Yan: Improved Deep Classwise Hashing (ICPR 2020, arXiv 2103.09442), our reading of its abstract', {'centres': 'gradient'}, own_settings(IDCWHLoss)),
+    'dcwh-cube': Method(partial(two_step, squash=0.), 'dcwh as it is, and what gradient arrives at '
+                                                      'its outputs is logged'),
+    'idcwh': Method(partial(two_step, loss=IDCWHLoss),
+                    'Zhang, Yan: Improved Deep Classwise Hashing (ICPR 2020, arXiv 2103.09442), '
+                    'our reading of its abstract', {'centres': 'gradient'},
+                    own_settings(IDCWHLoss)),
     'ce': Method.of(CrossEntropy, 'yardstick: cross-entropy on K linear units, then the sign'),
-    'dpsh': Method.of(DPSH, 'Li, Wang, Kang: Deep Supervised Hashing with Pairwise Labels (IJCAI 2016, arXiv 1511.03855)'),
-    'dtsh': Method.of(DTSH, 'Wang, Shi, Kitani: Deep Supervised Hashing with Triplet Labels (ACCV 2016, arXiv 1612.03900)'),
+    'dpsh': Method.of(DPSH, 'Li, Wang, Kang: Deep Supervised Hashing with Pairwise Labels '
+                            '(IJCAI 2016, arXiv 1511.03855)'),
+    'dtsh': Method.of(DTSH, 'Wang, Shi, Kitani: Deep Supervised Hashing with Triplet Labels '
+                            '(ACCV 2016, arXiv 1612.03900)'),
     'hashnet': Method.of(HashNet, 'Cao, Long, Wang, Yu: HashNet (ICCV 2017, arXiv 1702.00758)'),
-    'dsdh': Method.of(DSDH, 'Li, Sun, He, Tan: Deep Supervised Discrete Hashing (NeurIPS 2017, arXiv 1705.10999)'),
+    'dsdh': Method.of(DSDH, 'Li, Sun, He, Tan: Deep Supervised Discrete Hashing '
+                            '(NeurIPS 2017, arXiv 1705.10999)'),
     'dch': Method.of(DCH, 'Cao, Long, Liu, Wang: Deep Cauchy Hashing (CVPR 2018)'),
     'greedyhash': Method.of(GreedyHash, 'Su, Zhang, Han, Tian: Greedy Hash (NeurIPS 2018)'),
-    'csq': Method.of(CSQ, 'Yuan et al.: Central Similarity Quantization (CVPR 2020, arXiv 1908.00347)'),
-    'orthohash': Method.of(OrthoHash, 'Hoe et al.: One Loss for All (NeurIPS 2021, arXiv 2109.14449)'),
+    'csq': Method.of(CSQ, 'Yuan et al.: Central Similarity Quantization '
+                          '(CVPR 2020, arXiv 1908.00347)'),
+    'orthohash': Method.of(OrthoHash, 'Hoe et al.: One Loss for All '
+                                      '(NeurIPS 2021, arXiv 2109.14449)'),
 }

@@ -187,10 +187,12 @@ def check_above(name: str, value: float, least: float = 0.) -> None:
 def start_centres(
     num_classes: int,          # C
     bits: int,                 # K
-    start: str = 'vertices',   # vertices: corners far from each other; sparse: such with a quarter of the bits at +1; normal: N(0, 1)
+    start: str = 'vertices',   # vertices: corners far apart; sparse: a quarter of their bits +1
     generator: torch.Generator | None = None,
 ) -> Tensor:                   # shape (C, K)
-    "Centres to start from. Raises ValueError where there are fewer such corners than classes."
+    """Centres to start from; `normal` are draws from N(0, 1).
+
+    Raises ValueError where there are fewer such corners than classes."""
     check_start(num_classes, bits, start)
     check_generator(generator)
     if start == 'normal': return torch.randn(num_classes, bits, generator=generator)
@@ -200,7 +202,8 @@ def start_centres(
     else: corners = sign(torch.randn(many, generator=generator))
     chosen, nearest = [0], torch.full((len(corners),), torch.inf)
     for _ in range(num_classes - 1):
-        nearest = torch.minimum(nearest, bits - corners @ corners[chosen[-1]])  # twice the Hamming distance to those chosen
+        apart = bits - corners @ corners[chosen[-1]]   # twice the Hamming distance
+        nearest = torch.minimum(nearest, apart)        # to those chosen
         chosen.append(int(nearest.argmax()))
     return corners[chosen]
 
@@ -214,7 +217,9 @@ def least_distance(
 
 # %% ../nbs/04_loss.ipynb #d3a10816
 class ClassWiseLoss(nn.Module):
-    "Negative log-likelihood of the labels under Gaussian classes (J_class): cross-entropy on (h . mu_c - |mu_c|^2 / 2) / sigma^2."
+    """Negative log-likelihood of the labels under Gaussian classes (J_class).
+
+    It is cross-entropy on (h . mu_c - |mu_c|^2 / 2) / sigma^2."""
     def __init__(
         self,
         num_classes: int,            # C
@@ -244,7 +249,8 @@ class ClassWiseLoss(nn.Module):
         h, y = check_batch(h, y, *self.centres.shape)
         with torch.autocast(h.device.type, enabled=False):
             logits = self.logits(h)
-            return cross_entropy(logits, y if y.ndim == 1 else y.to(logits.dtype) / y.sum(1, keepdim=True))
+            if y.ndim == 2: y = y.to(logits.dtype) / y.sum(1, keepdim=True)
+            return cross_entropy(logits, y)
 
 # %% ../nbs/04_loss.ipynb #dcea0cbc
 def cube_loss(
@@ -299,4 +305,6 @@ class DCWHLoss(Criterion):
 
     def terms(self, h: Tensor, y: Tensor, index: Tensor | None = None) -> dict[str, Tensor]:
         "J_class, J_cube / K and J_vertex / K."
-        return {'class': self.classwise(h, y), 'cube': cube_loss(h, self.margin) / h.shape[1], 'vertex': vertex_loss(h) / h.shape[1]}
+        bits = h.shape[1]
+        return {'class': self.classwise(h, y), 'cube': cube_loss(h, self.margin) / bits,
+                'vertex': vertex_loss(h) / bits}

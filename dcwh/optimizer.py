@@ -119,7 +119,8 @@ class Alternation(Criterion):
     def end_epoch(self, outputs: Outputs | None = None) -> dict:
         """The step of the centres. The exact rule needs `outputs`.
 
-        Raises ValueError where it lacks what it needs, RuntimeError after three collapsed epochs."""
+        Raises ValueError where there are no batches or outputs to take them from,
+        RuntimeError after three collapsed epochs."""
         sigma, found = self.loss.classwise.sigma, self.found(outputs)
         held = found is not None and least_distance(found) < sigma
         if held:
@@ -139,7 +140,7 @@ class Alternation(Criterion):
 class TwoStep(Alternation):
     """The two-step optimization of the paper.
 
-    Works under torch.compile, with one graph a stage, and does not wait for a GPU within an epoch."""
+    Works under torch.compile, with one graph a stage, and does not wait for a GPU in an epoch."""
     def __init__(
         self,
         loss: DCWHLoss,

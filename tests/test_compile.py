@@ -254,8 +254,9 @@ def test_what_is_kept_keeps_its_precision(cast):
     for criterion in (dcwh, hashnet, dsdh): getattr(criterion, cast)()
     assert dcwh.sums.dtype == hashnet.slope.dtype == torch.float64 and slope > 1
     assert torch.equal(dcwh.sums, sums) and torch.equal(hashnet.slope, slope)
-    assert dsdh.memory.labels.dtype == dsdh.memory.seen.dtype == torch.bool and dsdh.memory.seen.all()
-    assert torch.equal(dsdh.memory.labels.int().argmax(1), y)
+    memory = dsdh.memory
+    assert memory.labels.dtype == memory.seen.dtype == torch.bool and memory.seen.all()
+    assert torch.equal(memory.labels.int().argmax(1), y)
     assert dcwh.to('cpu') is dcwh and dcwh.collapsed.dtype == torch.int64
 
 
