@@ -1,5 +1,7 @@
 """Grids of runs: what is done is not done again, what fails stops nothing else, what is killed goes on."""
 from pathlib import Path
+from types import SimpleNamespace
+import importlib.util
 import json
 import math
 import os
@@ -19,7 +21,9 @@ from dcwh.results import read_table, write_rows
 pytest.importorskip('snakemake', reason="grids need snakemake: pip install '.[workflow]' in a clone of dcwh")
 
 ROOT = Path(__file__).parents[1]
-COMMAND = [str(Path(sys.executable).with_name('snakemake')), '--snakefile', str(ROOT / 'workflow/Snakefile'), '--cores', '2']
+GRIDS = sorted((ROOT / 'workflow/grids').glob('*.yaml'))
+COMMAND = [str(Path(sys.executable).with_name('snakemake')),
+           '--snakefile', str(ROOT / 'workflow/Snakefile'), '--cores', '2']
 ENV = {**os.environ, 'PATH': f'{Path(sys.executable).parent}:{os.environ["PATH"]}'}
 
 
@@ -108,24 +112,165 @@ def test_code_with_changes_is_refused_before_anything_runs(checked, monkeypatch)
     checked('grid: [{bits: 16}]\nmodified: true')
 
 
-@pytest.mark.parametrize('grid', sorted((ROOT / 'workflow/grids').glob('*.yaml')), ids=lambda file: file.stem)
+@pytest.mark.parametrize('grid', GRIDS, ids=lambda file: file.stem)
 def test_every_grid_can_be_planned(grid, tmp_path):
-    blocks = [[len(value) if isinstance(value, list) else 1 for value in block.values()] for block in yaml.safe_load(grid.read_text())['grid']]
-    plan = subprocess.run([*COMMAND, '--directory', str(tmp_path), '--configfile', str(grid), '--dry-run', '--config', 'modified=true'], capture_output=True, text=True, env=ENV)
+    asked = yaml.safe_load(grid.read_text())
+    plan = start(tmp_path, grid, '--dry-run', '--printshellcmds', '--config', 'modified=true')
     assert plan.returncode == 0, plan.stderr[-3000:]
-    assert len(re.findall('^rule run:', plan.stdout, re.MULTILINE)) == sum(map(math.prod, blocks))   # each combination is one run, and listed
-    assert grid.stem != 'paper' or 'ESTIMATE' in plan.stderr
+    # each combination is one run, and listed
+    assert len(re.findall('^rule run:', plan.stdout, re.MULTILINE)) == sum(map(runs_of, asked['grid']))
+    assert ('on_gpu.py 1 dcwh run' in plan.stdout) == ('gpu' in asked)
+    assert ('ESTIMATE' in plan.stderr) == ('cost' in asked)
+
+
+def runs_of(block):
+    "How many combinations a block has."
+    return math.prod(len(value) for value in block.values() if isinstance(value, list))
 
 
 def test_without_a_grid_it_says_which_to_give(tmp_path):
-    assert 'add --configfile workflow/grids/smoke.yaml' in subprocess.run([*COMMAND, '--directory', str(tmp_path)], capture_output=True, text=True, env=ENV).stderr
+    words = [*COMMAND, '--directory', str(tmp_path)]
+    said = subprocess.run(words, capture_output=True, text=True, env=ENV).stderr
+    assert 'add --configfile workflow/grids/smoke.yaml' in said
 
 
 def test_the_paper_s_grid_can_be_planned_for_a_cluster(tmp_path):
     grid, profile = ROOT / 'workflow/grids/paper.yaml', ROOT / 'workflow/profiles/slurm'
-    plan = subprocess.run([*COMMAND[:3], '--directory', str(tmp_path), '--configfile', str(grid), '--workflow-profile', str(profile), '--resources', 'gpu=16', '--dry-run', '--config', 'modified=true'], capture_output=True, text=True, env=ENV)
+    words = [*COMMAND[:3], '--directory', str(tmp_path), '--configfile', str(grid), '--dry-run']
+    words += ['--workflow-profile', str(profile), '--resources', 'gpu=16']
+    words += ['--config', 'modified=true']
+    plan = subprocess.run(words, capture_output=True, text=True, env=ENV)
     assert plan.returncode == 0, plan.stderr[-3000:]
     assert len(re.findall('resources: .*gpu=1, runtime=720, mem_mb=32000', plan.stdout)) == 96
+
+
+def test_runs_begin_in_the_order_of_the_file_each_on_a_gpu_of_its_own(tmp_path):
+    stand_in = tmp_path / 'bin/dcwh'   # says what it was called with, instead of running
+    stand_in.parent.mkdir()
+    stand_in.write_text('#!/bin/sh\necho "$CUDA_VISIBLE_DEVICES $*" >> calls\n')
+    stand_in.chmod(0o755)
+    grid = [{'bits': 48, 'seed': 2}, {'bits': [16, 24]}, {'bits': 48, 'method': 'ce'}]
+    (tmp_path / 'grid.yaml').write_text(json.dumps({'grid': grid, 'modified': True, 'gpu': 1}))
+    words = [*COMMAND, '--directory', str(tmp_path), '--configfile', str(tmp_path / 'grid.yaml')]
+    path = f'{stand_in.parent}:{ENV["PATH"]}'
+    env = {**ENV, 'PATH': path, 'CUDA_VISIBLE_DEVICES': 'GPU-a', 'TMPDIR': str(tmp_path)}
+    done = subprocess.run(words, capture_output=True, text=True, env=env)
+    assert done.returncode == 0, done.stderr[-3000:]
+    calls = [line for line in (tmp_path / 'calls').read_text().splitlines() if ' run ' in line]
+    asked = [re.findall('^GPU-a|--(?:bits|method|seed) [^ ]+', line) for line in calls]
+    assert asked == [['GPU-a', '--bits 48', '--seed 2'], ['GPU-a', '--bits 16'],
+                     ['GPU-a', '--bits 24'], ['GPU-a', '--bits 48', '--method ce']]
+
+
+def test_a_run_on_two_gpus_has_two_processes(checked):
+    names = checked('grid: [{bits: 16}]\nmodified: true\ngpu: 2')
+    words = shlex.split(names['command'](SimpleNamespace(name=next(iter(names['RUNS'])))))
+    assert words[1:3] == [str(ROOT / 'workflow/on_gpu.py'), '2']
+    assert words[3:7] == ['accelerate', 'launch', '--multi_gpu', '--num_processes']
+    assert words[7:13] == ['2', '--main_process_port', '0', '-m', 'dcwh', 'run']
+
+
+@pytest.fixture
+def on_gpu(monkeypatch, tmp_path):
+    "workflow/on_gpu.py as a module, on a machine without GPUs."
+    spec = importlib.util.spec_from_file_location('on_gpu', ROOT / 'workflow/on_gpu.py')
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    monkeypatch.setattr(module, 'cards', dict)
+    monkeypatch.setattr(module, 'counted', list)
+    monkeypatch.delenv('CUDA_VISIBLE_DEVICES', raising=False)
+    return module
+
+
+@pytest.mark.parametrize(('given', 'names'), [
+    ('0', ['0']), ('3,1', ['3', '1']), (' 0, 1 ', ['0', '1']), ('0,0', ['0']), ('', []),
+    ('-1', []), ('2,-1,3', ['2']), ('0,,1', ['0']), ('NoDevFiles', []),
+    ('GPU-8932f937,MIG-1b', ['GPU-8932f937', 'MIG-1b']), (None, ['0', '1']),
+])
+def test_the_gpus_that_may_be_used_are_those_that_cuda_would_see(given, names, on_gpu, monkeypatch):
+    if given is not None: monkeypatch.setenv('CUDA_VISIBLE_DEVICES', given)
+    assert on_gpu.devices({'0': 'GPU-aa', '1': 'GPU-bb'}) == names
+
+
+def test_a_gpu_has_one_lock_under_all_its_names(on_gpu, monkeypatch):
+    known = {'0': 'GPU-8932', '1': 'GPU-77'}
+    assert {on_gpu.lock_of(name, known) for name in ('0', 'GPU-8932', 'GPU-89')} == {'GPU-8932'}
+    assert on_gpu.lock_of('1', known) == 'GPU-77'
+    assert on_gpu.lock_of('MIG-GPU-8932/1/0', known) == 'all-MIG-GPU-8932_1_0'
+    monkeypatch.setenv('SLURM_JOB_ID', '12')   # GPU 0 of one job is not GPU 0 of another
+    assert on_gpu.lock_of('0', {}) == '12-0'
+
+
+def test_two_gpus_are_taken_together_or_not_at_all(on_gpu, tmp_path):
+    files = {name: tmp_path / name for name in ('0', '1', '2')}
+    first = on_gpu.take(files, 2)
+    assert list(first) == ['0', '1']
+    assert on_gpu.take(files, 2) == {}   # and lets the third go again
+    second = on_gpu.take(files, 1)
+    assert list(second) == ['2'] and on_gpu.take(files, 1) == {}
+    os.close(first['1'])
+    assert list(on_gpu.take(files, 1)) == ['1']
+
+
+@pytest.mark.parametrize(('given', 'words', 'said'), [
+    (None, ['1', 'true'], 'a run asks for 1 GPU, and there is none here; without one, say gpu: 0'),
+    ('', ['1', 'true'], "there is none here (CUDA_VISIBLE_DEVICES is '')"),
+    ('5', ['2', 'true'], "a run asks for 2 GPU, and those there are: 5 (CUDA_VISIBLE_DEVICES is '5')"),
+    (None, ['one', 'true'], 'give a number of GPUs'), (None, ['1'], 'give a number of GPUs'),
+])
+def test_gpus_that_are_not_there_are_named(given, words, said, on_gpu, monkeypatch):
+    if given is not None: monkeypatch.setenv('CUDA_VISIBLE_DEVICES', given)
+    with pytest.raises(ValueError) as error: on_gpu.main(words)
+    assert said in str(error.value) and '\n' not in str(error.value)
+
+
+def on_gpus(count, visible, folder):
+    "A process that has so many GPUs of those that are visible; it names them, and waits for a line."
+    words = [sys.executable, str(ROOT / 'workflow/on_gpu.py'), str(count)]
+    words += ['sh', '-c', 'echo "$CUDA_VISIBLE_DEVICES"; read wait']
+    env = {**ENV, 'CUDA_VISIBLE_DEVICES': visible, 'TMPDIR': str(folder)}
+    pipe = subprocess.PIPE
+    return subprocess.Popen(words, stdin=pipe, stdout=pipe, stderr=pipe, text=True, env=env)
+
+
+def has(process): return process.stdout.readline().strip()
+
+
+def end(*processes):
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+def test_each_of_many_has_a_gpu_of_its_own_and_a_killed_one_gives_it_back(tmp_path):
+    visible = [str(number) for number in range(8)]
+    running = [on_gpus(1, ','.join(visible), tmp_path) for _ in visible]
+    try:
+        assert sorted(map(has, running)) == visible
+        running.append(on_gpus(1, ','.join(visible), tmp_path))
+        assert running[-1].stderr.readline().startswith('waiting for 1 of the GPUs 0, 1, 2')
+        freed = running[3]
+        named = Path(f'/proc/{freed.pid}/environ').read_bytes().decode()
+        os.kill(freed.pid, signal.SIGKILL)
+        assert f'CUDA_VISIBLE_DEVICES={has(running[-1])}\0' in named
+    finally: end(*running)
+
+
+def test_one_waits_until_both_gpus_are_free(tmp_path):
+    running = [on_gpus(1, '0,1', tmp_path) for _ in range(2)]
+    try:
+        assert sorted(map(has, running)) == ['0', '1']
+        running.append(on_gpus(2, '0,1', tmp_path))
+        assert 'waiting for 2' in running[2].stderr.readline()
+        for process in running[:2]: process.communicate('\n')   # they end by themselves
+        assert has(running[2]) == '0,1'
+    finally: end(*running)
+
+
+def test_without_a_gpu_asked_for_the_command_is_simply_run(tmp_path):
+    process = on_gpus(0, 'as it is', tmp_path)
+    assert process.communicate('\n') == ('as it is\n', '')
+    assert process.returncode == 0 and not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(('content', 'said'), [
@@ -150,7 +295,8 @@ def checked(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     code = (ROOT / 'workflow/Snakefile').read_text().partition('\nlocalrules:')[0]
     def run(content):
-        names = {'config': yaml.safe_load(content), 'WorkflowError': WorkflowError}
+        names = {'config': yaml.safe_load(content), 'WorkflowError': WorkflowError,
+                 'workflow': SimpleNamespace(basedir=ROOT / 'workflow')}
         exec(code, names)
         return names
     run.error = WorkflowError
@@ -161,7 +307,7 @@ def checked(tmp_path, monkeypatch):
 def test_folders_keep_their_names_in_the_shell(folder, checked):
     names = checked(f'modified: true\nreports: {json.dumps(folder)}\nruns: {json.dumps(folder)}\ngrid: [{{bits: 16, epochs: 1, method_settings: {{}}}}]')
     (name, _), = names['RUNS'].items()
-    line = names['command'](type('Wildcards', (), {'name': name}))
+    line = names['command'](SimpleNamespace(name=name))
     first, _, second = line.partition(' || ')
     words = shlex.split(first)
     assert words[:6] == ['dcwh', 'run', '--reports', folder, '--runs', folder]
@@ -175,7 +321,7 @@ def test_the_lines_of_a_grid_in_a_folder_with_spaces(tmp_path):
     assert len(lines) == 2 and all('my reports' in shlex.split(line.replace('(', ' ')) for line in lines)
 
 
-@pytest.mark.parametrize('profile', ['default', 'slurm'])
+@pytest.mark.parametrize('profile', ['default', 'gpus', 'slurm'])
 def test_a_result_of_another_process_stays_when_a_run_fails(profile):
     settings = yaml.safe_load((ROOT / f'workflow/profiles/{profile}/config.yaml').read_text())
     assert settings['keep-incomplete'] and settings['ignore-incomplete'] and settings['nolock']
