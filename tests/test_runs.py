@@ -160,7 +160,7 @@ def test_a_method_that_remembers_outputs_resumes_the_same_to_the_bit(tmp_path):
 
 
 def test_results_do_not_depend_on_workers(tmp_path, folder, monkeypatch):
-    monkeypatch.setattr('dcwh.data.HELD', 0)   # nothing is kept in memory: every batch comes from the workers
+    monkeypatch.setattr('dcwh.data.memory_for_images', lambda: 0)   # nothing is kept in memory: every batch comes from the workers
     codes = []
     for workers in (0, 2):
         run(of_folder(folder, workers=workers), tmp_path / f'runs{workers}', resume=False)
