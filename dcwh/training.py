@@ -34,7 +34,7 @@ import numpy as np
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 import torch
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce
+from torch.distributed import all_reduce
 from torch.nn.modules.batchnorm import _BatchNorm
 from tqdm import tqdm
 import yaml
@@ -405,21 +405,33 @@ def all_outputs(
     return joined(h.to(accelerator.device), len(images), accelerator).cpu()
 
 # %% ../nbs/07_training.ipynb #7c0de007
+class _Sum(torch.autograd.Function):
+    "The sum over all processes; a gradient of it is the sum of theirs."
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        total = x.clone()
+        all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> Tensor: return _Sum.apply(gradient)
+
 class _JoinedNorm(nn.BatchNorm2d):
     "Batch normalisation over the shares of all processes, where torch's needs a GPU."
     def forward(self, x: Tensor) -> Tensor:
         if not self.training: return super().forward(x)
-        pixels = x.float()
-        number = all_reduce(pixels.new_tensor(x.numel() / x.shape[1]))
-        mean = all_reduce(pixels.sum((0, 2, 3))) / number
-        centred = pixels - mean[:, None, None]
-        variance = all_reduce(centred.square().sum((0, 2, 3))) / number
+        wide, number = x.double(), x.new_tensor(x.numel() / x.shape[1], dtype=torch.float64)
+        number = _Sum.apply(number)
+        mean = _Sum.apply(wide.sum((0, 2, 3))) / number
+        squares = (wide - mean[:, None, None]).square()
+        variance = _Sum.apply(squares.sum((0, 2, 3))) / number
         with torch.no_grad():
             self.num_batches_tracked += 1
-            self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(variance * number / (number - 1), self.momentum)
-        scale = self.weight * (variance + self.eps).rsqrt()
-        return (centred * scale[:, None, None] + self.bias[:, None, None]).to(x.dtype)
+            self.running_mean.lerp_(mean.float(), self.momentum)
+            self.running_var.lerp_((variance * number / (number - 1)).float(), self.momentum)
+        scale = (variance + self.eps).rsqrt().float() * self.weight
+        shift = self.bias - mean.float() * scale
+        return (x * scale[:, None, None] + shift[:, None, None]).to(x.dtype)
 
 def join_statistics(model: HashModel, device: torch.device) -> None:
     """Take batch statistics over all processes, as if one had the whole batch. In place.
