@@ -694,34 +694,53 @@ def _way_of_distances(query: Tensor, database: Tensor) -> str:
     return 'use_mm_for_euclid_dist_if_necessary'
 
 # %% ../nbs/08_evaluation.ipynb #ebaf4a3b
+@register_jitable
+def _order_of(ordered, distances, relevant, hits):
+    "Relevance by rank. In `ordered`, a tie has its relevant items last; here they are put in order."
+    starts, ties = np.zeros(len(ordered), np.int64), 0
+    begin = 0
+    for i in range(len(ordered)):
+        hits[i] = ordered[i] & np.uint64(1)
+        if i and ordered[i] >> np.uint64(1) != ordered[i - 1] >> np.uint64(1): begin = i
+        elif i and hits[i] != hits[i - 1]:   # a tie of relevant items and others
+            starts[ties] = begin
+            ties += 1
+    if not ties: return
+    tied = ordered[starts[:ties]]
+    for i in range(len(ordered)):   # each to the next free rank of its tie
+        distance = distances[i] << np.uint64(1)
+        tie = np.searchsorted(tied, distance)
+        if tie < ties and tied[tie] == distance:
+            hits[starts[tie]] = relevant[i]
+            starts[tie] += 1
+
 @njit(parallel=True, cache=True, nogil=True)
-def _put_in_order(ranked, keys, ordered, relevant, rows):
-    for r in prange(len(rows)):
-        q = rows[r]
-        seen = np.zeros(keys.shape[1], np.int32)   # of each group of ties, by where it begins
-        for i in range(keys.shape[1]):
-            start = np.searchsorted(ordered[q], keys[q, i])
-            ranked[q, start + seen[start]] = relevant[q, i]
-            seen[start] += 1
+def _precisions_by_rank(ordered, distances, relevant, precisions, found):
+    for q in prange(len(ordered)):
+        hits = np.zeros(ordered.shape[1], np.uint8)
+        _order_of(ordered[q], distances[q], relevant[q], hits)
+        for i in range(precisions.shape[1]):
+            found[q] += hits[i]
+            precisions[q, i] = found[q] / (i + 1) if hits[i] else 0.
 
 @keeps_torch_threads
 def _ranked(
     apart: np.ndarray,      # float64, shape (q, N): distances, none below 0
     relevant: np.ndarray,   # bool, of the same shape
-) -> np.ndarray:            # bool: the relevance by distance, ties in the order of the database
-    "What a stable argsort would give, by a sort of numbers, which is many times as fast."
-    keys = apart.view(np.uint64) << 1   # in the order of the distances; the sign is shifted out
-    ordered = keys | relevant           # and relevance takes the last bit
+    k: int,                 # length of the ranking
+) -> tuple[np.ndarray, np.ndarray]:   # (q, k) and (q,)
+    """Precision at the rank of each relevant item, 0 at the others, and the relevant items found.
+
+    Ranked as a stable argsort does it, by a sort of numbers, which is many times as fast."""
+    distances = apart.view(np.uint64)   # whole numbers in the order of the distances
+    ordered = distances << 1            # the sign goes, and relevance takes the place of the last bit
+    ordered |= relevant
     threads = torch.get_num_threads()
     with ThreadPoolExecutor(threads) as pool:
         list(pool.map(lambda part: part.sort(axis=1), np.array_split(ordered, threads)))
-    ranked = (ordered & 1).astype(bool)
-    ordered >>= 1
-    equal = ordered[:, 1:] == ordered[:, :-1]
-    mixed = (equal & (ranked[:, 1:] != ranked[:, :-1])).any(1)   # ties of relevant ones and others
-    ordered <<= 1
-    if mixed.any(): _put_in_order(ranked, keys, ordered, relevant, np.flatnonzero(mixed))
-    return ranked
+    precisions, found = np.empty((len(apart), k)), np.zeros(len(apart), np.int64)
+    _precisions_by_rank(ordered, distances, relevant, precisions, found)
+    return precisions, found
 
 # %% ../nbs/08_evaluation.ipynb #1fe416c6
 def _outputs(query, database, query_labels, database_labels, device):
@@ -739,6 +758,12 @@ def _outputs(query, database, query_labels, database_labels, device):
     device = query.device if device is None else _present(device)
     y, z = (torch.from_numpy(part).to(device) for part in labels)
     return query.to(device).double(), database.to(device).double(), y, z
+
+def _ranked_by_torch(apart, relevant, k):
+    "The sum of the precisions at relevant items, and how many were found, on any device."
+    ranked = relevant.gather(1, apart.argsort(dim=1, stable=True)[:, :k])
+    precisions = ranked.cumsum(1).double() / torch.arange(1, k + 1, device=apart.device) * ranked
+    return precisions.sum(1).cpu().numpy(), ranked.sum(1).cpu().numpy()
 
 @torch.no_grad()
 def ap_of_outputs(
@@ -758,16 +783,16 @@ def ap_of_outputs(
     query, database, y, z = _outputs(query, database, query_labels, database_labels, device)
     way, on_cpu = _way_of_distances(query, database), query.device.type == 'cpu'
     k, pairs = min(top_k or len(z), len(z)), 2**22 if on_cpu else 2**25
-    ranks, scores = torch.arange(1, k + 1, device=query.device), []
+    scores = []
     for q, y_q in zip(*(side.split(max(1, pairs // len(z))) for side in (query, y))):
         relevant = y_q[:, None] == z if y.ndim == 1 else y_q.float() @ z.float().T > 0
         apart = torch.cdist(q, database, compute_mode=way)
-        if on_cpu: ranked = torch.from_numpy(_ranked(apart.numpy(), relevant.numpy()))
-        else: ranked = relevant.gather(1, apart.argsort(dim=1, stable=True))
-        ranked = ranked[:, :k]
-        precisions = ranked.cumsum(1).double() / ranks * ranked
-        R, found = (counted.sum(1).cpu().numpy() for counted in (relevant, ranked))
-        scores.append(precisions.sum(1).cpu().numpy() / divisor(R, found, top_k, normaliser))
+        if on_cpu:
+            precisions, found = _ranked(apart.numpy(), relevant.numpy(), k)
+            total = torch.from_numpy(precisions).sum(1).numpy()
+        else: total, found = _ranked_by_torch(apart, relevant, k)
+        R = relevant.sum(1).cpu().numpy()
+        scores.append(total / divisor(R, found, top_k, normaliser))
     return np.concatenate(scores)
 
 def decisions(
