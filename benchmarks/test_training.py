@@ -19,7 +19,7 @@ from dcwh.baselines import METHODS
 from dcwh.data import load, prepare
 from dcwh.loss import ClassWiseLoss
 from dcwh.sources import Source, Split
-from dcwh.training import accelerator_of, build, resolve, train_epoch
+from dcwh.training import accelerator_of, build, loader_of, resolve, train_epoch
 
 BASE = {'batch': 128, 'bits': 48, 'classes': 10, 'images': 50_000}
 VARIED = [BASE, *({**BASE, name: value} for name, values in {'batch': (32, 512), 'bits': (16, 1024), 'classes': (100, 1_000, 10_000), 'images': (5_000, 1_000_000)}.items() for value in values)]
@@ -120,10 +120,12 @@ def images_of_noise(number, side):
 def test_steps_of_the_paper(benchmark, one_thread, backbone):
     noise = images_of_noise(20, 240)
     config = resolve({'workers': 0, 'weights': 'none', 'batch_size': 16}, dataset='folder/noise', bits=48, recipe='paper', backbone=backbone)
-    (model, criterion, optimizer), accelerator = build(config, 10), accelerator_of('fp32')
+    (model, criterion, optimizer), accelerator = build(config, 10), accelerator_of(config)
+    loader = loader_of(config, noise.train, accelerator)
     criterion.begin_epoch(0, 1)
     benchmark.extra_info.update(method=f"step of the paper's grid: {backbone}", batch=16, bits=48, classes=10, images=16, state=None, kept=None)
-    benchmark.pedantic(train_epoch, (config, noise, 0, accelerator, model, criterion, optimizer, False), rounds=3, warmup_rounds=1)
+    steps = config, loader, 0, accelerator, model, criterion, optimizer
+    benchmark.pedantic(train_epoch, steps, rounds=3, warmup_rounds=1)
 
 
 @pytest.fixture(scope='module')
@@ -152,8 +154,9 @@ def test_whole_steps(benchmark, one_thread, noise, what):
             bare_optimizer.step()
     def ours():
         criterion.begin_epoch(1, 3)
-        train_epoch(config, noise, 1, accelerator, model, criterion, optimizer, False)
+        train_epoch(config, loader, 1, accelerator, model, criterion, optimizer)
         if 'epoch' in what: criterion.end_epoch()   # sums kept while the epoch went by: no second pass
-    accelerator = accelerator_of('fp32')
+    accelerator = accelerator_of(config)
+    loader = loader_of(config, noise.train, accelerator)
     benchmark.extra_info.update(method=what, batch=128, bits=48, classes=10, images=len(labels), state=None, kept=None, steps=len(labels) // 128)
     benchmark.pedantic(bare if 'bare' in what else ours, rounds=10 if 'epoch' in what else 5, warmup_rounds=1)

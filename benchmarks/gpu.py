@@ -1,0 +1,234 @@
+"""What a GPU does with a training step and with an evaluation, beside the least that it could take.
+
+    python benchmarks/gpu.py              # on a GPU: a few minutes; writes benchmarks/gpu.csv
+    python benchmarks/gpu.py --out FILE   # elsewhere
+
+Nothing but this repository is needed. Without a GPU the sizes are tiny and nothing is written
+unless --out says where: the numbers then say that all of it runs, not how fast.
+
+- Whole steps: images per second of `train_epoch` on images that live on the device, beside a bare
+  loop over the same compiled network, with the same batch, precision, layout and optimizer.
+- Waits: the same step with each thing that would make the GPU wait put back, one at a time.
+- Evaluation: distances of all pairs of codes, counted for every query.
+- A run of CIFAR-10 (JPEG), if its images are there: its mAP beside the one recorded on a CPU.
+"""
+from argparse import ArgumentParser
+from pathlib import Path
+from time import perf_counter
+import csv
+import logging
+
+import numpy as np
+import torch
+from torch.nn.functional import pad
+
+from dcwh.codes import Codes
+from dcwh.data import epoch_draws, load, prepare
+from dcwh.evaluation import evaluate, histograms
+from dcwh.experiment import processor, run
+from dcwh.results import row_of_config
+from dcwh.sources import Source, Split
+from dcwh.training import accelerator_of, build, loader_of, numerics, resolve, train_epoch
+
+HERE = Path(__file__).parent
+GPU = torch.cuda.is_available()
+DEVICE = torch.device('cuda' if GPU else 'cpu')
+BACKBONES = ('resnet50', 'timm/tf_efficientnet_lite0', 'googlenet') if GPU else ('small',)
+STEPS, BATCH, SIDE = (40, 256, 224) if GPU else (3, 8, 16)
+QUERIES, DATABASE, BITS = (10_000, 1_000_000, 64) if GPU else (20, 300, 64)
+CIFAR = HERE.parent / 'data/cache/cifar10'
+
+
+def seconds(work, rounds=3):
+    "The least time of some rounds, with everything done on the device at their end."
+    least = float('inf')
+    for _ in range(rounds):
+        if GPU: torch.cuda.synchronize()
+        start = perf_counter()
+        work()
+        if GPU: torch.cuda.synchronize()
+        least = min(least, perf_counter() - start)
+    return least
+
+
+def noise(number=STEPS * BATCH):
+    "Images of noise in ten classes, all of them for training."
+    few = np.random.default_rng(0).integers(0, 256, (BATCH, SIDE, SIDE, 3), dtype=np.uint8)
+    images = np.resize(few, (number + 10, SIDE, SIDE, 3))
+    labels = np.arange(number + 10) % 10
+    split = Split.by_test(np.arange(number + 10) >= number)
+    return load(Source('noise', images, labels, tuple('0123456789'), split)).train
+
+
+class Step:
+    "A network in training: what `train` makes of a configuration, and a bare loop over it."
+    def __init__(self, backbone, images, compiled=True, **settings):
+        said = {'weights': 'none', 'workers': 0, 'image_size': SIDE, 'resize': SIDE, **settings}
+        said |= {'compile': 'default' if compiled and GPU else 'off', 'batch_size': BATCH}
+        self.config = resolve(said, dataset='folder/noise', bits=48, recipe='gpu',
+                              backbone=backbone)
+        self.images, self.accelerator = images, accelerator_of(self.config)
+        model, self.criterion, optimizer = build(self.config, 10, images=len(images))
+        self.criterion.to(DEVICE)
+        self.net, self.optimizer = self.accelerator.prepare(model.to(DEVICE), optimizer)
+        if self.config.compile != 'off': self.net = torch.compile(self.net, dynamic=False)
+        self.loader = loader_of(self.config, images, self.accelerator)
+
+    def ours(self):
+        "One epoch as it is trained."
+        self.criterion.begin_epoch(1, 3)
+        train_epoch(self.config, self.loader, 1, self.accelerator, self.net, self.criterion,
+                    self.optimizer)
+        self.criterion.end_epoch()
+
+    def bare(self):
+        "As many steps on one batch that is there already, with the least loss there is."
+        x = torch.rand(BATCH, 3, SIDE, SIDE, device=DEVICE)
+        x = x.contiguous(memory_format=torch.channels_last)
+        self.net.train()
+        for _ in range(STEPS):
+            self.optimizer.zero_grad()
+            self.accelerator.backward(self.net(x).square().mean())
+            self.optimizer.step()
+
+    def waiting(self, sent=False, looked=False, read=False, sliced=False):
+        "An epoch in which the step waits where it is told to."
+        order, draws = epoch_draws(0, 1, len(self.images))
+        labels, source = torch.from_numpy(self.images.labels), self.images.source.images
+        here = labels.to(DEVICE)
+        held = torch.from_numpy(source) if sent else self.loader.held
+        if held is None: held = torch.from_numpy(source).permute(0, 3, 1, 2)
+        elif sent: held = held.permute(0, 3, 1, 2)
+        places, there = torch.from_numpy(order), draws.to(DEVICE)
+        on_device = places.to(DEVICE)
+        self.net.train()
+        self.criterion.train()
+        self.criterion.begin_epoch(1, 3)
+        for part in range(0, len(places), BATCH):
+            index = on_device[part:part + BATCH]
+            x = held[places[part:part + BATCH]].to(DEVICE) if sent else held[index.to(held.device)]
+            cut = by_slices if sliced else prepare
+            x = cut(x, SIDE, SIDE, there[index], self.config.padding, True)
+            y = labels[places[part:part + BATCH]].to(DEVICE) if sent else here[index]
+            self.optimizer.zero_grad()
+            h = self.net(x.contiguous(memory_format=torch.channels_last))
+            loss = self.criterion(h, y, index)
+            if looked and not torch.isfinite(loss): raise FloatingPointError
+            self.accelerator.backward(loss)
+            self.optimizer.step()
+            if read: torch.stack(list(self.criterion.last.values())).tolist()
+
+
+def by_slices(images, side, _, draws, padding, flip):
+    "A random cut of each image by itself, in a loop."
+    bordered = pad(images.float(), [padding] * 4, mode='reflect') if padding else images.float()
+    steps = bordered.shape[-1] - side + 1
+    cuts = []
+    for image, (top, left), mirrored in zip(
+            bordered, (draws[:, :2] * steps).long().tolist(), (draws[:, 2] < .5).tolist()):
+        cut = image[:, top:top + side, left:left + side]
+        cuts.append(cut.flip(2) if mirrored else cut)
+    return torch.stack(cuts) / 255
+
+
+def steps_of(backbone, images):
+    "Images per second of our whole step and of the bare loop, and memory."
+    if GPU: torch.cuda.reset_peak_memory_stats()
+    step, start = Step(backbone, images), perf_counter()
+    step.ours()
+    yield f'{backbone}: the first epoch, compiling', perf_counter() - start, 's', ''
+    bare = len(images) / seconds(step.bare)
+    ours = len(images) / seconds(step.ours)
+    yield f'{backbone}: bare loop', bare, 'images per second', ''
+    yield f'{backbone}: whole step', ours, 'images per second', ours / bare
+    if GPU: yield f'{backbone}: memory', torch.cuda.max_memory_allocated() / 2**30, 'GiB', ''
+
+
+def waits_of(backbone, images):
+    "Images per second where the step waits, as a share of the one that waits for nothing."
+    step, free = Step(backbone, images), None
+    each = {'images from the host': 'sent', 'loss looked at': 'looked', 'terms read': 'read',
+            'cuts in a loop': 'sliced'}
+    waits = {'no wait': {}, **{name: {option: True} for name, option in each.items()},
+             'all of them': dict.fromkeys(each.values(), True)}
+    step.waiting()
+    for name, options in waits.items():
+        rate = len(images) / seconds(lambda: step.waiting(**options), rounds=2)
+        free = free or rate
+        yield f'{backbone}, waits: {name}', rate, 'images per second', rate / free
+    plain = Step(backbone, images, compiled=False)
+    plain.ours()
+    rate = len(images) / seconds(plain.ours, rounds=2)
+    yield f'{backbone}: whole step, not compiled', rate, 'images per second', rate / free
+
+
+def evaluations():
+    "Seconds in which all distances are counted, and what of it is the least."
+    rng, pairs = np.random.default_rng(0), QUERIES * DATABASE
+    sides = [Codes.from_packed(rng.integers(0, 256, (n, BITS // 8), dtype=np.uint8), BITS,
+                               rng.integers(0, 10, n)) for n in (QUERIES, DATABASE)]
+    ways = {'numba, on the processor': lambda: histograms(*sides)}
+    if GPU:
+        from dcwh.evaluation import _count_by_torch, _count_by_triton
+        def counts(): return np.zeros((QUERIES, 2, BITS + 1), np.int32)
+        ways = {'kernel': lambda: _count_by_triton(*sides, counts(), DEVICE),
+                'plain torch': lambda: _count_by_torch(*sides, counts(), DEVICE),
+                'histograms on cuda': lambda: histograms(*sides, device='cuda'), **ways}
+    least, expected = floor(pairs), histograms(*sides)
+    if least: yield 'counting: floor, computed', least, 's', 1.
+    for name, way in ways.items():
+        assert np.array_equal(way(), expected), name
+        took = seconds(way, rounds=3)
+        yield f'counting: {name}', took, 's', took / least if least else ''
+    whole = seconds(lambda: evaluate(*sides, device=DEVICE), rounds=2)
+    yield 'evaluate, with mAP and all else', whole, 's', whole / least if least else ''
+
+
+def floor(pairs):
+    """Seconds that popcounts and counts of all pairs take at least: two words of 32 bits a pair,
+    16 popcounts and 32 additions in shared memory a clock in each multiprocessor."""
+    if not GPU: return None
+    card = torch.cuda.get_device_properties(0)
+    clock = getattr(card, 'clock_rate', 1.7e6) * 1e3
+    return pairs * (2 / 16 + 1 / 32) / (card.multi_processor_count * clock)
+
+
+def cifar():
+    "mAP of the recorded configuration, in float32, on this device and on the processor it names."
+    config = resolve(dataset='folder/cifar10-jpeg', bits=48, data_dir=str(CIFAR))
+    row = row_of_config(config, HERE.parent / 'reports')
+    if not GPU or not CIFAR.is_dir() or row is None: return
+    result = run(config, HERE.parent / 'runs/benchmark', resume=False)
+    yield 'CIFAR-10 (JPEG), 48 bits, float32: mAP', result['metrics']['map'], '', ''
+    yield f'the same, recorded on {row["device"]}: mAP', row['map'], '', ''
+    for phase, took in result['manifest']['seconds'].items():
+        yield f'CIFAR-10 (JPEG), 48 bits, float32: {phase}', took, 's', ''
+
+
+def measured():
+    "All rows, each as soon as it is there."
+    images = noise()
+    with numerics(resolve(dataset='digits', bits=48, recipe='gpu')):
+        for backbone in BACKBONES: yield from steps_of(backbone, images)
+        yield from waits_of(BACKBONES[-1 if not GPU else 1], images)
+    yield from evaluations()
+    yield from cifar()
+
+
+def main():
+    parser = ArgumentParser(description=__doc__.partition('\n')[0])
+    parser.add_argument('--out', help='the table; without a GPU none is written, unless it is given')
+    out = parser.parse_args().out or (HERE / 'gpu.csv' if GPU else None)
+    logging.getLogger('dcwh').setLevel(logging.ERROR)   # centres of noise are held, again and again
+    device, rows = torch.cuda.get_device_name() if GPU else processor(), []
+    for what, value, unit, share in measured():
+        rows.append([device, what, f'{value:.4g}', unit, share and f'{share:.3g}'])
+        print(*rows[-1], sep=' | ', flush=True)
+        if not out: continue
+        with open(out, 'w', newline='') as file:
+            writer = csv.writer(file, lineterminator='\n')
+            writer.writerow(['device', 'what', 'value', 'unit', 'of the bare loop, the floor'])
+            writer.writerows(rows)
+
+
+if __name__ == '__main__': main()
