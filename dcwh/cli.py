@@ -11,11 +11,13 @@ __all__ = ['app', 'EXPECTED', 'SETS', 'Reports', 'Runs', 'Study', 'Modified', 'd
            'names_of', 'labelled', 'tell_repeated', 'serve']
 
 # %% ../nbs/16_cli.ipynb #9aa6bcad
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
 from typing import Annotated, Optional
 import json
+import logging
 import os
 import re
 import reprlib
@@ -108,7 +110,7 @@ def run(
     bits: Annotated[int, typer.Option(help='code length')] = 16,
     method: Annotated[str, typer.Option(help='dcwh, dcwh-learned, dcwh-fixed, dcwh-sparse, dcwh-tanh, dcwh-sigmoid, dcwh-cube, idcwh, ce, dpsh, dtsh, hashnet, dsdh, dch, greedyhash, csq or orthohash')] = 'dcwh',
     seed: Annotated[int, typer.Option(help='of split, initialisation, order and augmentation')] = 0,
-    recipe: Annotated[str, typer.Option(help='quick, default or paper')] = 'default',
+    recipe: Annotated[str, typer.Option(help='quick, default, paper or gpu')] = 'default',
     set: Annotated[Optional[list[str]], typer.Option(help='any other parameter or setting as name=value; may be repeated')] = None,
     detail: Annotated[str, typer.Option(help='of the report: full, brief, or none for no report')] = 'full',
     report: Annotated[str, typer.Option(help='the report; empty: report.ipynb in the folder of the run')] = '',
@@ -119,6 +121,7 @@ def run(
     modified: Modified = False,
     template: Annotated[str, typer.Option(help='the notebook that is executed')] = 'nbs/templates/run.ipynb',
     force: Annotated[bool, typer.Option(help='run although a result is there, and replace it')] = False,
+    tracker: Annotated[str, typer.Option(help='where epochs are shown as they come: tensorboard, or another of accelerate')] = '',
 ) -> None:
     """Train and evaluate as a report notebook. What is recorded or finished is not run again.
 
@@ -127,6 +130,8 @@ def run(
     dcwh run --dataset folder/birds --set data_dir=/data/birds --set epochs=5 --set sigma=3
 
     dcwh run --method dpsh --set method_settings='{"eta": 0.2}'
+
+    accelerate launch --num_processes 2 -m dcwh run --dataset cifar10 --recipe gpu
     """
     from dcwh import experiment, results
     more = assignments(set or [])
@@ -141,11 +146,13 @@ def run(
     known = None if force else experiment.recorded(config, reports, runs, place if wanted else None)
     if not known:
         if record: _check_record(results.table_of(reports, config.dataset), study, modified)
-        if detail == 'none':
-            experiment.run(config, runs, resume=not force, progress=sys.stderr.isatty())
-        else:
-            experiment.report(template, place, force, **task, settings=more, detail=detail,
-                              runs=runs, reports=reports)
+        with _heard():
+            if detail == 'none':
+                experiment.run(config, runs, not force, sys.stderr.isatty(), tracker)
+            else:
+                experiment.report(template, place, force, tracker, **task, settings=more,
+                                  detail=detail, runs=runs, reports=reports)
+    if not experiment.is_main(): return   # one of several processes speaks for all
     result, file = known or (experiment.finished(config, runs), folder / 'result.json')
     if known: typer.echo(_known(result, file))
     if record and file.suffix == '.json':
@@ -155,6 +162,18 @@ def run(
         if path.exists(): typer.echo(f'{name}: {path}')
 
 # %% ../nbs/16_cli.ipynb #5111dfd4
+@contextmanager
+def _heard() -> Iterator[None]:
+    "What is logged while a run goes on, as lines on stderr."
+    log, handler = logging.getLogger('dcwh'), logging.StreamHandler()
+    before = log.level
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    try: yield
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(before)
+
 def _check_record(table: Path, study: str, modified: bool) -> None:
     "Raises ValueError or OSError where a run could not be recorded when it is over."
     from dcwh import codes, experiment, results

@@ -30,7 +30,7 @@ from tqdm import tqdm
 
 from .codes import (
     LONGEST, Codes, as_path, check_bits, file_is_there, shown, writable, write_whole)
-from .data import ImageSet, prepare, readable, square
+from .data import ImageSet, prepare, readable, sent, square
 from .sources import Files, Source
 
 # %% ../nbs/03_model.ipynb #c8985181
@@ -311,6 +311,23 @@ WORKERS = 256   # processes that decode, at most
 OneImage = Image.Image | Path | str
 Images = ImageSet | Files | Tensor | OneImage | list[OneImage]   # a tensor is uint8 (N, 3, H, W)
 
+class _Parts:
+    "Outputs of batches. They come from a GPU many at a time, so that it does not wait for each."
+    def __init__(self, bits: int): self.there, self.here = [], [torch.zeros(0, bits)]
+
+    def add(self, h: Tensor) -> None:
+        self.there.append(h.float())
+        if h.device.type == 'cpu' or len(self.there) == 64: self._fetch()
+
+    def _fetch(self) -> None:
+        if self.there: self.here.append(torch.cat(self.there).cpu())
+        self.there = []
+
+    def joined(self) -> Tensor:
+        "All of them, float32 on the CPU, (N, K)."
+        self._fetch()
+        return torch.cat(self.here)
+
 class Encoder:
     """From images to outputs and codes. A kind of it has `bits`, `image_size`, `resize`, `device`,
     an `identity`, and is called with images in [0, 1]."""
@@ -319,26 +336,26 @@ class Encoder:
     def outputs_at(
         self,
         images: Images,
-        batch_size: int = 64,
+        batch_size: int | None = None,         # None: 64 on a CPU, 512 on a GPU
         workers: int = 0,                      # processes that decode files
         progress: bool = False,                # show a bar
         unreadable: list[str] | None = None,   # takes names of broken files; None: one is an error
     ) -> tuple[Tensor, np.ndarray]:
         "Outputs, and the positions of the images that they are of: all but the unreadable."
+        if batch_size is None: batch_size = 64 if self.device.type == 'cpu' else 512
         check_count('batch_size', batch_size, 1, 2**20)
         check_count('workers', workers, 0, WORKERS)
         images = as_images(images)
-        h, rows = [torch.zeros(0, self.bits)], [np.arange(0)]
+        parts, rows = _Parts(self.bits), [np.arange(0)]
         batches = _batches(images, self.resize, batch_size, workers, unreadable)
         look = {'desc': 'encode', 'unit': ' images', 'leave': False}
         with tqdm(total=len(images), disable=not progress, **look) as bar:
             for x, positions in batches:
-                x = prepare(x.to(self.device), self.image_size, self.resize)
-                x = x.to(self.dtype).contiguous(memory_format=torch.channels_last)
-                h.append(self(x).float().cpu())
+                x = prepare(sent(x, self.device), self.image_size, self.resize)
+                parts.add(self(x.to(self.dtype).contiguous(memory_format=torch.channels_last)))
                 rows.append(positions)
                 bar.update(len(positions))
-        return torch.cat(h), np.concatenate(rows)
+        return parts.joined(), np.concatenate(rows)
 
     def outputs(
         self,

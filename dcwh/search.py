@@ -4,19 +4,21 @@
 
 # %% auto #0
 __all__ = ['TYPES', 'WORDS', 'LONGEST_TEXT', 'RESERVED', 'OPTIONS', 'MOST_KEYS', 'MOST_BYTES', 'DTYPES', 'OF_A_SEARCH',
-           'STRUCTURES', 'NOTHING', 'ENTRIES', 'FORMAT', 'HEADER', 'KINDS', 'CALM', 'as_column', 'check_width',
-           'read_value', 'typed_value', 'shown', 'is_text', 'table_of', 'check_name', 'joining', 'check_column',
-           'conditions', 'Option', 'option_lines', 'options_of', 'check_options', 'check_lance_name', 'check_count',
-           'check_answers', 'check_root', 'check_codes', 'outputs_of', 'squared_distances', 'Columns', 'many_texts',
-           'read_texts', 'Comparison', 'check_path', 'check_file', 'in_lance', 'CodeIndex', 'faiss_library', 'flat',
-           'hnsw', 'ivf', 'multihash', 'structure_of', 'tuned', 'nearest', 'Rows', 'as_ids', 'Lookup', 'joined',
-           'in_already', 'Growing', 'FaissIndex', 'check_members', 'parts_of', 'damaged', 'LaterFormat', 'check_header',
-           'write_index', 'alone', 'replace_index', 'read_index', 'structure_in', 'bounded', 'check_lists',
-           'check_graph', 'changing', 'in_one_line', 'lance_table', 'already', 'arrow', 'types_of', 'sql', 'one_of',
-           'literal', 'header_of', 'Table', 'Asking', 'one_writer', 'Changing', 'LanceIndex']
+           'STRUCTURES', 'IN_ONE_GO', 'NOTHING', 'ENTRIES', 'FORMAT', 'HEADER', 'KINDS', 'CALM', 'as_column',
+           'check_width', 'read_value', 'typed_value', 'shown', 'is_text', 'table_of', 'check_name', 'joining',
+           'check_column', 'conditions', 'Option', 'option_lines', 'options_of', 'check_options', 'check_lance_name',
+           'check_count', 'check_answers', 'check_root', 'check_codes', 'outputs_of', 'squared_distances', 'Columns',
+           'many_texts', 'read_texts', 'Comparison', 'check_path', 'check_file', 'in_lance', 'CodeIndex',
+           'faiss_library', 'flat', 'hnsw', 'ivf', 'multihash', 'structure_of', 'tuned', 'one_thread', 'searched',
+           'nearest', 'Rows', 'as_ids', 'Lookup', 'joined', 'in_already', 'Growing', 'FaissIndex', 'check_members',
+           'parts_of', 'damaged', 'LaterFormat', 'check_header', 'write_index', 'alone', 'replace_index', 'read_index',
+           'structure_in', 'bounded', 'check_lists', 'check_graph', 'changing', 'in_one_line', 'lance_table', 'already',
+           'arrow', 'types_of', 'sql', 'one_of', 'literal', 'header_of', 'Table', 'Asking', 'one_writer', 'Changing',
+           'LanceIndex']
 
 # %% ../nbs/13_search.ipynb #51e31f9a
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from decimal import Decimal
@@ -650,6 +652,39 @@ def tuned(structure, kind: str, options: dict):
     if kind == 'multihash': structure.nflip = value['flips']
     return structure
 
+# %% ../nbs/13_search.ipynb #790efeed
+IN_ONE_GO = 2**26   # comparisons of a query with a code; `flat` makes so many in 0.1 s, at 64 bits
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    "FAISS has one thread in here, and then as many as before. Other threads keep theirs."
+    faiss = faiss_library()
+    before = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(1)
+    try: yield
+    finally: faiss.omp_set_num_threads(before)
+
+def searched(
+    structure,           # of FAISS
+    packed: np.ndarray,  # queries
+    k: int,
+    parameters=None,     # of FAISS
+) -> tuple[np.ndarray, np.ndarray]:  # distances and rows, (Q, k)
+    """What FAISS finds. Many queries are shared out to as many threads as OpenMP may have.
+
+    OMP_NUM_THREADS, set before Python starts, is their number. FAISS's own
+    `omp_set_num_threads` sets it later."""
+    step = max(1, IN_ONE_GO // max(1, structure.ntotal))
+    parts = [packed[n:n + step] for n in range(0, len(packed), step)] or [packed]
+    def one(part):
+        with one_thread(): return structure.search(part, k, params=parameters)
+    threads = min(len(parts), faiss_library().omp_get_max_threads())
+    if threads == 1: found = map(one, parts)
+    else:
+        with ThreadPoolExecutor(threads) as pool: found = list(pool.map(one, parts))
+    distances, rows = (np.concatenate(part) for part in zip(*found))
+    return distances, rows
+
 # %% ../nbs/13_search.ipynb #a2530124
 NOTHING = np.iinfo(np.int64).max   # stands after everything that was found
 ENTRIES = 2**22                    # distances that are looked at together
@@ -666,7 +701,7 @@ def _selecting(structure, allowed: np.ndarray | None):
 
 def _asked(structure, packed: np.ndarray, k: int, fetch: int, allowed, parameters):
     "The k nearest of the first `fetch`: distances, rows, and which queries could find more."
-    distances, rows = structure.search(packed, fetch, params=parameters)
+    distances, rows = searched(structure, packed, fetch, parameters)
     inside = (rows >= 0) & (rows < structure.ntotal)
     found = inside if allowed is None else inside & allowed[np.where(inside, rows, 0)]
     keys = np.where(found, distances.astype(np.int64) << 40 | rows, NOTHING)   # distance, then row
@@ -874,7 +909,8 @@ class FaissIndex(Growing):
         """The nearest, those with equal distance in the order of the index. Of codes that are tied at
         the last place, kinds other than `flat` may give any.
 
-        Distance -1 and an empty id (or -1) where there were fewer.
+        Distance -1 and an empty id (or -1) where there were fewer. A few queries take one thread,
+        many as many as OMP_NUM_THREADS says, or as there are cores.
         Raises ValueError for what does not fit."""
         self.check(codes, k)
         allowed, k = self.allowed(where), min(int(k), len(self))

@@ -1,5 +1,7 @@
-"""Grids of runs: what is done is not done again, what fails stops nothing else, what is killed goes on."""
+"""Grids of runs: what is done is not done again, what fails or is killed stops nothing else."""
 from pathlib import Path
+from types import SimpleNamespace
+import importlib.util
 import json
 import math
 import os
@@ -16,10 +18,13 @@ import yaml
 
 from dcwh.results import read_table, write_rows
 
-pytest.importorskip('snakemake', reason="grids need snakemake: pip install '.[workflow]' in a clone of dcwh")
+NEEDED = "grids need snakemake: pip install '.[workflow]' in a clone of dcwh"
+pytest.importorskip('snakemake', reason=NEEDED)
 
 ROOT = Path(__file__).parents[1]
-COMMAND = [str(Path(sys.executable).with_name('snakemake')), '--snakefile', str(ROOT / 'workflow/Snakefile'), '--cores', '2']
+GRIDS = sorted((ROOT / 'workflow/grids').glob('*.yaml'))
+COMMAND = [str(Path(sys.executable).with_name('snakemake')),
+           '--snakefile', str(ROOT / 'workflow/Snakefile'), '--cores', '2']
 ENV = {**os.environ, 'PATH': f'{Path(sys.executable).parent}:{os.environ["PATH"]}'}
 
 
@@ -66,13 +71,17 @@ def test_the_smoke_grid_runs_as_it_is_shipped_and_is_not_run_again(tmp_path):
     assert again.returncode == 0 and 'Nothing to be done' in again.stderr, again.stderr[-3000:]
     # only the run that is new
     more = snakemake(clone, [*smoke, {**QUICK, 'epochs': 1}])
-    assert more.returncode == 0 and len(rows(clone)) == 5 and len(begun(clone)) == 1, more.stderr[-3000:]
-    # a run that is finished and lost its row, as when it was killed between the two: recorded, not run
-    name, log = next((name, log) for log in begun(clone) for name in rows(clone) if name in str(log))
-    finished = log.with_name('result.json').read_bytes()
-    write_rows(clone / 'reports/digits.csv', [row for run, row in rows(clone).items() if run != name])
+    assert more.returncode == 0, more.stderr[-3000:]
+    assert len(rows(clone)) == 5 and len(begun(clone)) == 1
+    # a run that is finished and lost its row, as when it was killed between the two: recorded
+    log, = begun(clone)
+    result = log.with_name('result.json')
+    finished = result.read_bytes()
+    others = [row for run, row in rows(clone).items() if run not in str(log)]
+    write_rows(clone / 'reports/digits.csv', others)
     mended = snakemake(clone, [*smoke, {**QUICK, 'epochs': 1}])
-    assert mended.returncode == 0 and len(rows(clone)) == 5 and log.with_name('result.json').read_bytes() == finished
+    assert mended.returncode == 0 and len(others) == 4 and len(rows(clone)) == 5
+    assert result.read_bytes() == finished
     assert 'finished: mAP' in log.read_text()
     # a table that is damaged
     table = clone / 'reports/digits.csv'
@@ -81,76 +90,235 @@ def test_the_smoke_grid_runs_as_it_is_shipped_and_is_not_run_again(tmp_path):
     assert refused.returncode == 1 and 'digits.csv' in refused.stderr and 'line' in refused.stderr
 
 
-@pytest.mark.parametrize(('detail', 'with_error'), [('brief', [False, True]), ('none', [True])])
-def test_a_run_that_fails_leaves_its_report_and_no_row_and_the_others_go_on(detail, with_error, tmp_path):
+@pytest.mark.parametrize(('detail', 'wrong'), [('brief', [False, True]), ('none', [True])])
+def test_a_run_that_fails_leaves_its_report_and_no_row_and_others_go_on(detail, wrong, tmp_path):
     failed = snakemake(tmp_path, [{**QUICK, 'lr': [1e9, 1e-3]}], detail=detail)
     assert failed.returncode == 1 and len(rows(tmp_path)) == 1
-    reports = ['FloatingPointError' in file.read_text() for file in (tmp_path / 'runs').rglob('report.ipynb')]
-    assert sorted(reports) == with_error and any('the loss is' in log.read_text() for log in begun(tmp_path))
+    reports = [file.read_text() for file in (tmp_path / 'runs').rglob('report.ipynb')]
+    assert sorted('FloatingPointError' in report for report in reports) == wrong
+    assert any('the loss is' in log.read_text() for log in begun(tmp_path))
 
 
 def test_a_killed_grid_goes_on(tmp_path):
     grid = [{**QUICK, 'seed': [0, 1, 2], 'epochs': 1}]
     snakemake(tmp_path, grid, '--dry-run', '--quiet')
-    with subprocess.Popen([*COMMAND, '--directory', str(tmp_path), '--configfile', str(tmp_path / 'grid.yaml')], env=ENV, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True) as process:
+    words = [*COMMAND, '--directory', str(tmp_path), '--configfile', str(tmp_path / 'grid.yaml')]
+    silent = {'stdout': subprocess.DEVNULL, 'stderr': subprocess.DEVNULL}
+    with subprocess.Popen(words, env=ENV, **silent, start_new_session=True) as process:
         while not rows(tmp_path) and process.poll() is None: time.sleep(.1)
         os.killpg(process.pid, signal.SIGKILL)
     first = rows(tmp_path)
     assert 1 <= len(first) < 3   # it was killed before its end
     again = snakemake(tmp_path, grid)
     assert again.returncode == 0, again.stderr[-3000:]
-    assert len(rows(tmp_path)) == 3 and all(rows(tmp_path)[name] == row for name, row in first.items())   # seconds, too
+    assert len(rows(tmp_path)) == 3
+    assert {name: rows(tmp_path)[name] for name in first} == first   # seconds, too
 
 
 def test_code_with_changes_is_refused_before_anything_runs(checked, monkeypatch):
     monkeypatch.setattr('dcwh.experiment.commit', lambda: 'abc-modified')
-    with pytest.raises(checked.error, match='changes that are in no commit.*modified=true'): checked('grid: [{bits: 16}]')
+    with pytest.raises(checked.error, match='changes that are in no commit.*modified=true'):
+        checked('grid: [{bits: 16}]')
     checked('grid: [{bits: 16}]\nmodified: true')
 
 
-@pytest.mark.parametrize('grid', sorted((ROOT / 'workflow/grids').glob('*.yaml')), ids=lambda file: file.stem)
+@pytest.mark.parametrize('grid', GRIDS, ids=lambda file: file.stem)
 def test_every_grid_can_be_planned(grid, tmp_path):
-    blocks = [[len(value) if isinstance(value, list) else 1 for value in block.values()] for block in yaml.safe_load(grid.read_text())['grid']]
-    plan = subprocess.run([*COMMAND, '--directory', str(tmp_path), '--configfile', str(grid), '--dry-run', '--config', 'modified=true'], capture_output=True, text=True, env=ENV)
+    asked = yaml.safe_load(grid.read_text())
+    plan = start(tmp_path, grid, '--dry-run', '--printshellcmds', '--config', 'modified=true')
     assert plan.returncode == 0, plan.stderr[-3000:]
-    assert len(re.findall('^rule run:', plan.stdout, re.MULTILINE)) == sum(map(math.prod, blocks))   # each combination is one run, and listed
-    assert grid.stem != 'paper' or 'ESTIMATE' in plan.stderr
+    listed = re.findall('^rule run:', plan.stdout, re.MULTILINE)
+    assert len(listed) == sum(map(runs_of, asked['grid']))   # a run for each combination
+    assert ('on_gpu.py 1 dcwh run' in plan.stdout) == ('gpu' in asked)
+    assert ('ESTIMATE' in plan.stderr) == ('cost' in asked)
+
+
+def runs_of(block):
+    "How many combinations a block has."
+    return math.prod(len(value) for value in block.values() if isinstance(value, list))
 
 
 def test_without_a_grid_it_says_which_to_give(tmp_path):
-    assert 'add --configfile workflow/grids/smoke.yaml' in subprocess.run([*COMMAND, '--directory', str(tmp_path)], capture_output=True, text=True, env=ENV).stderr
+    words = [*COMMAND, '--directory', str(tmp_path)]
+    said = subprocess.run(words, capture_output=True, text=True, env=ENV).stderr
+    assert 'add --configfile workflow/grids/smoke.yaml' in said
 
 
 def test_the_paper_s_grid_can_be_planned_for_a_cluster(tmp_path):
     grid, profile = ROOT / 'workflow/grids/paper.yaml', ROOT / 'workflow/profiles/slurm'
-    plan = subprocess.run([*COMMAND[:3], '--directory', str(tmp_path), '--configfile', str(grid), '--workflow-profile', str(profile), '--resources', 'gpu=16', '--dry-run', '--config', 'modified=true'], capture_output=True, text=True, env=ENV)
+    words = [*COMMAND[:3], '--directory', str(tmp_path), '--configfile', str(grid), '--dry-run']
+    words += ['--workflow-profile', str(profile), '--resources', 'gpu=16']
+    words += ['--config', 'modified=true']
+    plan = subprocess.run(words, capture_output=True, text=True, env=ENV)
     assert plan.returncode == 0, plan.stderr[-3000:]
-    assert len(re.findall('resources: .*gpu=1, runtime=720, mem_mb=32000', plan.stdout)) == 96
+    assert len(re.findall('resources: .*gpu=1, runtime=240, mem_mb=32000', plan.stdout)) == 96
+
+
+def test_runs_begin_in_the_order_of_the_file_each_on_a_gpu_of_its_own(tmp_path):
+    stand_in = tmp_path / 'bin/dcwh'   # says what it was called with, instead of running
+    stand_in.parent.mkdir()
+    stand_in.write_text('#!/bin/sh\necho "$CUDA_VISIBLE_DEVICES $*" >> calls\n')
+    stand_in.chmod(0o755)
+    grid = [{'bits': 48, 'seed': 2}, {'bits': [16, 24]}, {'bits': 48, 'method': 'ce'}]
+    (tmp_path / 'grid.yaml').write_text(json.dumps({'grid': grid, 'modified': True, 'gpu': 1}))
+    words = [*COMMAND, '--directory', str(tmp_path), '--configfile', str(tmp_path / 'grid.yaml')]
+    path = f'{stand_in.parent}:{ENV["PATH"]}'
+    env = {**ENV, 'PATH': path, 'CUDA_VISIBLE_DEVICES': 'GPU-a', 'TMPDIR': str(tmp_path)}
+    done = subprocess.run(words, capture_output=True, text=True, env=env)
+    assert done.returncode == 0, done.stderr[-3000:]
+    calls = [line for line in (tmp_path / 'calls').read_text().splitlines() if ' run ' in line]
+    asked = [re.findall('^GPU-a|--(?:bits|method|seed) [^ ]+', line) for line in calls]
+    assert asked == [['GPU-a', '--bits 48', '--seed 2'], ['GPU-a', '--bits 16'],
+                     ['GPU-a', '--bits 24'], ['GPU-a', '--bits 48', '--method ce']]
+
+
+def test_a_run_on_two_gpus_has_two_processes(checked):
+    names = checked('grid: [{bits: 16}]\nmodified: true\ngpu: 2')
+    words = shlex.split(names['command'](SimpleNamespace(name=next(iter(names['RUNS'])))))
+    assert words[1:3] == [str(ROOT / 'workflow/on_gpu.py'), '2']
+    assert words[3:7] == ['accelerate', 'launch', '--multi_gpu', '--num_processes']
+    assert words[7:13] == ['2', '--main_process_port', '0', '-m', 'dcwh', 'run']
+
+
+@pytest.fixture
+def on_gpu(monkeypatch, tmp_path):
+    "workflow/on_gpu.py as a module, on a machine without GPUs."
+    spec = importlib.util.spec_from_file_location('on_gpu', ROOT / 'workflow/on_gpu.py')
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    monkeypatch.setattr(module, 'cards', dict)
+    monkeypatch.setattr(module, 'counted', list)
+    monkeypatch.delenv('CUDA_VISIBLE_DEVICES', raising=False)
+    return module
+
+
+@pytest.mark.parametrize(('given', 'names'), [
+    ('0', ['0']), ('3,1', ['3', '1']), (' 0, 1 ', ['0', '1']), ('0,0', ['0']), ('', []),
+    ('-1', []), ('2,-1,3', ['2']), ('0,,1', ['0']), ('NoDevFiles', []),
+    ('GPU-8932f937,MIG-1b', ['GPU-8932f937', 'MIG-1b']), (None, ['0', '1']),
+])
+def test_the_gpus_that_may_be_used_are_those_that_cuda_would_see(given, names, on_gpu, monkeypatch):
+    if given is not None: monkeypatch.setenv('CUDA_VISIBLE_DEVICES', given)
+    assert on_gpu.devices({'0': 'GPU-aa', '1': 'GPU-bb'}) == names
+
+
+def test_a_gpu_has_one_lock_under_all_its_names(on_gpu, monkeypatch):
+    known = {'0': 'GPU-8932', '1': 'GPU-77'}
+    assert {on_gpu.lock_of(name, known) for name in ('0', 'GPU-8932', 'GPU-89')} == {'GPU-8932'}
+    assert on_gpu.lock_of('1', known) == 'GPU-77'
+    assert on_gpu.lock_of('MIG-GPU-8932/1/0', known) == 'all-MIG-GPU-8932_1_0'
+    monkeypatch.setenv('SLURM_JOB_ID', '12')   # GPU 0 of one job is not GPU 0 of another
+    assert on_gpu.lock_of('0', {}) == '12-0'
+
+
+def test_two_gpus_are_taken_together_or_not_at_all(on_gpu, tmp_path):
+    files = {name: tmp_path / name for name in ('0', '1', '2')}
+    first = on_gpu.take(files, 2)
+    assert list(first) == ['0', '1']
+    assert on_gpu.take(files, 2) == {}   # and lets the third go again
+    second = on_gpu.take(files, 1)
+    assert list(second) == ['2'] and on_gpu.take(files, 1) == {}
+    os.close(first['1'])
+    assert list(on_gpu.take(files, 1)) == ['1']
+
+
+@pytest.mark.parametrize(('given', 'words', 'said'), [
+    (None, ['1', 'true'], 'a run asks for 1 GPU, and there is none here; without one, say gpu: 0'),
+    ('', ['1', 'true'], "there is none here (CUDA_VISIBLE_DEVICES is '')"),
+    ('5', ['2', 'true'], "a run asks for 2 GPU, and those there are: 5 (CUDA_VISIBLE_DEVICES is"),
+    (None, ['one', 'true'], 'give a number of GPUs'), (None, ['1'], 'give a number of GPUs'),
+])
+def test_gpus_that_are_not_there_are_named(given, words, said, on_gpu, monkeypatch):
+    if given is not None: monkeypatch.setenv('CUDA_VISIBLE_DEVICES', given)
+    with pytest.raises(ValueError) as error: on_gpu.main(words)
+    assert said in str(error.value) and '\n' not in str(error.value)
+
+
+def on_gpus(count, visible, folder):
+    "A process that has so many of the visible GPUs; it names them, and waits for a line."
+    words = [sys.executable, str(ROOT / 'workflow/on_gpu.py'), str(count)]
+    words += ['sh', '-c', 'echo "$CUDA_VISIBLE_DEVICES"; read wait']
+    env = {**ENV, 'CUDA_VISIBLE_DEVICES': visible, 'TMPDIR': str(folder)}
+    pipe = subprocess.PIPE
+    return subprocess.Popen(words, stdin=pipe, stdout=pipe, stderr=pipe, text=True, env=env)
+
+
+def has(process): return process.stdout.readline().strip()
+
+
+def end(*processes):
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+def test_each_of_many_has_a_gpu_of_its_own_and_a_killed_one_gives_it_back(tmp_path):
+    visible = [str(number) for number in range(8)]
+    running = [on_gpus(1, ','.join(visible), tmp_path) for _ in visible]
+    try:
+        assert sorted(map(has, running)) == visible
+        running.append(on_gpus(1, ','.join(visible), tmp_path))
+        assert running[-1].stderr.readline().startswith('waiting for 1 of the GPUs 0, 1, 2')
+        freed = running[3]
+        named = Path(f'/proc/{freed.pid}/environ').read_bytes().decode()
+        os.kill(freed.pid, signal.SIGKILL)
+        assert f'CUDA_VISIBLE_DEVICES={has(running[-1])}\0' in named
+    finally: end(*running)
+
+
+def test_one_waits_until_both_gpus_are_free(tmp_path):
+    running = [on_gpus(1, '0,1', tmp_path) for _ in range(2)]
+    try:
+        assert sorted(map(has, running)) == ['0', '1']
+        running.append(on_gpus(2, '0,1', tmp_path))
+        assert 'waiting for 2' in running[2].stderr.readline()
+        for process in running[:2]: process.communicate('\n')   # they end by themselves
+        assert has(running[2]) == '0,1'
+    finally: end(*running)
+
+
+def test_without_a_gpu_asked_for_the_command_is_simply_run(tmp_path):
+    process = on_gpus(0, 'as it is', tmp_path)
+    assert process.communicate('\n') == ('as it is\n', '')
+    assert process.returncode == 0 and not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(('content', 'said'), [
-    ('grid:', 'grid is null'), ('grid: []', 'grid is []'), ('grid: digits', 'grid is "digits"'), ('grid: {bits: 16}', 'a list of blocks'),
-    ('grid: [bits]', 'block 1 is "bits"'), ('grid: [{bits: 16}, {}]', 'block 2 is {}'), ('grid: [{bits: }]', 'bits is null'), ('grid: [{bits: []}]', 'bits is []'),
-    ('grid: [{bits: many}]', 'bits is'), ('grid: [{bites: 16}]', "unknown setting 'bites'"), ('grid: [{lr: .inf}]', 'lr is Infinity'), ('grid: [{epochs: 2026-01-01}]', 'epochs is "2026-01-01"'),
-    ('grid: [{bits: 16}]\ncores: 2', 'unknown in a grid file: "cores"'), ('grid: [{bits: 16}]\ndetail: long', 'none, brief or full'), ('grid: [{bits: 16}]\nthreads: 0', 'threads is 0'),
-    ('grid: [{dataset: folder/x, data_dir: [a, b], bits: 16}]', 'asked for twice, from other places'),
-    ('grid: [{bits: 16}]\nminutes: soon', 'minutes is "soon"'), ('grid: [{bits: 16}]\nreports: [a]', 'reports is ["a"]'),
-    ('grid: [{bits: 16}]\nstudy: My trials', 'study is "My trials"'), ('grid: [{bits: 16}]\nmodified: 1', 'modified is 1'), ('grid: [{bits: 16}]\nruns: "{a}"', 'without braces'),
-    ('grid: [{bits: 16}]\ncost: cheap', 'cost is "cheap"'), ('grid: [{bits: 16}]\ncost: {basis: a, ms_per_image: {}, images: {}}', 'no numbers for small on digits'),
+    ('grid:', 'grid is null'), ('grid: []', 'grid is []'), ('grid: digits', 'grid is "digits"'),
+    ('grid: {bits: 16}', 'a list of blocks'), ('grid: [bits]', 'block 1 is "bits"'),
+    ('grid: [{bits: 16}, {}]', 'block 2 is {}'), ('grid: [{bits: }]', 'bits is null'),
+    ('grid: [{bits: []}]', 'bits is []'), ('grid: [{bits: many}]', 'bits is'),
+    ('grid: [{bites: 16}]', "unknown setting 'bites'"), ('grid: [{lr: .inf}]', 'lr is Infinity'),
+    ('grid: [{epochs: 2026-01-01}]', 'epochs is "2026-01-01"'),
+    ('grid: [{bits: 16}]\ncores: 2', 'unknown in a grid file: "cores"'),
+    ('grid: [{bits: 16}]\ndetail: long', 'none, brief or full'),
+    ('grid: [{bits: 16}]\nthreads: 0', 'threads is 0'),
+    ('grid: [{bits: 16}]\ngpu: -1', 'gpu is -1'),
+    ('grid: [{dataset: folder/x, data_dir: [a, b], bits: 16}]', 'asked for twice, from other'),
+    ('grid: [{bits: 16}]\nminutes: soon', 'minutes is "soon"'),
+    ('grid: [{bits: 16}]\nreports: [a]', 'reports is ["a"]'),
+    ('grid: [{bits: 16}]\nstudy: My trials', 'study is "My trials"'),
+    ('grid: [{bits: 16}]\nmodified: 1', 'modified is 1'),
+    ('grid: [{bits: 16}]\nruns: "{a}"', 'without braces'),
+    ('grid: [{bits: 16}]\ncost: cheap', 'cost is "cheap"'),
+    ('grid: [{bits: 16}]\ncost: {basis: a, ms_per_image: {}, images: {}}',
+     'no numbers for small on digits'),
 ], ids=lambda text: text[:30].replace('\n', ' '))
 def test_a_grid_file_that_is_wrong_is_told_so(content, said, checked):
     with pytest.raises(checked.error) as error: checked(content)
-    assert said in str(error.value) and '\n' not in str(error.value) and 'object' not in str(error.value)
+    assert said in str(error.value)
+    assert '\n' not in str(error.value) and 'object' not in str(error.value)
 
 
 @pytest.fixture
 def checked(tmp_path, monkeypatch):
-    "The first part of the Snakefile, up to its rules, in this process: a snakemake takes seconds to start."
+    "The first part of the Snakefile, up to its rules, in this process: a snakemake takes seconds."
     from snakemake.exceptions import WorkflowError
     monkeypatch.chdir(tmp_path)
     code = (ROOT / 'workflow/Snakefile').read_text().partition('\nlocalrules:')[0]
     def run(content):
-        names = {'config': yaml.safe_load(content), 'WorkflowError': WorkflowError}
+        names = {'config': yaml.safe_load(content), 'WorkflowError': WorkflowError,
+                 'workflow': SimpleNamespace(basedir=ROOT / 'workflow')}
         exec(code, names)
         return names
     run.error = WorkflowError
@@ -159,9 +327,11 @@ def checked(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize('folder', ['my runs', "it's", '"a"', '$HOME', 'a;b', 'a*'])
 def test_folders_keep_their_names_in_the_shell(folder, checked):
-    names = checked(f'modified: true\nreports: {json.dumps(folder)}\nruns: {json.dumps(folder)}\ngrid: [{{bits: 16, epochs: 1, method_settings: {{}}}}]')
+    grid = [{'bits': 16, 'epochs': 1, 'method_settings': {}}]
+    asked = {'modified': True, 'reports': folder, 'runs': folder, 'grid': grid}
+    names = checked(json.dumps(asked))
     (name, _), = names['RUNS'].items()
-    line = names['command'](type('Wildcards', (), {'name': name}))
+    line = names['command'](SimpleNamespace(name=name))
     first, _, second = line.partition(' || ')
     words = shlex.split(first)
     assert words[:6] == ['dcwh', 'run', '--reports', folder, '--runs', folder]
@@ -169,13 +339,15 @@ def test_folders_keep_their_names_in_the_shell(folder, checked):
 
 
 def test_the_lines_of_a_grid_in_a_folder_with_spaces(tmp_path):
-    plan = snakemake(tmp_path, [QUICK], '--dry-run', '--printshellcmds', reports='my reports', runs='my runs')
+    asked = {'reports': 'my reports', 'runs': 'my runs'}
+    plan = snakemake(tmp_path, [QUICK], '--dry-run', '--printshellcmds', **asked)
     assert plan.returncode == 0, plan.stderr[-3000:]
-    lines = [line.partition('Shell command: ')[2] for line in plan.stdout.splitlines() if 'Shell command: ' in line and 'dcwh' in line]
-    assert len(lines) == 2 and all('my reports' in shlex.split(line.replace('(', ' ')) for line in lines)
+    lines = re.findall('^Shell command: (.*dcwh.*)', plan.stdout, re.MULTILINE)
+    assert len(lines) == 2
+    assert all('my reports' in shlex.split(line.replace('(', ' ')) for line in lines)
 
 
-@pytest.mark.parametrize('profile', ['default', 'slurm'])
+@pytest.mark.parametrize('profile', ['default', 'gpus', 'slurm'])
 def test_a_result_of_another_process_stays_when_a_run_fails(profile):
     settings = yaml.safe_load((ROOT / f'workflow/profiles/{profile}/config.yaml').read_text())
     assert settings['keep-incomplete'] and settings['ignore-incomplete'] and settings['nolock']
