@@ -114,12 +114,18 @@ class Criterion(nn.Module):
         h, y = check_batch(h, y, self.num_classes, self.bits)
         if self.training: self.remember(h, y, index)
         terms = self.terms(h, y, index)
-        self.last = {name: term.detach() for name, term in terms.items()}
+        self.last = {name: term.detach().clone() for name, term in terms.items()}
         return self.weighted(terms)
 
     def weighted(self, terms: dict[str, Tensor]) -> Tensor:
-        "The loss: the sum of the terms, by their weights."
-        return sum(self.weights.get(name, 1.) * term for name, term in terms.items())
+        """The loss: the sum of the terms, by their weights.
+
+        1 * x and 0 + x are not computed: torch.compile takes them for x, which `last` has without
+        its gradient, and a loss of a single term then has none either (pytorch issue 197893)."""
+        weights = {name: self.weights.get(name, 1.) for name in terms}
+        parts = [term if weights[name] == 1 else weights[name] * term
+                 for name, term in terms.items()]
+        return sum(parts[1:], parts[0])
 
     def begin_epoch(self, epoch: int, epochs: int) -> None:
         "Called before epoch `epoch` of `epochs`, counted from 0. Raises ValueError beyond them."
