@@ -13,7 +13,9 @@ from torch import Tensor
 try:
     from torchmetrics import Metric
     from torchmetrics.utilities import dim_zero_cat
-except ImportError as e: raise ImportError("torchmetrics is missing, which the metric needs: pip install '.[metrics]' in a clone of dcwh") from e
+except ImportError as e:
+    raise ImportError("torchmetrics is missing, which the metric needs: "
+                      "pip install '.[metrics]' in a clone of dcwh") from e
 
 from .codes import Codes, as_array, check_flag, shown
 from .evaluation import check_cut, evaluate
@@ -40,7 +42,7 @@ class TwoSides(Metric):
         h: Tensor | Codes,           # real-valued outputs, shape (N, K), or codes with their labels
         y: Tensor | None = None,     # class numbers (N,), or 0 and 1 (N, C)
         side: str = 'query',         # 'query' or 'database'
-        ids: Tensor | None = None,   # int (N,): which image each is; one that comes twice counts once
+        ids: Tensor | None = None,   # int (N,): which image each is; one seen twice counts once
     ) -> None:
         """Add a batch to a side.
 
@@ -51,7 +53,8 @@ class TwoSides(Metric):
             raise ValueError(f'ids are {ids.dtype} of shape {ids.shape}; '
                              f'{len(codes)} images need as many whole numbers')
         several = codes.labels.ndim == 2
-        width = codes.labels.itemsize * (codes.labels.shape[1] if several else 1)   # bytes per image
+        labels_each = codes.labels.shape[1] if several else 1
+        width = codes.labels.itemsize * labels_each   # bytes per image
         columns, known = getattr(self, f'{side}_columns'), getattr(self, f'{side}_several')
         if columns and (columns, known) != (width, several):
             raise ValueError(f'y has shape {codes.labels.shape}, and earlier batches have another '
