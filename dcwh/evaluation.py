@@ -228,8 +228,8 @@ def _kernel():
 
 # %% ../nbs/08_evaluation.ipynb #22568ded
 IMAGES, QUERIES = 4096, 64   # of a program: 16 images for each of its 256 threads, read once for
-WARPS = 8                    # 64 queries by the nearest cache; few registers, so that many run at once
-BINS = 2**13                 # up to these, a program counts in shared memory (4 bytes each, 32 KB)
+WARPS = 8                    # 64 queries by the nearest cache; few registers: many run at once
+BINS = 2**13                 # up to these, a program counts in shared memory (4 bytes each)
 
 @torch.no_grad()
 def _count_by_triton(query, database, counts, device, images=IMAGES, queries=QUERIES,
@@ -314,7 +314,7 @@ def _count_on_device(query, database, counts, device):
 
 def histograms(
     query: Codes,                        # Q codes
-    database: Codes,                     # N codes of the same length, with labels of the same classes
+    database: Codes,                     # N codes of that length, labels of the same classes
     graded: bool = False,                # a row for each number of shared labels, not none and some
     device: str | torch.device = 'cpu',  # where to count: cpu (numba), or a device of torch
 ) -> np.ndarray:                         # int32, shape (Q, S+1, bits+1)
@@ -696,7 +696,7 @@ def _way_of_distances(query: Tensor, database: Tensor) -> str:
 # %% ../nbs/08_evaluation.ipynb #ebaf4a3b
 @register_jitable
 def _order_of(ordered, distances, relevant, hits):
-    "Relevance by rank. In `ordered`, a tie has its relevant items last; here they are put in order."
+    "Relevance by rank. In `ordered`, a tie has its relevant items last; put them in order."
     starts, ties = np.zeros(len(ordered), np.int64), 0
     begin = 0
     for i in range(len(ordered)):
@@ -733,7 +733,7 @@ def _ranked(
 
     Ranked as a stable argsort does it, by a sort of numbers, which is many times as fast."""
     distances = apart.view(np.uint64)   # whole numbers in the order of the distances
-    ordered = distances << 1            # the sign goes, and relevance takes the place of the last bit
+    ordered = distances << 1            # the sign goes, and relevance is the last bit
     ordered |= relevant
     threads = torch.get_num_threads()
     with ThreadPoolExecutor(threads) as pool:
@@ -799,7 +799,7 @@ def decisions(
     logits: Tensor,                     # scores of the classes, shape (N, C)
     labels: Tensor | np.ndarray | None, # int (N,) or bool (N, C)
 ) -> Codes:
-    "The codes of a classifier's decision: one bit a class, set for the class with the highest score."
+    "The codes of a classifier's decision: one bit a class, set for the highest score."
     fine = isinstance(logits, Tensor) and logits.ndim == 2 and logits.is_floating_point()
     fine = fine and logits.layout == torch.strided and logits.shape[1] > 0 and not logits.is_meta
     if not fine or not logits.isfinite().all():

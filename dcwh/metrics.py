@@ -13,10 +13,30 @@ from torch import Tensor
 try:
     from torchmetrics import Metric
     from torchmetrics.utilities import dim_zero_cat
-except ImportError as e: raise ImportError("torchmetrics is missing, which the metric needs: pip install '.[metrics]' in a clone of dcwh") from e
+except ImportError as e:
+    raise ImportError("torchmetrics is missing, which the metric needs: "
+                      "pip install '.[metrics]' in a clone of dcwh") from e
 
 from .codes import Codes, as_array, check_flag, shown
 from .evaluation import check_cut, evaluate
+
+# %% ../nbs/09_metrics.ipynb #5e2a91bc
+def _batch(metric, h, y, side) -> Codes:
+    "The codes of a batch. Raises ValueError where they do not go with earlier ones."
+    if side not in ('query', 'database'):
+        raise ValueError(f"side is {shown(side)}; known are 'query', 'database'")
+    if isinstance(h, Codes) and y is not None:
+        raise ValueError('y is given beside codes, which have labels of their own')
+    codes = h if isinstance(h, Codes) else Codes.from_outputs(h, y)
+    if metric.model and codes.model and metric.model != codes.model:
+        raise ValueError(f'h is of model {codes.model} and earlier batches of {metric.model}; '
+                         'their codes cannot be compared')
+    if codes.labels is None:
+        raise ValueError('y is missing; without labels nothing is relevant')
+    if metric.bits not in (0, codes.bits):
+        raise ValueError(f'h has {codes.bits} bits and earlier batches {metric.bits}; '
+                         'one metric takes one code length')
+    return codes
 
 # %% ../nbs/09_metrics.ipynb #49f57f3f
 PARTS = {'packed': torch.uint8, 'labels': torch.uint8, 'ids': torch.int64}   # of a side, each flat
@@ -40,18 +60,19 @@ class TwoSides(Metric):
         h: Tensor | Codes,           # real-valued outputs, shape (N, K), or codes with their labels
         y: Tensor | None = None,     # class numbers (N,), or 0 and 1 (N, C)
         side: str = 'query',         # 'query' or 'database'
-        ids: Tensor | None = None,   # int (N,): which image each is; one that comes twice counts once
+        ids: Tensor | None = None,   # int (N,): which image each is; one seen twice counts once
     ) -> None:
         """Add a batch to a side.
 
         Raises ValueError, before anything is kept, where it does not fit."""
-        codes = self._batch(h, y, side)
+        codes = _batch(self, h, y, side)
         ids = as_array([] if ids is None else ids, 'ids')
         if ids.size and (ids.shape != (len(codes),) or ids.dtype.kind not in 'iu'):
             raise ValueError(f'ids are {ids.dtype} of shape {ids.shape}; '
                              f'{len(codes)} images need as many whole numbers')
         several = codes.labels.ndim == 2
-        width = codes.labels.itemsize * (codes.labels.shape[1] if several else 1)   # bytes per image
+        labels_each = codes.labels.shape[1] if several else 1
+        width = codes.labels.itemsize * labels_each   # bytes per image
         columns, known = getattr(self, f'{side}_columns'), getattr(self, f'{side}_several')
         if columns and (columns, known) != (width, several):
             raise ValueError(f'y has shape {codes.labels.shape}, and earlier batches have another '
@@ -63,23 +84,6 @@ class TwoSides(Metric):
         for part, new in zip(PARTS, (codes.packed, codes.labels, ids.astype(np.int64))):
             flat = new.reshape(-1).view(np.int64 if part == 'ids' else np.uint8)
             getattr(self, f'{side}_{part}').append(torch.from_numpy(flat).to(self.device))
-
-    def _batch(self, h, y, side) -> Codes:
-        "The codes of a batch. Raises ValueError where they do not go with earlier ones."
-        if side not in ('query', 'database'):
-            raise ValueError(f"side is {shown(side)}; known are 'query', 'database'")
-        if isinstance(h, Codes) and y is not None:
-            raise ValueError('y is given beside codes, which have labels of their own')
-        codes = h if isinstance(h, Codes) else Codes.from_outputs(h, y)
-        if self.model and codes.model and self.model != codes.model:
-            raise ValueError(f'h is of model {codes.model} and earlier batches of {self.model}; '
-                             'their codes cannot be compared')
-        if codes.labels is None:
-            raise ValueError('y is missing; without labels nothing is relevant')
-        if self.bits not in (0, codes.bits):
-            raise ValueError(f'h has {codes.bits} bits and earlier batches {self.bits}; '
-                             'one metric takes one code length')
-        return codes
 
     def reset(self) -> None:
         "Before the next epoch."

@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
+from dcwh import evaluation
 from dcwh.codes import Codes
 from dcwh.evaluation import (IMAGES, QUERIES, WARPS, _count_by_torch, _kernel, _ranked,
                              _ranked_by_torch, ap_in_order, average_precision, evaluate, found_at,
@@ -213,3 +214,14 @@ def test_ap_in_order_follows_a_stable_sort(pair, top_k, normaliser):
         same = (query.labels[i] & database.labels).any(1) if query.labels.ndim == 2 else query.labels[i] == database.labels
         ranked = [int(same[j]) for j in sorted(range(len(d)), key=d.__getitem__)]
         assert ap == pytest.approx(precision_sum(ranked, top_k, normaliser), abs=1e-12)
+
+
+def test_torch_counts_where_the_kernel_does_not_run(monkeypatch):
+    def broken(*_): raise RuntimeError('Failed to find C compiler\nmore')
+    monkeypatch.setattr(evaluation, '_count_by_triton', broken)
+    monkeypatch.setattr(evaluation, '_count_by_torch', lambda *_: 'torch')
+    monkeypatch.setattr(evaluation, 'find_spec', lambda _: True)
+    with pytest.warns(UserWarning, match='takes longer: Failed to find C compiler$'):
+        assert evaluation._count_on_device(None, None, None, torch.device('cuda')) == 'torch'
+    monkeypatch.setattr(evaluation, 'find_spec', lambda _: None)   # no Triton, no warning
+    assert evaluation._count_on_device(None, None, None, torch.device('cuda')) == 'torch'

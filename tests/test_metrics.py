@@ -74,7 +74,11 @@ def test_several_processes_give_what_one_gives(world):
         found = dict(results)
     assert len(found) == 2 * world * len(MODES)
     for (mode, turned, rank), numbers in found.items():
-        assert numbers.items() <= expected[MODES[mode][0]].items(), (MODES[mode], turned, rank)
+        several, with_ids, _ = MODES[mode]
+        known = {name: expected[several][name] for name in numbers}
+        # without ids, queries come in another order, and their mean may differ in its last digit
+        if not with_ids: known = pytest.approx(known, rel=1e-12)
+        assert numbers == known, (MODES[mode], turned, rank)
 
 
 def test_all_is_missing():
