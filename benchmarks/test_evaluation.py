@@ -2,9 +2,10 @@
 
     make benchmark
 
-The peers are written here after the form that public code has in common. All run in one session on the same codes, after a warm-up
-on few queries: the quick ones three times, of which the least counts, the three slow ones once. What they return stands beside how
-long they took. The table is benchmarks/evaluation.csv.
+The peers are written here after the form that public code has in common. All run in one session on
+the same codes, after a warm-up on few queries: the quick ones three times, of which the least
+counts, the slow ones once. What they return stands beside how long they took. The last two rank
+real-valued outputs of which the codes are the signs. The table is benchmarks/evaluation.csv.
 """
 import faiss
 import numpy as np
@@ -12,7 +13,7 @@ import pytest
 import torch
 
 from dcwh.codes import Codes, unpack
-from dcwh.evaluation import _count_tiles, ap_in_order, evaluate
+from dcwh.evaluation import _count_by_torch, ap_in_order, ap_of_outputs, evaluate
 
 QUERIES, DATABASE, BITS, CLASSES = 10_000, 50_000, 48, 10
 
@@ -71,14 +72,62 @@ def nearest_of_faiss(query, database):
     index.search(query.packed, 1)
 
 
+def outputs(codes):
+    "Real-valued outputs with these codes as their signs, without ties."
+    rng = np.random.default_rng(len(codes))
+    return torch.from_numpy(unpack(codes.packed, codes.bits) * rng.gamma(4, size=(len(codes), BITS)))
+
+
+def ours_of_outputs(query, database):
+    sides = outputs(query), outputs(database)
+    return float(ap_of_outputs(*sides, query.labels, database.labels).mean())
+
+
+def stable_argsort_of_torch(query, database, rows=83):
+    "Euclidean distances of 83 queries at a time, ranked by a stable argsort: ours as it was."
+    q, d = outputs(query), outputs(database)
+    y, z, total = torch.from_numpy(query.labels), torch.from_numpy(database.labels), 0.
+    for part, labels in zip(q.split(rows), y.split(rows)):
+        order = torch.cdist(part, d).argsort(dim=1, stable=True)
+        ranked = (labels[:, None] == z).gather(1, order)
+        precision = ranked.cumsum(1).double() / torch.arange(1, len(d) + 1) * ranked
+        total += (precision.sum(1) / ranked.sum(1).clamp(min=1)).sum().item()
+    return total / len(q)
+
+
+def count_by_torch(query, database):
+    _count_by_torch(query, database, np.zeros((len(query), 2, BITS + 1), np.int32), 'cpu')
+
+
 def test_ours(measure):
     expected, pessimistic, optimistic = measure(ours, 'dcwh evaluate: mAP, its bounds, radius 2')
     assert pessimistic < expected < optimistic
 
 
-def count_by_torch(query, database): _count_tiles(query, database, np.zeros((len(query), 2, BITS + 1), np.int32), 'cpu')
-def test_ours_on_torch(measure): measure(count_by_torch, 'dcwh histograms by torch, here on the CPU', rounds=1)
-def test_ours_in_order(measure): measure(lambda q, d: float(ap_in_order(q, d).mean()), 'dcwh ap_in_order: ties in the order of the database')
-def test_numpy(measure): measure(loop_of_numpy, 'numpy: argsort for each query', rounds=1)
-def test_torch(measure): measure(topk_of_torch, 'torch: topk over the database, 100 queries at a time', rounds=1)
-def test_faiss(measure): measure(nearest_of_faiss, 'faiss IndexBinaryFlat: one nearest neighbour, no mAP')
+def test_ours_on_torch(measure):
+    measure(count_by_torch, 'dcwh histograms by torch, here on the CPU', rounds=1)
+
+
+def test_ours_in_order(measure):
+    measure(lambda q, d: float(ap_in_order(q, d).mean()),
+            'dcwh ap_in_order: ties in the order of the database')
+
+
+def test_numpy(measure):
+    measure(loop_of_numpy, 'numpy: argsort for each query', rounds=1)
+
+
+def test_torch(measure):
+    measure(topk_of_torch, 'torch: topk over the database, 100 queries at a time', rounds=1)
+
+
+def test_faiss(measure):
+    measure(nearest_of_faiss, 'faiss IndexBinaryFlat: one nearest neighbour, no mAP')
+
+
+def test_ours_of_outputs(measure):
+    measure(ours_of_outputs, 'dcwh ap_of_outputs: real-valued outputs, sorted', rounds=1)
+
+
+def test_argsort_of_outputs(measure):
+    measure(stable_argsort_of_torch, 'torch: real-valued outputs, a stable argsort', rounds=1)

@@ -16,13 +16,14 @@ from inspect import Parameter, signature
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import binary_cross_entropy_with_logits, cosine_similarity, cross_entropy, normalize, one_hot, softplus
+from torch.nn.functional import (binary_cross_entropy_with_logits, cosine_similarity,
+                                 cross_entropy, linear, normalize, one_hot, softplus)
 
 from .codes import check_bits, shown, sign
 from .loss import (Criterion, DCWHLoss, check_above, check_batch, check_classes,
-                       check_generator, check_outputs, check_start, full_precision, start_centres,
-                       vertex_loss)
-from .optimizer import TwoStep
+                       check_generator, check_outputs, check_start, full_precision, looked_at,
+                       start_centres, vertex_loss)
+from .optimizer import Outputs, TwoStep, all_outputs
 
 # %% ../nbs/06_baselines.ipynb #c8b00246
 def similar(
@@ -46,7 +47,9 @@ def mean_over(
     return torch.where(counted, values, 0).sum() / counted.sum().clamp(min=1)
 
 def balanced_mean(values: Tensor, similar: Tensor, counted: Tensor) -> Tensor:
-    "Mean over pairs in which similar and dissimilar ones weigh the same: |S| / |S_1| and |S| / |S_0|."
+    """Mean over pairs in which similar and dissimilar ones weigh the same.
+
+    Their weights are |S| / |S_1| and |S| / |S_0|."""
     return mean_over(values, similar & counted) + mean_over(values, ~similar & counted)
 
 # %% ../nbs/06_baselines.ipynb #6a45b957
@@ -58,20 +61,25 @@ def in_full_precision(terms: Callable) -> Callable:
     "`terms` outside autocast, and of outputs in at least float32."
     @wraps(terms)
     def wrapped(self, h: Tensor, y: Tensor, index: Tensor | None = None) -> dict[str, Tensor]:
-        with torch.autocast(h.device.type, enabled=False): return terms(self, full_precision(h), y, index)
+        with torch.autocast(h.device.type, enabled=False):
+            return terms(self, full_precision(h), y, index)
     return wrapped
 
 def pair_loss(theta: Tensor, similar: Tensor) -> Tensor:
-    "Negative log-likelihood of being similar (or not) with logit theta: log(1 + exp(theta)) - s theta, pair by pair."
+    """Negative log-likelihood of being similar (or not) with logit theta, pair by pair:
+    log(1 + exp(theta)) - s theta."""
     return binary_cross_entropy_with_logits(theta, similar.to(theta.dtype), reduction='none')
 
 def label_loss(logits: Tensor, y: Tensor) -> Tensor:
     "Softmax cross-entropy with the label, or with a target uniform over several."
-    return cross_entropy(logits, y if y.ndim == 1 else y.to(logits.dtype) / y.sum(1, keepdim=True))
+    if y.ndim == 1: return cross_entropy(logits, y)
+    return cross_entropy(logits, y.to(logits.dtype) / y.sum(1, keepdim=True))
 
 # %% ../nbs/06_baselines.ipynb #099ae958
 class Memory(nn.Module):
     "The last outputs of training images, by position in the training set."
+    home: torch.device | None = None   # of a replica of DataParallel: where the memory itself is
+
     def __init__(self, images: int, num_classes: int, bits: int):
         super().__init__()
         check_classes(num_classes)
@@ -83,6 +91,11 @@ class Memory(nn.Module):
         self.register_buffer('labels', torch.zeros(images, num_classes, dtype=torch.bool))
         self.register_buffer('seen', torch.zeros(images, dtype=torch.bool))
 
+    def _replicate_for_data_parallel(self):
+        replica = super()._replicate_for_data_parallel()
+        replica.home = self.outputs.device
+        return replica
+
     def check(self, h: Tensor, index: Tensor | None) -> None:
         "Raises ValueError where `index` cannot be positions of these images in the training set."
         ask = ('this method remembers outputs of training images: '
@@ -92,7 +105,9 @@ class Memory(nn.Module):
         if index.shape != h.shape[:1] or index.dtype != torch.int64:
             given = f'{index.dtype} of shape {tuple(index.shape)}'
             raise ValueError(f'index is {given} for {len(h)} outputs; {ask}')
-        if index.device.type == 'cpu' and not 0 <= index.min() <= index.max() < len(self.seen):
+        if index.device != h.device:
+            raise ValueError(f'index is on {index.device} and h on {h.device}; move one, and {ask}')
+        if looked_at(index) and not 0 <= index.min() <= index.max() < len(self.seen):
             raise ValueError(f'index goes from {index.min()} to {index.max()}; '
                              f'the training set has {len(self.seen)} images')
 
@@ -100,6 +115,10 @@ class Memory(nn.Module):
         """Keep the outputs of a batch. An image with outputs that are not finite, as half precision
         gives now and then, counts as not seen: in later batches it would make every loss NaN."""
         self.check(h, index)
+        if self.home not in (None, self.outputs.device):
+            raise ValueError(f'this replica on {self.outputs.device} would write what is never '
+                             f'read: the memory is on {self.home}. Put DataParallel around the '
+                             'network alone, and give the criterion all of its outputs')
         kept = h.detach().to(self.outputs.dtype)
         finite = kept.isfinite().all(1)
         self.outputs[index] = torch.where(finite[:, None], kept, 0)
@@ -107,8 +126,11 @@ class Memory(nn.Module):
         self.seen[index] = finite
 
     def others(self, index: Tensor | None) -> Tensor:
-        "Which images count as partners of those at `index`: bool (B, N) or (1, N); all that were seen, but not the image itself."
-        return self.seen[None] if index is None else self.seen & (torch.arange(len(self.seen), device=index.device) != index[:, None])
+        """Which images count as partners of those at `index`: bool (B, N) or (1, N).
+
+        All that were seen, but not the image itself."""
+        if index is None: return self.seen[None]
+        return self.seen & (torch.arange(len(self.seen), device=index.device) != index[:, None])
 
 # %% ../nbs/06_baselines.ipynb #f8bfc369
 class CrossEntropy(Criterion):
@@ -126,14 +148,19 @@ class CrossEntropy(Criterion):
         self.classifier = nn.Linear(bits, num_classes, bias)
 
     def logits(self, h: Tensor) -> Tensor:
-        return self.classifier(full_precision(check_outputs(h, self.bits)))
+        h = full_precision(check_outputs(h, self.bits))
+        weight, bias = self.classifier.weight, self.classifier.bias
+        return linear(h, weight.to(h.dtype), None if bias is None else bias.to(h.dtype))
 
     @in_full_precision
-    def terms(self, h, y, index=None): return {'class': label_loss(self.logits(h), y)}
+    def terms(self, h, y, index=None):
+        return {'class': label_loss(self.logits(h), y)}
 
 # %% ../nbs/06_baselines.ipynb #6ce191a5
 class DPSH(Criterion):
-    "Pairwise likelihood against the remembered outputs of all training images (Li, Wang, Kang 2016)."
+    """Pairwise likelihood against the remembered outputs of all training images.
+
+    Li, Wang, Kang 2016."""
     def __init__(
         self,
         num_classes: int,
@@ -147,19 +174,26 @@ class DPSH(Criterion):
         self.num_classes, self.bits = num_classes, bits
         self.memory, self.weights = Memory(images, num_classes, bits), {'vertex': eta}
 
+    def remember(self, h: Tensor, y: Tensor, index: Tensor | None = None) -> None:
+        "The batch is written to memory."
+        self.memory.write(h, y, index)
+
     def likelihood(self, h: Tensor, y: Tensor, index: Tensor | None) -> Tensor:
-        "Mean over pairs of the batch (written to memory in training) with all that was seen."
-        if self.training: self.memory.write(h, y, index)
-        u, z = self.memory.outputs.to(h.dtype, copy=True), self.memory.labels   # a copy, as the next batch writes before a late backward
-        s = similar(y, z)
+        "Mean over pairs of the batch with all that was seen."
+        if index is not None: self.memory.check(h, index)
+        u = self.memory.outputs.to(h.dtype, copy=True)   # a later batch may write before a backward
+        s = similar(y, self.memory.labels)
         return mean_over(pair_loss(h @ u.T / 2, s), self.memory.others(index).expand_as(s))
 
     @in_full_precision
-    def terms(self, h, y, index=None): return {'pairs': self.likelihood(h, y, index), 'vertex': vertex_loss(h) / h.shape[1]}
+    def terms(self, h, y, index=None):
+        return {'pairs': self.likelihood(h, y, index), 'vertex': vertex_loss(h) / h.shape[1]}
 
 # %% ../nbs/06_baselines.ipynb #adcde248
 class HashNet(Criterion):
-    "Weighted pairwise likelihood on tanh(beta h), beta rising over the epochs (Cao, Long, Wang, Yu 2017)."
+    "Weighted pairwise likelihood on tanh(beta h), beta rising over the epochs (Cao et al. 2017)."
+    kept = ('slope',)
+
     def __init__(
         self,
         *,
@@ -169,15 +203,20 @@ class HashNet(Criterion):
         super().__init__()
         check_settings(alpha=alpha, beta=beta)
         self.alpha, self.end, self.beta = alpha, beta, 1.
+        self.slope = torch.ones(1, dtype=torch.float64)   # beta; of a number, a graph an epoch
 
     def begin_epoch(self, epoch: int, epochs: int) -> None:
         super().begin_epoch(epoch, epochs)
         self.beta = (1 + (self.end**2 - 1) * epoch / max(1, epochs - 1))**.5
+        self.slope.fill_(self.beta)
 
     @in_full_precision
     def terms(self, h, y, index=None):
-        g, (s, counted) = torch.tanh(self.beta * h), pairs(y)
-        return {'pairs': balanced_mean(pair_loss(self.alpha / h.shape[1] * g @ g.T, s), s, counted)}
+        slope = self.slope.to(h, copy=True)   # another epoch may begin before a backward
+        g = torch.tanh(slope * h)
+        s, counted = pairs(y)
+        loss = pair_loss(self.alpha / h.shape[1] * g @ g.T, s)
+        return {'pairs': balanced_mean(loss, s, counted)}
 
 # %% ../nbs/06_baselines.ipynb #45fe3005
 class DCH(Criterion):
@@ -195,11 +234,14 @@ class DCH(Criterion):
 
     @in_full_precision
     def terms(self, h, y, index=None):
-        (s, counted), unit, gamma = pairs(y), normalize(h), 2 * self.gamma   # both gamma and distances as parts of K / 2
+        s, counted = pairs(y)
+        unit, gamma = normalize(h), 2 * self.gamma   # gamma and distances as parts of K / 2
         apart = 1 - unit @ unit.T
-        loss = torch.where(s, torch.log1p(apart.clamp(min=0) / gamma), torch.log1p(gamma / apart.clamp(min=1e-4)))
+        near, far = apart.clamp(min=0), apart.clamp(min=1e-4)
+        loss = torch.where(s, torch.log1p(near / gamma), torch.log1p(gamma / far))
         corner = 1 - cosine_similarity(h.abs(), torch.ones_like(h), dim=1)
-        return {'pairs': balanced_mean(loss, s, counted), 'quantization': torch.log1p(corner / gamma).mean()}
+        return {'pairs': balanced_mean(loss, s, counted),
+                'quantization': torch.log1p(corner / gamma).mean()}
 
 # %% ../nbs/06_baselines.ipynb #8a6965e0
 class DTSH(Criterion):
@@ -217,8 +259,10 @@ class DTSH(Criterion):
     @in_full_precision
     def terms(self, h, y, index=None):
         theta, (s, two) = h @ h.T / 2, pairs(y)
-        lead = theta[:, :, None] - theta[:, None, :] - self.margin   # of image p over image n, for query q
-        return {'triplets': mean_over(softplus(-lead), (s & two)[:, :, None] & ~s[:, None, :]), 'vertex': vertex_loss(h) / h.shape[1]}
+        lead = theta[:, :, None] - theta[:, None, :] - self.margin   # of p over n, for query q
+        counted = (s & two)[:, :, None] & ~s[:, None, :]
+        return {'triplets': mean_over(softplus(-lead), counted),
+                'vertex': vertex_loss(h) / h.shape[1]}
 
 # %% ../nbs/06_baselines.ipynb #044674ab
 def discrete_step(
@@ -231,7 +275,8 @@ def discrete_step(
 ) -> tuple[Tensor, Tensor]:   # codes (N, K) and classifier W (K, C)
     "The classifier in closed form, then every bit of all codes in turn."
     codes = codes.clone()
-    w = torch.linalg.solve(codes.T @ codes + nu / mu * torch.eye(codes.shape[1]).to(codes), codes.T @ targets)
+    size = nu / mu * torch.eye(codes.shape[1], dtype=codes.dtype, device=codes.device)
+    w = torch.linalg.solve(codes.T @ codes + size, codes.T @ targets)
     rest = targets - codes @ w
     for k in range(codes.shape[1]):
         rest += codes[:, k, None] * w[k]                                 # what the other bits leave
@@ -241,7 +286,9 @@ def discrete_step(
 
 # %% ../nbs/06_baselines.ipynb #7d46b713
 class DSDH(DPSH):
-    "DPSH with codes of the training images that a linear classifier can read (Li, Sun, He, Tan 2017)."
+    """DPSH with codes of the training images that a linear classifier can read.
+
+    Li, Sun, He, Tan 2017."""
     def __init__(
         self,
         num_classes: int,
@@ -256,30 +303,46 @@ class DSDH(DPSH):
         check_settings(mu=mu, nu=nu, eta=eta)
         if mu <= 0 or nu <= 0: raise ValueError(f'mu is {mu} and nu {nu}; both have to be above 0')
         self.solver, self.weights = (mu, nu, eta), {'codes': eta}
-        self.register_buffer('codes', torch.zeros(images, bits))              # 0 before an image is seen
+        self.register_buffer('codes', torch.zeros(images, bits))   # 0 before an image is seen
         self.register_buffer('classifier', torch.zeros(bits, num_classes))
 
     def logits(self, h: Tensor) -> Tensor:
         h = full_precision(check_outputs(h, self.bits))
         return sign(h) @ self.classifier.to(h.dtype)
 
+    def codes_of(self, h: Tensor, index: Tensor | None) -> Tensor:
+        "The codes of a batch: signs of its outputs for images that have none yet."
+        signs = sign(h.detach())
+        if index is None: return signs
+        codes = self.codes[index].to(h.dtype)
+        return torch.where(codes == 0, signs, codes)
+
+    def remember(self, h: Tensor, y: Tensor, index: Tensor | None = None) -> None:
+        "The batch is written to memory, and new images get their codes."
+        super().remember(h, y, index)
+        self.codes[index] = self.codes_of(h, index).to(self.codes.dtype)
+
     @in_full_precision
     def terms(self, h, y, index=None):
-        if self.training or index is not None: self.memory.check(h, index)
-        b = sign(h.detach()) if index is None else torch.where(self.codes[index] == 0, sign(h.detach()), self.codes[index])
-        if self.training and index is not None: self.codes[index] = b.to(self.codes.dtype)
-        return {'pairs': self.likelihood(h, y, index), 'codes': (h - b).square().mean()}
+        pairs = self.likelihood(h, y, index)
+        return {'pairs': pairs, 'codes': (h - self.codes_of(h, index)).square().mean()}
 
     @torch.no_grad()
-    def end_epoch(self, outputs=None) -> dict:
-        "A step of codes and classifier; returns the share of bits in which codes are not the signs of outputs."
+    def end_epoch(self, outputs: Outputs | None = None) -> dict:
+        """A step of codes and classifier.
+
+        Returns the share of bits in which codes are not the signs of outputs.
+        Raises ValueError where no batch has been seen."""
         if not self.memory.seen.any():
             raise ValueError('end_epoch was called and no batch has been seen; '
                              'call criterion(h, y, index) for each batch, in training mode')
-        seen, u = self.memory.seen, self.memory.outputs[self.memory.seen]
-        self.codes[seen], w = discrete_step(self.codes[seen], u, self.memory.labels[seen].to(u.dtype), *self.solver)
+        seen = self.memory.seen
+        u = full_precision(self.memory.outputs[seen])
+        codes, targets = self.codes[seen].to(u.dtype), self.memory.labels[seen].to(u.dtype)
+        codes, w = discrete_step(codes, u, targets, *self.solver)
+        self.codes[seen] = codes.to(self.codes.dtype)
         self.classifier.copy_(w)
-        return {'bits_not_signs': (self.codes[seen] != sign(u)).float().mean().item()}
+        return {'bits_not_signs': (codes != sign(u)).float().mean().item()}
 
 # %% ../nbs/06_baselines.ipynb #903c6129
 def straight_through(
@@ -305,7 +368,8 @@ class GreedyHash(CrossEntropy):
         return super().logits(straight_through(check_outputs(h, self.bits)))
 
     @in_full_precision
-    def terms(self, h, y, index=None): return super().terms(h, y) | {'quantization': (h.abs() - 1).abs().pow(3).mean()}
+    def terms(self, h, y, index=None):
+        return super().terms(h, y) | {'quantization': (h.abs() - 1).abs().pow(3).mean()}
 
 # %% ../nbs/06_baselines.ipynb #9f6d7ade
 def hash_centres(
@@ -313,12 +377,15 @@ def hash_centres(
     bits: int,
     generator: torch.Generator | None = None,   # of corners, where bits are no power of two
 ) -> Tensor:                                    # -1 or +1, shape (C, K)
-    "Rows of a Hadamard matrix and their negatives where bits are a power of two and there are enough, corners far from each other where not."
+    """Rows of a Hadamard matrix and their negatives; corners far from each other where bits are
+    no power of two, or there are too few rows."""
     check_start(num_classes, bits)
     check_generator(generator)
-    if bits & (bits - 1) or num_classes > 2 * bits: return start_centres(num_classes, bits, 'vertices', generator)
+    if bits & (bits - 1) or num_classes > 2 * bits:
+        return start_centres(num_classes, bits, 'vertices', generator)
     rows = torch.ones(1, 1)
-    while len(rows) < bits: rows = torch.cat([torch.cat([rows, rows], 1), torch.cat([rows, -rows], 1)])
+    while len(rows) < bits:
+        rows = torch.cat([torch.cat([rows, rows], 1), torch.cat([rows, -rows], 1)])
     return torch.cat([rows, -rows])[:num_classes]
 
 # %% ../nbs/06_baselines.ipynb #dc799f41
@@ -340,7 +407,9 @@ class _FixedCentres(Criterion):
         return h, self.centres.to(h.dtype)
 
     def centre_of(self, y: Tensor) -> Tensor:
-        "The code that images with these labels should have, (N, K): the majority of their classes' codes."
+        """The code that images with these labels should have, (N, K).
+
+        It is the majority of their classes' codes."""
         if y.ndim == 1: return self.centres[y]
         votes = y.to(self.centres.dtype) @ self.centres
         return torch.where(votes == 0, self.tie, sign(votes))
@@ -395,7 +464,9 @@ class OrthoHash(_FixedCentres):
 
 # %% ../nbs/06_baselines.ipynb #4f9ef3a0
 class IDCWHLoss(DCWHLoss):
-    "DCWH with centres that push each other apart, and in `refine` go to corners (after the abstract of Zhang, Yan 2020)."
+    """DCWH with centres that push each other apart, and in `refine` go to corners.
+
+    After the abstract of Zhang, Yan 2020."""
     refining = ('vertex', 'corner')
     def __init__(
         self,
@@ -410,14 +481,18 @@ class IDCWHLoss(DCWHLoss):
 
     @in_full_precision
     def terms(self, h, y, index=None):
-        mu = full_precision(self.centres)
-        (_, two), unit = pairs(torch.arange(len(mu), device=mu.device)), normalize(mu)
-        apart = {'similarity': mean_over(softplus(h.shape[1] / 2 * unit @ unit.T), two), 'corner': (mu.abs() - 1).square().mean()}
+        mu = self.centres.to(h.dtype)
+        unit = normalize(mu)
+        _, two = pairs(torch.arange(len(mu), device=mu.device))
+        near = softplus(h.shape[1] / 2 * unit @ unit.T)
+        apart = {'similarity': mean_over(near, two), 'corner': (mu.abs() - 1).square().mean()}
         return super().terms(h, y) | apart
 
 # %% ../nbs/06_baselines.ipynb #a9388458
 class Squashed(Criterion):
-    "A criterion on tanh of the outputs; logs the mean slope, as a share of that at 0, and the norms of the gradients that arrive, of the loss and of its class-wise term."
+    """A criterion on tanh of the outputs.
+
+    Logs the mean slope, as a share of that at 0, and the norms of the gradients that arrive."""
     def __init__(
         self,
         criterion: Criterion,   # of the squashed outputs
@@ -432,42 +507,67 @@ class Squashed(Criterion):
 
     @property
     def centres(self) -> Tensor | None: return self.criterion.centres
-    @property
-    def weights(self) -> dict[str, float]: return self.criterion.weights | dict.fromkeys(('passed', 'gradient', 'class_gradient'), 0.)
 
-    def squash(self, h: Tensor) -> Tensor: return torch.tanh(self.slope * full_precision(h)) if self.slope else h
+    @property
+    def weights(self) -> dict[str, float]:
+        "Those of the criterion; what is logged beside is no part of the loss."
+        logged = ('passed', 'gradient', 'class_gradient')
+        return self.criterion.weights | dict.fromkeys(logged, 0.)
+
+    def squash(self, h: Tensor) -> Tensor:
+        "What the criterion is given of outputs h."
+        return torch.tanh(self.slope * full_precision(h)) if self.slope else h
+
     def logits(self, h: Tensor) -> Tensor | None:
         return self.criterion.logits(self.squash(check_outputs(h, self.bits)))
-    def terms(self, h, y, index=None): return self.criterion.terms(self.squash(h), y, index)
+
+    def terms(self, h: Tensor, y: Tensor, index: Tensor | None = None) -> dict[str, Tensor]:
+        "Those of the criterion."
+        return self.criterion.terms(self.squash(h), y, index)
 
     def forward(self, h: Tensor, y: Tensor, index: Tensor | None = None) -> Tensor:
         h, y = check_batch(h, y, self.num_classes, self.bits)
         z = self.squash(h)
         loss = self.criterion(z, y, index)
-        self.last = self.criterion.last | {'passed': 1 - z.detach().square().mean() if self.slope else z.new_ones(())}
-        if loss.requires_grad and h.requires_grad:
-            parts = self.criterion.terms(z, y, index)   # means over images
-            terms = {'gradient': loss}
-            if 'class' in parts: terms['class_gradient'] = parts['class']
-            self.last |= {name: len(h) * torch.autograd.grad(term, h, retain_graph=True)[0].norm(dim=1).mean() for name, term in terms.items()}
+        passed = 1 - z.detach().square().mean() if self.slope else z.new_ones(())
+        self.last = self.criterion.last | {'passed': passed}
+        if loss.requires_grad and h.requires_grad: self.last |= self.arriving(h, y, index)
         return loss
 
-    def begin_epoch(self, epoch: int, epochs: int) -> None: self.criterion.begin_epoch(epoch, epochs)
-    def end_epoch(self, outputs=None) -> dict: return self.criterion.end_epoch(outputs and (lambda: (self.squash((given := outputs())[0]), given[1])))
+    @torch.no_grad()
+    def arriving(self, h: Tensor, y: Tensor, index: Tensor | None) -> dict[str, Tensor]:
+        "Norms of gradients at an image's outputs, in the mean: of the loss, its class-wise term."
+        losses = {'gradient': lambda h: self.weighted(self.terms(h, y, index))}
+        if 'class' in self.criterion.last:
+            losses['class_gradient'] = lambda h: self.terms(h, y, index)['class']
+        arrived = {name: torch.func.grad(loss)(h.detach()) for name, loss in losses.items()}
+        return {name: len(h) * full_precision(gradient).norm(dim=1).mean()   # losses are means
+                for name, gradient in arrived.items()}
+
+    def begin_epoch(self, epoch: int, epochs: int) -> None:
+        self.criterion.begin_epoch(epoch, epochs)
+
+    def end_epoch(self, outputs: Outputs | None = None) -> dict:
+        "That of the criterion, on squashed outputs."
+        def squashed() -> tuple[Tensor, Tensor]:
+            h, y = all_outputs(outputs, self.num_classes, self.bits)
+            return self.squash(h), y
+        return self.criterion.end_epoch(None if outputs is None else squashed)
 
 # %% ../nbs/06_baselines.ipynb #156360b3
 def own_settings(criterion: type) -> dict[str, float]:
     "What a criterion asks for by keyword only, and its defaults."
-    return {name: p.default for name, p in signature(criterion).parameters.items() if p.kind is Parameter.KEYWORD_ONLY}
+    asked = signature(criterion).parameters
+    return {name: p.default for name, p in asked.items() if p.kind is Parameter.KEYWORD_ONLY}
 
 @dataclass(frozen=True)
 class Method:
     "A method by its name."
-    build: Callable                                # (config, num_classes, images, generator) -> Criterion
-    reference: str                                 # whose idea it is
+    build: Callable           # (config, num_classes, images, generator) -> Criterion
+    reference: str            # whose idea it is
     settings: dict = field(default_factory=dict)   # what it is by definition, over any recipe
-    defaults: dict = field(default_factory=dict)   # its own settings, which `method_settings` changes
-    remembers: bool = False                        # whether it keeps outputs of all training images
+    defaults: dict = field(default_factory=dict)   # its own, which `method_settings` changes
+    remembers: bool = False   # whether it keeps outputs of all training images
 
     @classmethod
     def of(cls, criterion: type, reference: str) -> 'Method':
@@ -475,36 +575,57 @@ class Method:
         asked = signature(criterion).parameters
         def build(config, num_classes: int, images: int, generator: torch.Generator) -> Criterion:
             check_classes(num_classes)
-            known = {'num_classes': num_classes, 'bits': config.bits, 'images': images, 'generator': generator}
+            known = {'num_classes': num_classes, 'bits': config.bits,
+                     'images': images, 'generator': generator}
             given = {name: value for name, value in known.items() if name in asked}
             made = criterion(**given, **config.method_settings)
             made.num_classes, made.bits = num_classes, config.bits   # what its batches have to have
             return made
-        return cls(build, reference, defaults=own_settings(criterion), remembers='images' in asked)
+        return cls(build, reference, defaults=own_settings(criterion),
+                   remembers='images' in asked)
 
 # %% ../nbs/06_baselines.ipynb #4a8f1252
-def two_step(config, num_classes: int, images: int, generator: torch.Generator, loss: type = DCWHLoss, squash: float | None = None) -> Criterion:
+def two_step(
+    config, num_classes: int, images: int, generator: torch.Generator,
+    loss: type = DCWHLoss, squash: float | None = None,
+) -> Criterion:
     "The paper's method as configured; with a slope, on squashed outputs."
-    loss = loss(num_classes, config.bits, config.sigma, config.cube_margin, config.cube_weight, config.vertex_weight, config.centres_start, generator, **config.method_settings)
-    criterion = TwoStep(loss, config.refine_after, config.centres, config.centres_every, config.centres_hold)
+    made = loss(num_classes, config.bits, config.sigma, config.cube_margin, config.cube_weight,
+                config.vertex_weight, config.centres_start, generator, **config.method_settings)
+    criterion = TwoStep(made, config.refine_after, config.centres,
+                        config.centres_every, config.centres_hold)
     return criterion if squash is None else Squashed(criterion, squash)
 
 METHODS: dict[str, Method] = {
-    'dcwh': Method(two_step, 'Zhe, Chen, Yan: Deep Class-Wise Hashing (arXiv 1803.04137), centres in closed form'),
-    'dcwh-fixed': Method(two_step, 'the same with centres that stay on the vertices where they start', {'centres': 'fixed'}),
-    'dcwh-sparse': Method(two_step, 'the same as dcwh with a start for several labels: each centre has a quarter of its bits at +1', {'centres_start': 'sparse'}),
-    'dcwh-learned': Method(two_step, 'the same with centres learned by gradient', {'centres': 'gradient'}),
-    'dcwh-tanh': Method(partial(two_step, squash=1.), 'dcwh on tanh of the outputs in place of the cube, to see gradients vanish'),
+    'dcwh': Method(two_step, 'Zhe, Chen, Yan: Deep Class-Wise Hashing (arXiv 1803.04137), '
+                             'centres in closed form'),
+    'dcwh-fixed': Method(two_step, 'the same with centres that stay on the vertices where they '
+                                   'start', {'centres': 'fixed'}),
+    'dcwh-sparse': Method(two_step, 'the same as dcwh with a start for several labels: each centre '
+                                    'has a quarter of its bits at +1', {'centres_start': 'sparse'}),
+    'dcwh-learned': Method(two_step, 'the same with centres learned by gradient',
+                           {'centres': 'gradient'}),
+    'dcwh-tanh': Method(partial(two_step, squash=1.), 'dcwh on tanh of the outputs in place of the '
+                                                      'cube, to see gradients vanish'),
     'dcwh-sigmoid': Method(partial(two_step, squash=.5), 'the same with a sigmoid'),
-    'dcwh-cube': Method(partial(two_step, squash=0.), 'dcwh as it is, and what gradient arrives at its outputs is logged'),
-    'idcwh': Method(partial(two_step, loss=IDCWHLoss), 'Zhang, Yan: Improved Deep Classwise Hashing (ICPR 2020, arXiv 2103.09442), our reading of its abstract', {'centres': 'gradient'}, own_settings(IDCWHLoss)),
+    'dcwh-cube': Method(partial(two_step, squash=0.), 'dcwh as it is, and what gradient arrives at '
+                                                      'its outputs is logged'),
+    'idcwh': Method(partial(two_step, loss=IDCWHLoss),
+                    'Zhang, Yan: Improved Deep Classwise Hashing (ICPR 2020, arXiv 2103.09442), '
+                    'our reading of its abstract', {'centres': 'gradient'},
+                    own_settings(IDCWHLoss)),
     'ce': Method.of(CrossEntropy, 'yardstick: cross-entropy on K linear units, then the sign'),
-    'dpsh': Method.of(DPSH, 'Li, Wang, Kang: Deep Supervised Hashing with Pairwise Labels (IJCAI 2016, arXiv 1511.03855)'),
-    'dtsh': Method.of(DTSH, 'Wang, Shi, Kitani: Deep Supervised Hashing with Triplet Labels (ACCV 2016, arXiv 1612.03900)'),
+    'dpsh': Method.of(DPSH, 'Li, Wang, Kang: Deep Supervised Hashing with Pairwise Labels '
+                            '(IJCAI 2016, arXiv 1511.03855)'),
+    'dtsh': Method.of(DTSH, 'Wang, Shi, Kitani: Deep Supervised Hashing with Triplet Labels '
+                            '(ACCV 2016, arXiv 1612.03900)'),
     'hashnet': Method.of(HashNet, 'Cao, Long, Wang, Yu: HashNet (ICCV 2017, arXiv 1702.00758)'),
-    'dsdh': Method.of(DSDH, 'Li, Sun, He, Tan: Deep Supervised Discrete Hashing (NeurIPS 2017, arXiv 1705.10999)'),
+    'dsdh': Method.of(DSDH, 'Li, Sun, He, Tan: Deep Supervised Discrete Hashing '
+                            '(NeurIPS 2017, arXiv 1705.10999)'),
     'dch': Method.of(DCH, 'Cao, Long, Liu, Wang: Deep Cauchy Hashing (CVPR 2018)'),
     'greedyhash': Method.of(GreedyHash, 'Su, Zhang, Han, Tian: Greedy Hash (NeurIPS 2018)'),
-    'csq': Method.of(CSQ, 'Yuan et al.: Central Similarity Quantization (CVPR 2020, arXiv 1908.00347)'),
-    'orthohash': Method.of(OrthoHash, 'Hoe et al.: One Loss for All (NeurIPS 2021, arXiv 2109.14449)'),
+    'csq': Method.of(CSQ, 'Yuan et al.: Central Similarity Quantization '
+                          '(CVPR 2020, arXiv 1908.00347)'),
+    'orthohash': Method.of(OrthoHash, 'Hoe et al.: One Loss for All '
+                                      '(NeurIPS 2021, arXiv 2109.14449)'),
 }

@@ -40,16 +40,12 @@ class TwoSides(Metric):
         h: Tensor | Codes,           # real-valued outputs, shape (N, K), or codes with their labels
         y: Tensor | None = None,     # class numbers (N,), or 0 and 1 (N, C)
         side: str = 'query',         # 'query' or 'database'
-        ids: Tensor | None = None,   # int (N,): which image each is, also of codes; one that comes twice counts once
+        ids: Tensor | None = None,   # int (N,): which image each is; one that comes twice counts once
     ) -> None:
-        "Add a batch to a side. Raises ValueError, before anything is kept, where it does not fit."
-        if side not in ('query', 'database'): raise ValueError(f"side is {shown(side)}; known are 'query', 'database'")
-        if isinstance(h, Codes) and y is not None: raise ValueError('y is given beside codes, which have labels of their own')
-        codes = h if isinstance(h, Codes) else Codes.from_outputs(h, y)
-        if self.model and codes.model and self.model != codes.model:
-            raise ValueError(f'h is of model {codes.model} and earlier batches of {self.model}; their codes cannot be compared')
-        if codes.labels is None: raise ValueError('y is missing; without labels nothing is relevant')
-        if self.bits not in (0, codes.bits): raise ValueError(f'h has {codes.bits} bits and earlier batches {self.bits}; one metric takes one code length')
+        """Add a batch to a side.
+
+        Raises ValueError, before anything is kept, where it does not fit."""
+        codes = self._batch(h, y, side)
         ids = as_array([] if ids is None else ids, 'ids')
         if ids.size and (ids.shape != (len(codes),) or ids.dtype.kind not in 'iu'):
             raise ValueError(f'ids are {ids.dtype} of shape {ids.shape}; '
@@ -58,31 +54,60 @@ class TwoSides(Metric):
         width = codes.labels.itemsize * (codes.labels.shape[1] if several else 1)   # bytes per image
         columns, known = getattr(self, f'{side}_columns'), getattr(self, f'{side}_several')
         if columns and (columns, known) != (width, several):
-            raise ValueError(f'y has shape {codes.labels.shape}, and earlier batches have another form; '
-                             'one side takes one kind of labels')
+            raise ValueError(f'y has shape {codes.labels.shape}, and earlier batches have another '
+                             'form; one side takes one kind of labels')
         self.model = self.model or codes.model
         self.bits.fill_(codes.bits)
         columns.fill_(width)
         known.fill_(several)
         for part, new in zip(PARTS, (codes.packed, codes.labels, ids.astype(np.int64))):
-            flat = torch.from_numpy(new.reshape(-1).view(np.int64 if part == 'ids' else np.uint8)).to(self.device)
-            getattr(self, f'{side}_{part}').append(flat)
+            flat = new.reshape(-1).view(np.int64 if part == 'ids' else np.uint8)
+            getattr(self, f'{side}_{part}').append(torch.from_numpy(flat).to(self.device))
+
+    def _batch(self, h, y, side) -> Codes:
+        "The codes of a batch. Raises ValueError where they do not go with earlier ones."
+        if side not in ('query', 'database'):
+            raise ValueError(f"side is {shown(side)}; known are 'query', 'database'")
+        if isinstance(h, Codes) and y is not None:
+            raise ValueError('y is given beside codes, which have labels of their own')
+        codes = h if isinstance(h, Codes) else Codes.from_outputs(h, y)
+        if self.model and codes.model and self.model != codes.model:
+            raise ValueError(f'h is of model {codes.model} and earlier batches of {self.model}; '
+                             'their codes cannot be compared')
+        if codes.labels is None:
+            raise ValueError('y is missing; without labels nothing is relevant')
+        if self.bits not in (0, codes.bits):
+            raise ValueError(f'h has {codes.bits} bits and earlier batches {self.bits}; '
+                             'one metric takes one code length')
+        return codes
 
     def reset(self) -> None:
         "Before the next epoch."
         super().reset()
         self.model = ''
 
-    def forward(self, *args, **kwargs): raise TypeError('one batch is no retrieval: call update with each batch of both sides, then compute')
+    def forward(self, *args, **kwargs):
+        "Refused: raises TypeError."
+        raise TypeError('one batch is no retrieval: '
+                        'call update with each batch of both sides, then compute')
 
     def _sync_dist(self, *args, **kwargs) -> None:
-        "Gather from all processes; one that has seen no batch gives empty parts."
-        for name, dtype in [(f'{side}_{part}', PARTS[part]) for side in ('query', 'database') for part in PARTS]:
-            empty = torch.zeros(0, dtype=dtype, device=self.device)
-            if not getattr(self, name): setattr(self, name, [empty])
+        "Gather from all processes; one that has seen no batch of a side gives empty parts."
+        for side in ('query', 'database'):
+            for part, dtype in PARTS.items():
+                name = f'{side}_{part}'
+                empty = torch.zeros(0, dtype=dtype, device=self.device)
+                if not getattr(self, name): setattr(self, name, [empty])
         super()._sync_dist(*args, **kwargs)
 
 # %% ../nbs/09_metrics.ipynb #182be8fd
+def _first_of_each(ids: Tensor) -> Tensor:
+    "Where each number occurs first, in the order of the numbers."
+    ordered, places = ids.sort(stable=True)
+    new = torch.ones_like(ordered, dtype=torch.bool)
+    new[1:] = ordered[1:] != ordered[:-1]
+    return places[new]
+
 def collected(
     sides: TwoSides,
     side: str,        # 'query' or 'database'
@@ -92,20 +117,25 @@ def collected(
     packed = parts[0] if isinstance(parts[0], list) else [parts[0]]   # gathered ones are joined
     if not sum(map(len, packed)):
         raise ValueError(f"the {side} side is empty; give it with update(h, y, side='{side}')")
-    packed, labels, ids = (dim_zero_cat(part).cpu().numpy() for part in parts)
+    packed, labels, ids = map(dim_zero_cat, parts)
     packed = packed.reshape(-1, -(-int(sides.bits) // 8))
     labels = labels.reshape(len(packed), -1)
-    labels = labels.view(bool) if getattr(sides, f'{side}_several') else labels.view(np.int64)[:, 0]
-    if not len(ids): ids = np.arange(len(packed))
-    if len(ids) != len(packed):
+    if not len(ids): ids = torch.arange(len(packed))
+    elif len(ids) != len(packed):
         raise ValueError(f'ids were given for {len(ids)} of {len(packed)} images ({side}); '
                          'give them with every batch, or with none')
-    first = np.unique(ids, return_index=True)[1]
-    return Codes(packed[first], int(sides.bits), labels[first], ids[first])
+    else:
+        first = _first_of_each(ids)
+        packed, labels, ids = packed[first], labels[first], ids[first]
+    packed, labels, ids = (part.cpu().numpy() for part in (packed, labels, ids))
+    several = getattr(sides, f'{side}_several')
+    labels = labels.view(bool) if several else labels.view(np.int64)[:, 0]
+    return Codes(packed, int(sides.bits), labels, ids)
 
 # %% ../nbs/09_metrics.ipynb #b3f09a52
 class HashRetrieval(TwoSides):
-    "Retrieval by hash codes: mAP in expectation over ties, its bounds, precision and recall within radius 2, and the other numbers of `Evaluation.to_dict()`."
+    """Retrieval by hash codes: mAP in expectation over ties, its bounds, precision and recall
+    within radius 2, and the other numbers of `Evaluation.to_dict()`."""
     higher_is_better = True
 
     def __init__(
@@ -121,7 +151,7 @@ class HashRetrieval(TwoSides):
         self.top_k, self.graded = top_k, graded
 
     def compute(self) -> dict[str, float]:
-        "All numbers of the evaluation, by name."
+        "All numbers of the evaluation, by name, counted on the device of the metric."
         sides = collected(self, 'query'), collected(self, 'database')
-        found = evaluate(*sides, self.top_k, self.graded, self.device)
-        return {name: value for name, value in found.to_dict().items() if isinstance(value, (int, float))}
+        found = evaluate(*sides, self.top_k, self.graded, self.device).to_dict()
+        return {name: value for name, value in found.items() if isinstance(value, (int, float))}

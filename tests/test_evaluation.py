@@ -1,12 +1,19 @@
-"Properties of dcwh.evaluation that hold for any codes: counts against plain loops, AP against all orders of the ties."
+"Properties of dcwh.evaluation that hold for any codes: counts and AP against plain loops."
+import os
+import subprocess
+import sys
 from itertools import permutations, product
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings, strategies as st
 
 from dcwh.codes import Codes
-from dcwh.evaluation import _count_tiles, ap_in_order, average_precision, evaluate, found_at, histograms, ndcg
+from dcwh.evaluation import (IMAGES, QUERIES, WARPS, _count_by_torch, _kernel, _ranked,
+                             _ranked_by_torch, ap_in_order, average_precision, evaluate, found_at,
+                             histograms, ndcg)
 
 quick = settings(max_examples=60, deadline=None)   # the first example compiles the kernels
 normalisers = ('found', 'min', 'all')
@@ -65,9 +72,52 @@ def test_histograms_are_counts(pair):
 
 @quick
 @given(sides(most=1024), st.booleans(), st.tuples(st.integers(1, 9), st.integers(1, 40)))
-def test_both_paths_count_the_same(pair, graded, rows):
+def test_both_paths_count_the_same(pair, graded, tile):
     counts = histograms(*pair, graded)
-    assert (_count_tiles(*pair, np.zeros_like(counts), 'cpu', rows) == counts).all()
+    for room in (2**28, 3 * counts[0].size):   # in one part, and in parts of three queries
+        found = _count_by_torch(*pair, np.zeros_like(counts), 'cpu', tile, room)
+        assert (found == counts).all()
+
+
+def test_the_kernel_counts_the_same():
+    "In Triton's interpreter, which a process of its own has from the start."
+    pytest.importorskip('triton')
+    environment = os.environ | {'TRITON_INTERPRET': '1'}
+    done = subprocess.run([sys.executable, Path(__file__).with_name('kernel.py')], env=environment,
+                          capture_output=True, text=True)
+    assert done.stdout == 'the same\n', done.stderr
+
+
+@pytest.mark.parametrize('words, several, bins', [(2, False, 256), (32, True, 8192), (1, True, 0)])
+def test_the_kernel_compiles_for_a_gpu(words, several, bins):
+    "Without one: what the interpreter takes, the compiler may refuse."
+    triton = pytest.importorskip('triton')
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+    tensors = ('query', 'database', 'query_labels', 'database_labels', 'counts')
+    fixed = {'W': words, 'L': 1, 'several': several, 'bins': bins, 'images': IMAGES,
+             'queries': QUERIES}
+    form = dict.fromkeys(tensors, '*i32') | dict.fromkeys(('Q', 'N', 'n', 'bits', 'most'), 'i32')
+    source = ASTSource(_kernel(), form | dict.fromkeys(fixed, 'constexpr'), fixed)
+    made = triton.compile(source, GPUTarget('cuda', 90, 32), {'num_warps': WARPS})
+    assert 'popc' in made.asm['ptx']   # one instruction for the ones of a word
+    assert made.metadata.shared == 4 * bins
+
+
+@quick
+@given(st.integers(0, 2**32 - 1), st.integers(1, 60), st.sampled_from((2, 5, 10**6)), cuts)
+def test_outputs_are_ranked_as_a_stable_sort_does(seed, n, values, top_k):
+    rng = np.random.default_rng(seed)
+    apart = np.sqrt(rng.integers(0, values, (5, n)) / 3)
+    relevant = rng.random((5, n)) < rng.random()
+    k = min(top_k or n, n)
+    ranked = np.take_along_axis(relevant, apart.argsort(axis=1, kind='stable'), 1)[:, :k]
+    precisions, found = _ranked(apart, relevant, k)
+    assert np.array_equal(precisions, ranked.cumsum(1) / np.arange(1, k + 1) * ranked)
+    assert (found == ranked.sum(1)).all()
+    total, hits = _ranked_by_torch(*map(torch.from_numpy, (apart, relevant)), k)
+    assert np.array_equal(total, torch.from_numpy(precisions).sum(1).numpy())
+    assert (hits == found).all()
 
 
 @quick

@@ -1,5 +1,6 @@
-"""dcwh.metrics where it is meant to work: in two processes, in Lightning, in an accelerate loop."""
+"""dcwh.metrics where it is meant to work: in several processes, in Lightning, in accelerate."""
 import socket
+from itertools import product
 
 import numpy as np
 import pytest
@@ -15,11 +16,12 @@ from dcwh.metrics import HashRetrieval
 
 
 def images(several, sizes=(37, 301)):
-    "Query and database: features, labels, positions. The sizes are odd, so that processes get different numbers."
+    "Query and database: features, labels, positions. Sizes are odd: processes get different ones."
     rng = np.random.default_rng(0)
+    centres = np.random.default_rng(1).normal(size=(12, 20))
     for n in sizes:
         y = rng.random((n, 12)) < .2 if several else rng.integers(0, 5, n)
-        x = (y.astype(float) if several else np.eye(12)[y]) @ np.random.default_rng(1).normal(size=(12, 20)) + rng.normal(size=(n, 20))
+        x = (y.astype(float) if several else np.eye(12)[y]) @ centres + rng.normal(size=(n, 20))
         yield torch.from_numpy(x).float(), torch.from_numpy(y), torch.arange(n)
 
 
@@ -28,28 +30,56 @@ def at_once(several, top_k=100):
     return evaluate(*sides, top_k, graded=several).to_dict()
 
 
-def one_of_two(rank, port, several, alone, results):
-    distributed.init_process_group('gloo', init_method=f'tcp://127.0.0.1:{port}', rank=rank, world_size=2)
-    metric = HashRetrieval(top_k=100, graded=several)
-    for side, (x, y, ids) in zip(('query', 'database'), images(several)):
-        mine = torch.cat([torch.arange(rank, len(x), 2), torch.tensor([0])])   # image 0 comes from both, as a padding sampler has it
-        if alone: mine = torch.arange(len(x) if rank == 0 else 0)              # or the other has nothing at all
-        for part in mine.split(16) if len(mine) else (): metric.update(x[part], y[part], side, ids[part])
-    results[rank] = metric.compute()
-    own = len(metric.query_packed)
-    assert own == (0 if alone and rank else 2 + bool(alone))   # its own batches again
+SIDES = ('query', 'database')
+WITHOUT = [(), ('query',), ('database',), SIDES]   # what a process has seen no batch of
+MODES = list(product((False, True), (False, True), WITHOUT))   # several labels, ids, sides missed
+
+
+def share(n, rank, world, without, ids):
+    "Positions that a process sees. With ids, image 0 comes from all, as a padding sampler has it."
+    last = world - 1
+    if without: mine = torch.arange(rank, n, last) if rank < last else torch.arange(0)
+    else: mine = torch.arange(rank, n, world)
+    return torch.cat([mine, torch.tensor([0])]) if ids and len(mine) else mine
+
+
+def one_of_several(rank, world, port, results):
+    "The process that misses a side is the last, then the first."
+    distributed.init_process_group('gloo', init_method=f'tcp://127.0.0.1:{port}', rank=rank,
+                                   world_size=world)
+    for mode, turned in product(range(len(MODES)), (False, True)):
+        several, with_ids, without = MODES[mode]
+        metric = HashRetrieval(top_k=100, graded=several)
+        for side, (x, y, ids) in zip(SIDES, images(several)):
+            place = world - 1 - rank if turned else rank
+            mine = share(len(x), place, world, side in without, with_ids)
+            for part in mine.split(16) if len(mine) else ():
+                metric.update(x[part], y[part], side, ids[part] if with_ids else None)
+        own = len(metric.query_packed)
+        results[mode, turned, rank] = metric.compute()
+        assert len(metric.query_packed) == own   # its own batches again
     distributed.destroy_process_group()
 
 
-@pytest.mark.parametrize('several, alone', [(False, False), (True, False), (True, True)])
-def test_two_processes_give_what_one_gives(several, alone):
+@pytest.mark.filterwarnings('ignore:The ``compute`` method')
+@pytest.mark.parametrize('world', [2, pytest.param(3, marks=pytest.mark.whole)])
+def test_several_processes_give_what_one_gives(world):
     with socket.socket() as s:
         s.bind(('127.0.0.1', 0))
         port = s.getsockname()[1]
+    expected = {several: at_once(several) for several in (False, True)}
     with torch.multiprocessing.Manager() as manager:
         results = manager.dict()
-        spawn(one_of_two, (port, several, alone, results), nprocs=2)
-        for rank in (0, 1): assert results[rank].items() <= at_once(several).items() and results[rank]['queries'] == 37
+        spawn(one_of_several, (world, port, results), nprocs=world)
+        found = dict(results)
+    assert len(found) == 2 * world * len(MODES)
+    for (mode, turned, rank), numbers in found.items():
+        assert numbers.items() <= expected[MODES[mode][0]].items(), (MODES[mode], turned, rank)
+
+
+def test_all_is_missing():
+    with pytest.raises(ValueError, match='query side is empty'), pytest.warns(UserWarning):
+        HashRetrieval().compute()
 
 
 def test_lightning_logs_the_numbers(tmp_path):
@@ -69,13 +99,17 @@ def test_lightning_logs_the_numbers(tmp_path):
             self.retrieval.reset()
 
     loaders = [DataLoader(TensorDataset(*side), 32) for side in images(False)]
-    trainer = lightning.Trainer(accelerator='cpu', logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, default_root_dir=tmp_path)
+    trainer = lightning.Trainer(
+        accelerator='cpu', logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, default_root_dir=tmp_path)
     logged = trainer.validate(Hashing(), loaders, verbose=False)
-    assert logged[0]['map'] == pytest.approx(at_once(False)['map'], abs=1e-6) and logged[0]['queries'] == 37
+    assert logged[0]['map'] == pytest.approx(at_once(False)['map'], abs=1e-6)
+    assert logged[0]['queries'] == 37
 
 
 def test_an_accelerate_loop_gives_the_numbers():
     metric = HashRetrieval(top_k=100)
     for side, data in zip(('query', 'database'), images(False)):
-        for x, y, ids in Accelerator(cpu=True).prepare(DataLoader(TensorDataset(*data), 32)): metric.update(x, y, side, ids)
+        loader = Accelerator(cpu=True).prepare(DataLoader(TensorDataset(*data), 32))
+        for x, y, ids in loader: metric.update(x, y, side, ids)
     assert metric.compute().items() <= at_once(False).items()

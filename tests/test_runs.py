@@ -1,4 +1,5 @@
 """Whole runs: the template, the runner, interruptions, and what happens to bad input."""
+import csv
 import io
 import json
 import os
@@ -455,3 +456,44 @@ def test_no_weights_are_downloaded_for_a_saved_model(tmp_path, monkeypatch):
     (tmp_path / 'config.json').write_text(json.dumps({**held, 'weights': 'default'}))   # as a stranger may write it
     monkeypatch.setattr('torch.hub.load_state_dict_from_url', lambda *_, **__: pytest.fail('a download'))
     assert HashModel.from_pretrained(tmp_path).identity() == model.identity()
+
+
+# what is seen while a run goes on
+
+def test_epochs_are_told_and_tracked(tmp_path, capsys):
+    pytest.importorskip('tensorboard')
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    words = ['run', '--recipe', 'quick', '--detail', 'none', '--runs', str(tmp_path)]
+    made = CliRunner().invoke(app, [*words, '--tracker', 'tensorboard'])
+    assert not made.exit_code, made.output
+    folder = next(tmp_path.rglob('result.json')).parent
+    history = read_result(folder / 'result.json')['history']
+    assert [line[:14] for line in made.stderr.splitlines()] == [f'epoch {n} of 4: ' for n in (1, 2, 3, 4)]
+    assert f'model: {folder / "model"}' in made.stdout
+    with open(folder / 'history.csv') as file: rows = list(csv.DictReader(file))
+    assert [float(row['loss']) for row in rows] == [epoch['loss'] for epoch in history]
+    events = EventAccumulator(str(folder / 'tensorboard')).Reload().Scalars('loss')
+    assert [event.step for event in events] == [1, 2, 3, 4]
+    assert [event.value for event in events] == pytest.approx([epoch['loss'] for epoch in history])
+    refused = CliRunner().invoke(app, [*words, '--seed', '1', '--tracker', 'paper'])
+    assert refused.exit_code == 2 and "tracker is 'paper'; installed are" in refused.stderr
+
+
+def test_a_row_an_epoch_while_it_goes_on_and_where_it_was_resumed(tmp_path):
+    config = resolve(**QUICK)
+    killed = subprocess.run([sys.executable, '-c', KILL_IN_EPOCH + RUN, tmp_path])
+    assert killed.returncode == -signal.SIGKILL
+    assert len(next(tmp_path.rglob('history.csv')).read_text().splitlines()) == 2   # a head, an epoch
+    again = CliRunner().invoke(app, ['run', '--recipe', 'quick', '--bits', str(config.bits),
+                                     '--detail', 'none', '--runs', str(tmp_path)])
+    assert again.stderr.splitlines()[0] == 'resumed at epoch 2 of 4'
+
+
+@pytest.mark.whole
+def test_a_compiled_network_learns_the_same(tmp_path):
+    plain = run(resolve(**QUICK, optimizer='sgd', lr=.01), tmp_path)
+    compiled = run(resolve({'compile': 'default'}, **QUICK, optimizer='sgd', lr=.01), tmp_path)
+    for one, other in zip(plain['history'], compiled['history'], strict=True):
+        assert other['loss'] == pytest.approx(one['loss'], rel=1e-3)
+    assert plain['config']['hash'] != compiled['config']['hash']
+    assert compiled['metrics']['map'] == pytest.approx(plain['metrics']['map'], abs=.01)
