@@ -906,8 +906,9 @@ class FaissIndex(Growing):
         k: int = 10,                # no more than there are images are given back
         where: dict | None = None,  # values of columns
     ) -> tuple[np.ndarray, np.ndarray]:  # Hamming distances, int32 (Q, min(k, len(self))), and ids
-        """The nearest, those with equal distance in the order of the index. Of codes that are tied at
-        the last place, kinds other than `flat` may give any.
+        """The nearest, those with equal distance in the order of the index.
+
+        Of codes that are tied at the last place, kinds other than `flat` may give any.
 
         Distance -1 and an empty id (or -1) where there were fewer. A few queries take one thread,
         many as many as OMP_NUM_THREADS says, or as there are cores.
@@ -1029,7 +1030,8 @@ def read_index(path: str | Path) -> dict:
 
     Raises FileNotFoundError, or ValueError if it is damaged or no index."""
     if not os.path.exists(path):
-        raise FileNotFoundError(f'no index at {path}; dcwh index build, or CodeIndex.build and save, make one')
+        raise FileNotFoundError(f'no index at {path}; dcwh index build, '
+                                'or CodeIndex.build and save, make one')
     if not os.path.isfile(path): raise ValueError(f'{path} is no file, and no index')
     header, parts = parts_of(path)
     try: return _arguments(header, parts)
@@ -1183,7 +1185,8 @@ def lance_table(
     ValueError where it is no table."""
     try: import lancedb
     except ImportError as e:
-        raise ImportError("an index of kind lance needs LanceDB: pip install '.[search]' in a clone of dcwh") from e
+        raise ImportError('an index of kind lance needs LanceDB: '
+                          "pip install '.[search]' in a clone of dcwh") from e
     check_lance_name(path)
     folder, _, name = str(path).rstrip('/').rpartition('/')
     absent = f'no index at {path}; CodeIndex.build(codes, kind="lance", path=…) makes one'

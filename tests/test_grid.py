@@ -162,6 +162,7 @@ def test_runs_begin_in_the_order_of_the_file_each_on_a_gpu_of_its_own(tmp_path):
     grid = [{'bits': 48, 'seed': 2}, {'bits': [16, 24]}, {'bits': 48, 'method': 'ce'}]
     (tmp_path / 'grid.yaml').write_text(json.dumps({'grid': grid, 'modified': True, 'gpu': 1}))
     words = [*COMMAND, '--directory', str(tmp_path), '--configfile', str(tmp_path / 'grid.yaml')]
+    words += ['--resources', 'gpu=1']
     path = f'{stand_in.parent}:{ENV["PATH"]}'
     env = {**ENV, 'PATH': path, 'CUDA_VISIBLE_DEVICES': 'GPU-a', 'TMPDIR': str(tmp_path)}
     done = subprocess.run(words, capture_output=True, text=True, env=env)
