@@ -63,7 +63,7 @@ def in_a_line(command: Callable) -> Callable:
                 again = '; the same command goes on' if command.__name__ == 'run' else ''
                 typer.secho(f'stopped{again}', fg='yellow', err=True)
                 raise typer.Exit(130)
-            except Exception as e: _fail(e)
+            except Exception as e: _fail(e, options.values())
     return wrapped
 
 def _check_text(name: str, value) -> None:
@@ -73,7 +73,15 @@ def _check_text(name: str, value) -> None:
 
 def _warn(message: Warning, *where) -> None: typer.secho(str(message), fg='yellow', err=True)
 
-def _fail(e: Exception) -> None:
+def _one_line(said: str, given) -> str:
+    "An error in which odd names among the values of options are told without line breaks."
+    from dcwh.sources import printable
+    for value in given:
+        for text in map(str, value if isinstance(value, list) else [value]):
+            if not text.isprintable(): said = said.replace(text, printable(text))
+    return said
+
+def _fail(e: Exception, given=()) -> None:
     "End with a line on what went wrong: exit code 2, or 3 if it is a bug."
     inside = getattr(e, 'ename', None)   # papermill's error, with that of the notebook in it
     known = {kind.__name__ for top in EXPECTED for kind in (top, *top.__subclasses__())}
@@ -85,7 +93,7 @@ def _fail(e: Exception) -> None:
     if isinstance(e, MemoryError): said = f'there is not enough memory for this ({said})'
     if not expected:
         said = f'{inside or type(e).__name__}: {said}. This is a bug; DCWH_TRACEBACK=1 shows where'
-    typer.secho(said, fg='red', err=True)
+    typer.secho(_one_line(said, given), fg='red', err=True)
     raise typer.Exit(2 if expected else 3)
 
 # %% ../nbs/16_cli.ipynb #d419c60d
@@ -204,10 +212,13 @@ def record(
     if not files: raise FileNotFoundError(f'no result.json below {", ".join(map(str, folders))}')
     refused = 0
     for file in files:
-        try: table = results.record(results.read_result(file), reports, study, modified, force)
+        where = ''   # the errors of reading name the file
+        try:
+            result, where = results.read_result(file), f'{file}: '
+            table = results.record(result, reports, study, modified, force)
         except (ValueError, OSError) as e:
             refused += 1
-            typer.secho(str(e), fg='red', err=True)
+            typer.secho(f'{where}{e}', fg='red', err=True)
         else: typer.echo(f'{table}: {file.parent}')
     if refused: raise typer.Exit(1)
 
@@ -224,7 +235,7 @@ def compare(
 
     dcwh compare reports --out reports/compare.ipynb
     """
-    from dcwh import codes, experiment
+    from dcwh import codes, experiment, results
     folders = folders or [name for name in ('reports', 'runs') if Path(name).is_dir()]
     if not folders: raise FileNotFoundError('there is no folder reports or runs here; name one')
     for folder in folders:
@@ -237,6 +248,8 @@ def compare(
     if missing := {'folders', 'published'} - experiment.template_parameters(template).keys():
         raise ValueError(f'{template} has no parameter {min(missing)}; '
                          'give the template of a comparison')
+    for table in (table for folder in folders for table in results.tables_in(folder)):
+        if not any(results.lines_of(table)): warnings.warn(f'{table} has no row')
     experiment.execute(template, out, {'folders': folders, 'published': published}, partial=False)
     typer.echo(out)
 
@@ -332,6 +345,7 @@ Workers = Annotated[int, typer.Option(min=0, max=256, help='processes that decod
 
 def encoder_of(model: str):
     "The model in a folder, in an .onnx file, or on the hub."
+    if not model.strip(): raise ValueError(f'model is {model!r}; give a {MODEL}')
     if Path(model).is_file() or model.endswith('.onnx') and not Path(model).is_dir():
         from dcwh.sharing import OnnxModel
         return OnnxModel(model)

@@ -364,12 +364,24 @@ def test_names_that_no_file_can_have_are_said(place):
         assert refused(do(*words), 'zero byte'), words
 
 
+def test_a_model_without_a_name_is_refused(place):
+    assert encode().exit_code == 0 and do('index', 'build', 'x.index', 'c.npz').exit_code == 0
+    for words in (('encode', '', 'photos'), ('serve', 'x.index', '--model', ''),
+                  ('search', 'x.index', 'photos/ant/0.png', '--model', ' ')):
+        assert refused(do(*words), "model is '", 'give a folder of a saved model')
+
+
 def test_an_odd_place_is_said_in_one_line(place):
     for words in (['data', 'check', 'folder/x', '--data-dir', 'a\nb'], ['data', 'describe', 'csv/x', '--data-dir', 'a\nb'], ['data', 'check', 'lists/x', '--data-dir', 'a\nb'], ['encode', 'model', 'a\nb']): assert refused(do(*words), 'a\\nb')
     (place / 'a\nb').mkdir()
     assert refused(do('data', 'check', 'folder/x', '--data-dir', 'a\nb'), 'a\\nb holds no image')
     tree(place / 'a\nb', '0.png')
     assert refused(do('data', 'check', 'folder/x', '--data-dir', 'a\nb'), 'images of a\\nb are not at')
+    odd = (['evaluate', 'a\nb', 'c.npz'], ['index', 'show', 'a\nb'], ['encode', 'a\nb', 'photos'],
+           ['index', 'build', 'x.index', 'a\nb'], ['record', 'a\nb'],
+           ['compare', '.', '--published', 'a\nb'],
+           ['search', 'a\nb', 'c.png', '--model', 'model'], ['serve', 'a\nb', '--model', 'model'])
+    for words in odd: assert refused(do(*words), 'a\\nb')
     assert refused(do('data', 'check', 'csv/x', '--data-dir', '/proc/self/mem'), '/proc/self/mem cannot be read')
 
 
