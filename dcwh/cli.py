@@ -28,7 +28,9 @@ import typer
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None, help='Deep Class-Wise Hashing: short binary codes for image retrieval, learned straight from class labels.')
 
 @app.callback()
-def main() -> None: pass
+def main() -> None:
+    "Before each command: names of files that are no UTF-8 are printed with escapes."
+    if hasattr(sys.stdout, 'reconfigure'): sys.stdout.reconfigure(errors='backslashreplace')
 
 # %% ../nbs/16_cli.ipynb #51b3ff70
 def assignments(
@@ -457,11 +459,12 @@ def hash_of(table: Path) -> str:
 
 def save_codes(codes, columns: dict, out: Path) -> None:
     "The codes, and the table beside them."
-    from dcwh.codes import write_whole
+    from dcwh.codes import folder_lock, write_whole
     from dcwh.sources import digest, write_table
     text = write_table({'id': codes.ids, **columns})
-    codes.save(out, table=digest(text), replaces=hash_of(table_of(out)))
-    write_whole(table_of(out), lambda f: f.write(text))
+    with folder_lock(out.parent):   # another command may write the same two at this moment
+        codes.save(out, table=digest(text), replaces=hash_of(table_of(out)))
+        write_whole(table_of(out), lambda f: f.write(text))
 
 # %% ../nbs/16_cli.ipynb #8399d00b
 index = typer.Typer(no_args_is_help=True, help='Build an index of codes, extend it, take images out, look at it.')

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['LONGEST', 'sign', 'shown', 'as_array', 'as_outputs', 'pack', 'check_packed', 'check_flag', 'check_bits', 'unpack',
-           'hamming', 'as_path', 'file_is_there', 'writable', 'remove_leftovers', 'write_whole', 'locked', 'as_labels',
-           'as_bits', 'Codes', 'read_codes', 'balance', 'entropy', 'correlation', 'memberships', 'collisions',
-           'class_codes', 'margins']
+           'hamming', 'as_path', 'file_is_there', 'writable', 'remove_leftovers', 'write_whole', 'locked',
+           'folder_lock', 'as_labels', 'as_bits', 'Codes', 'read_codes', 'balance', 'entropy', 'correlation',
+           'memberships', 'collisions', 'class_codes', 'margins']
 
 # %% ../nbs/00_codes.ipynb #8d8c6dd7
 from collections.abc import Callable, Iterator
@@ -284,6 +284,19 @@ def locked(
     place = Path(os.path.realpath(path))
     place.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(place.with_name(f'.{place.name}.lock'), timeout=timeout): yield
+
+@contextmanager
+def folder_lock(
+    folder: str | Path,
+    wait: bool = True,   # until it is had
+) -> Iterator[bool]:     # whether it is; not so on a file system without locks
+    "A lock on a folder itself, of which no file is left."
+    place = os.open(folder, os.O_RDONLY)
+    try:
+        try: fcntl.flock(place, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except OSError: yield False
+        else: yield True
+    finally: os.close(place)
 
 # %% ../nbs/00_codes.ipynb #86ceb064
 def as_labels(

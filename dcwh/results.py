@@ -9,10 +9,11 @@ __all__ = ['Amount', 'Some', 'Above', 'Rate', 'MOST', 'KINDS', 'PROTOCOL', 'METR
            'read_result', 'run_name', 'facts', 'usual_study', 'row_of', 'result_of', 'table_of', 'as_text', 'from_text',
            'read_row', 'lines_of', 'read_line', 'read_table', 'check_columns', 'check_endings', 'row_of_config',
            'record', 'check_study', 'check_same', 'write_rows', 'completed', 'setting', 'changed', 'tables_in',
-           'result_files', 'tables_hash', 'rows_in', 'named_row', 'read_results', 'check_alike', 'protocols', 'student',
-           'half_width', 'summary', 'paired', 'standings', 'published', 'unlike', 'beside', 'mean_text', 'whole_name',
-           'images_per_class', 'few_text', 'changes', 'cell_names', 'our_cells', 'their_cells', 'comparison',
-           'html_name', 'html_line', 'as_html', 'measured_on', 'first_hash', 'widths', 'setting_name', 'standing_cells']
+           'result_files', 'tables_hash', 'rows_in', 'named_row', 'read_results', 'check_alike', 'check_frame',
+           'protocols', 'student', 'half_width', 'summary', 'paired', 'standings', 'published', 'unlike', 'beside',
+           'mean_text', 'whole_name', 'images_per_class', 'few_text', 'changes', 'cell_names', 'our_cells',
+           'their_cells', 'comparison', 'html_name', 'html_line', 'as_html', 'measured_on', 'first_hash', 'widths',
+           'setting_name', 'standing_cells']
 
 # %% ../nbs/10_results.ipynb #9fc30f29
 from collections.abc import Iterable, Iterator
@@ -33,7 +34,7 @@ import numpy as np
 
 from .codes import locked, shown, write_whole
 from .model import first_line
-from .sources import BENCHMARKS, at_line, printable, read_cells
+from .sources import BENCHMARKS, as_path, at_line, printable, read_cells
 from .training import Config, explain, resolve
 
 try: import pandas as pd
@@ -177,7 +178,7 @@ def read_result(
     path: str | Path,   # runs/<set>-<recipe>/<run>/result.json
 ) -> dict:              # config, protocol, metrics, history, manifest
     "A result file. Raises FileNotFoundError, or ValueError naming it: torn, changed, no result."
-    path = Path(path)
+    path = as_path(path, 'path')
     if not path.is_file():
         raise FileNotFoundError(f'result file {path} is not there; '
                                 'runs write them to runs/<set>-<recipe>/<run>/')
@@ -309,7 +310,7 @@ def table_of(reports: str | Path, dataset: str) -> Path:
     if name in OTHERS:
         raise ValueError(f'dataset is {dataset!r}, and {name}.csv is no table of runs; '
                          'give it another name')
-    return Path(reports) / f'{name}.csv'
+    return as_path(reports, 'reports') / f'{name}.csv'
 
 def as_text(value) -> str:
     "A value as it stands in a table."
@@ -355,7 +356,7 @@ MEND = 'take the line from the last commit, or delete it and run it again'
 
 def lines_of(file: str | Path) -> Iterator[tuple[str, dict[str, str]]]:
     "Each row of a table as text, and where it stands. Raises FileNotFoundError or ValueError."
-    file = Path(file)
+    file = as_path(file, 'file')
     if not file.is_file():
         problem = 'is no file' if file.exists() else 'is not there; `dcwh record` writes it'
         raise FileNotFoundError(f'{printable(file)} {problem}')
@@ -531,7 +532,7 @@ ALIKE = ('seed', 'data_dir', 'lists_dir', 'workers')   # may differ in one cell 
 
 def tables_in(folder: str | Path) -> list[Path]:
     "The tables of results in a folder; other CSV files are passed by. Raises FileNotFoundError."
-    folder = Path(folder)
+    folder = as_path(folder, 'folder')
     if not folder.is_dir():
         problem = 'is no folder' if folder.exists() else 'is not there'
         raise FileNotFoundError(f'{printable(folder)} {problem}; give a folder of tables or of '
@@ -581,7 +582,8 @@ def read_results(
     Raises FileNotFoundError, and ValueError naming what cannot be read, runs that are there
     twice, and names that stand for several things."""
     pandas_needed()
-    folders, rows, wrong = {Path(f).resolve(): f for f in folders or ['reports']}.values(), {}, []
+    places = [as_path(folder, 'folder') for folder in folders or ['reports']]
+    folders, rows, wrong = {place.resolve(): place for place in places}.values(), {}, []
     tables = [file for folder in folders for file in tables_in(folder)]
     runs = [file for folder in folders for file in result_files(folder)]
     for file in [*tables, *runs]:
@@ -612,10 +614,17 @@ def check_alike(table: 'pd.DataFrame') -> None:
                                  'content; keep them in folders of their own')
 
 # %% ../nbs/10_results.ipynb #d6beb019
+def check_frame(table: 'pd.DataFrame', name: str, made_by: str) -> None:
+    "Raises ValueError where a table is not of the function that makes such."
+    columns = getattr(table, 'columns', ())
+    if not {'dataset', 'protocol', 'map'} <= set(columns):
+        raise ValueError(f'{name} is a {type(table).__name__}; give what {made_by} returns')
+
 def protocols(
     results: 'pd.DataFrame',   # from `read_results`
 ) -> 'pd.DataFrame':           # one row a data set and protocol
     "Sizes, classes, labels an image, k and hashes of each protocol that results were made under."
+    check_frame(results, 'results', 'read_results')
     names = [name for name in PROTOCOL if name not in ('source', 'protocol_name')]
     rows = results.sort_values('seed', kind='stable')[['dataset', 'protocol', *names]]
     if rows.empty: return rows
@@ -659,6 +668,7 @@ def summary(
     Two settings never share a row."""
     names = ['dataset', 'protocol', 'train_per_class', 'top_k', 'method', 'setting', 'shared',
              'backbone', 'bits']
+    check_frame(results, 'results', 'read_results')
     rows = results.groupby([*names, 'same'], dropna=False)
     numbers = {
         'n': ('map', 'size'), 'map': ('map', 'mean'), 'interval': ('map', half_width),
@@ -674,6 +684,7 @@ def paired(
     other: str,              # what it is compared with
 ) -> 'pd.DataFrame':
     "Mean difference of mAP between two methods, seed by seed, and half its 95 % interval (NaN from one seed). Raises ValueError where one was run twice with a seed of the other."
+    check_frame(results, 'results', 'read_results')
     keys = ['dataset', 'protocol', 'shared', 'bits', 'seed']
     a, b = (results[results['method'] == m].set_index(keys)['map'] for m in (method, other))
     a, b = a[a.index.isin(b.index)], b[b.index.isin(a.index)]
@@ -689,6 +700,7 @@ def standings(
     others: tuple[str, ...] | None = None,  # methods it is compared with; None: all that are there
 ) -> 'pd.DataFrame':                        # one row a data set, protocol, setting, other method and code length
     "How a method stands against others, seed by seed: above, level or below, or one seed."
+    check_frame(results, 'results', 'read_results')
     others = others or sorted(set(results['method']) - {method})
     rows = pd.concat([paired(results, method, other).assign(method=method, other=other) for other in others], ignore_index=True) if others else pd.DataFrame()
     if rows.empty: return rows
@@ -704,6 +716,8 @@ def published(
 ) -> 'pd.DataFrame':
     "Numbers that others have reported. Raises ValueError if one has no source."
     pandas_needed()
+    if not as_path(csv, 'csv').is_file():
+        raise FileNotFoundError(f'{csv} is not there; give the table of published numbers')
     table = pd.read_csv(csv, keep_default_na=False, na_values={'top_k': ['']})
     missing = [name for name in PUBLISHED if name not in table]
     if missing:
@@ -832,6 +846,8 @@ def comparison(
     """The cells of the tables of all data sets: ours by groups, then what others report.
 
     The best method comes first in its group; `best` marks the best of a column."""
+    check_frame(table, 'table', 'summary')
+    if others is not None: check_frame(others, 'others', 'published')
     if table.empty: return pd.DataFrame(columns=CELLS)
     theirs = beside(table, others) if others is not None else table[:0]
     parts = [our_cells(table)]

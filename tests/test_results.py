@@ -266,6 +266,18 @@ def test_a_result_of_arrays_is_refused_in_one_line():
         assert '\n' not in str(error.value)
 
 
+@pytest.mark.parametrize('wrong', [None, 3, b'a', {}, 'x' * 300], ids=repr)
+def test_what_is_no_path_and_no_table_is_said(wrong):
+    for read in (results.read_results, results.read_table, results.read_result, results.tables_in,
+                 results.tables_hash, results.published):
+        with pytest.raises((ValueError, OSError), match='give') as error: read(wrong)
+        assert '\n' not in str(error.value) and 'Errno' not in str(error.value)
+    frames = (results.summary, results.protocols, results.comparison,
+              lambda table: results.paired(table, 'a', 'b'), lambda t: results.standings(t, 'a'))
+    for sum_up in frames:
+        with pytest.raises(ValueError, match='give what'): sum_up(wrong)
+
+
 def test_a_table_without_rows_is_said(tmp_path, monkeypatch):
     monkeypatch.setattr('dcwh.experiment.execute', lambda *given, **more: None)
     made(tmp_path / 'reports', .9)
