@@ -87,6 +87,7 @@ class _Metrics(_Part):
     map_outputs: Rate | None = None
     map_decisions: Rate | None = None
 
+# %% ../nbs/10_results.ipynb #c4d1e0ab
 class _Epoch(_Part):
     epoch: Some
     held: bool | None = None
@@ -391,6 +392,7 @@ def read_table(
         rows.append(row)
     return rows
 
+# %% ../nbs/10_results.ipynb #c4d1e0ac
 def check_columns(head: list[str], file: Path) -> None:
     "Raise ValueError where the first line is not that of a table of results."
     needed = [name for name in ('run', 'study', 'hash') if name not in head]
