@@ -30,7 +30,9 @@ import typer
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None, help='Deep Class-Wise Hashing: short binary codes for image retrieval, learned straight from class labels.')
 
 @app.callback()
-def main() -> None: pass
+def main() -> None:
+    "Before each command: names of files that are no UTF-8 are printed with escapes."
+    if hasattr(sys.stdout, 'reconfigure'): sys.stdout.reconfigure(errors='backslashreplace')
 
 # %% ../nbs/16_cli.ipynb #51b3ff70
 def assignments(
@@ -65,7 +67,7 @@ def in_a_line(command: Callable) -> Callable:
                 again = '; the same command goes on' if command.__name__ == 'run' else ''
                 typer.secho(f'stopped{again}', fg='yellow', err=True)
                 raise typer.Exit(130)
-            except Exception as e: _fail(e)
+            except Exception as e: _fail(e, options.values())
     return wrapped
 
 def _check_text(name: str, value) -> None:
@@ -75,7 +77,15 @@ def _check_text(name: str, value) -> None:
 
 def _warn(message: Warning, *where) -> None: typer.secho(str(message), fg='yellow', err=True)
 
-def _fail(e: Exception) -> None:
+def _one_line(said: str, given) -> str:
+    "An error in which odd names among the values of options are told without line breaks."
+    from dcwh.sources import printable
+    for value in given:
+        for text in map(str, value if isinstance(value, list) else [value]):
+            if not text.isprintable(): said = said.replace(text, printable(text))
+    return said
+
+def _fail(e: Exception, given=()) -> None:
     "End with a line on what went wrong: exit code 2, or 3 if it is a bug."
     inside = getattr(e, 'ename', None)   # papermill's error, with that of the notebook in it
     known = {kind.__name__ for top in EXPECTED for kind in (top, *top.__subclasses__())}
@@ -87,7 +97,7 @@ def _fail(e: Exception) -> None:
     if isinstance(e, MemoryError): said = f'there is not enough memory for this ({said})'
     if not expected:
         said = f'{inside or type(e).__name__}: {said}. This is a bug; DCWH_TRACEBACK=1 shows where'
-    typer.secho(said, fg='red', err=True)
+    typer.secho(_one_line(said, given), fg='red', err=True)
     raise typer.Exit(2 if expected else 3)
 
 # %% ../nbs/16_cli.ipynb #d419c60d
@@ -223,10 +233,13 @@ def record(
     if not files: raise FileNotFoundError(f'no result.json below {", ".join(map(str, folders))}')
     refused = 0
     for file in files:
-        try: table = results.record(results.read_result(file), reports, study, modified, force)
+        where = ''   # the errors of reading name the file
+        try:
+            result, where = results.read_result(file), f'{file}: '
+            table = results.record(result, reports, study, modified, force)
         except (ValueError, OSError) as e:
             refused += 1
-            typer.secho(str(e), fg='red', err=True)
+            typer.secho(f'{where}{e}', fg='red', err=True)
         else: typer.echo(f'{table}: {file.parent}')
     if refused: raise typer.Exit(1)
 
@@ -243,7 +256,7 @@ def compare(
 
     dcwh compare reports --out reports/compare.ipynb
     """
-    from dcwh import codes, experiment
+    from dcwh import codes, experiment, results
     folders = folders or [name for name in ('reports', 'runs') if Path(name).is_dir()]
     if not folders: raise FileNotFoundError('there is no folder reports or runs here; name one')
     for folder in folders:
@@ -256,6 +269,8 @@ def compare(
     if missing := {'folders', 'published'} - experiment.template_parameters(template).keys():
         raise ValueError(f'{template} has no parameter {min(missing)}; '
                          'give the template of a comparison')
+    for table in (table for folder in folders for table in results.tables_in(folder)):
+        if not any(results.lines_of(table)): warnings.warn(f'{table} has no row')
     experiment.execute(template, out, {'folders': folders, 'published': published}, partial=False)
     typer.echo(out)
 
@@ -351,6 +366,7 @@ Workers = Annotated[int, typer.Option(min=0, max=256, help='processes that decod
 
 def encoder_of(model: str):
     "The model in a folder, in an .onnx file, or on the hub."
+    if not model.strip(): raise ValueError(f'model is {model!r}; give a {MODEL}')
     if Path(model).is_file() or model.endswith('.onnx') and not Path(model).is_dir():
         from dcwh.sharing import OnnxModel
         return OnnxModel(model)
@@ -462,11 +478,12 @@ def hash_of(table: Path) -> str:
 
 def save_codes(codes, columns: dict, out: Path) -> None:
     "The codes, and the table beside them."
-    from dcwh.codes import write_whole
+    from dcwh.codes import folder_lock, write_whole
     from dcwh.sources import digest, write_table
     text = write_table({'id': codes.ids, **columns})
-    codes.save(out, table=digest(text), replaces=hash_of(table_of(out)))
-    write_whole(table_of(out), lambda f: f.write(text))
+    with folder_lock(out.parent):   # another command may write the same two at this moment
+        codes.save(out, table=digest(text), replaces=hash_of(table_of(out)))
+        write_whole(table_of(out), lambda f: f.write(text))
 
 # %% ../nbs/16_cli.ipynb #8399d00b
 index = typer.Typer(no_args_is_help=True, help='Build an index of codes, extend it, take images out, look at it.')

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['LONGEST', 'sign', 'shown', 'as_array', 'as_outputs', 'pack', 'check_packed', 'check_flag', 'check_bits', 'unpack',
-           'hamming', 'as_path', 'file_is_there', 'writable', 'remove_leftovers', 'write_whole', 'locked', 'as_labels',
-           'as_bits', 'Codes', 'read_codes', 'balance', 'entropy', 'correlation', 'memberships', 'collisions',
-           'class_codes', 'margins']
+           'hamming', 'as_path', 'file_is_there', 'writable', 'remove_leftovers', 'write_whole', 'locked',
+           'folder_lock', 'as_labels', 'as_bits', 'Codes', 'read_codes', 'balance', 'entropy', 'correlation',
+           'memberships', 'collisions', 'class_codes', 'margins']
 
 # %% ../nbs/00_codes.ipynb #8d8c6dd7
 from collections.abc import Callable, Iterator
@@ -171,7 +171,8 @@ def hamming(
 # %% ../nbs/00_codes.ipynb #4abf075e
 def as_path(path: str | Path) -> Path:
     "A path. Raises ValueError at anything else."
-    if isinstance(path, (str, os.PathLike)) and path != '': return Path(path)
+    given = isinstance(path, (str, os.PathLike)) and path != ''
+    if given and '\0' not in str(path): return Path(path)
     raise ValueError(f'{shown(path)} is no path; give a text or a Path')
 
 def file_is_there(
@@ -283,6 +284,19 @@ def locked(
     place = Path(os.path.realpath(path))
     place.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(place.with_name(f'.{place.name}.lock'), timeout=timeout): yield
+
+@contextmanager
+def folder_lock(
+    folder: str | Path,
+    wait: bool = True,   # until it is had
+) -> Iterator[bool]:     # whether it is; not so on a file system without locks
+    "A lock on a folder itself, of which no file is left."
+    place = os.open(folder, os.O_RDONLY)
+    try:
+        try: fcntl.flock(place, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except OSError: yield False
+        else: yield True
+    finally: os.close(place)
 
 # %% ../nbs/00_codes.ipynb #86ceb064
 def as_labels(
@@ -523,8 +537,8 @@ def _from_matrix(codes: np.ndarray, labels: np.ndarray | None, ids: np.ndarray |
     matrix = as_array(codes, 'codes')
     if matrix.size and (matrix.dtype == bool or np.isin(matrix, (0, 1)).all()):
         return Codes.from_bits(matrix, labels, ids)
-    if matrix.dtype.kind == 'f' and matrix.size and np.nanmin(matrix) >= 0:
-        raise ValueError(f'codes hold {np.nanmin(matrix):g} to {np.nanmax(matrix):g} and nothing '
+    if matrix.dtype.kind == 'f' and matrix.size and matrix.min() >= 0:   # not where one is NaN
+        raise ValueError(f'codes hold {matrix.min():g} to {matrix.max():g} and nothing '
                          'below 0; of outputs of a sigmoid, save codes - .5')
     return Codes.from_outputs(matrix, labels, ids)
 
@@ -598,6 +612,9 @@ def margins(
     block: int = 2**22,   # distances that are held at a time
 ) -> np.ndarray:          # int, shape (N,), -bits … bits; bits where there is no other class
     "Distance of each image to the nearest class code that is not one of its own, less the distance to the nearest of its own."
+    whole = isinstance(block, (int, np.integer)) and not isinstance(block, bool)
+    if not whole or block < 1:
+        raise ValueError(f'block is {shown(block)}; give a whole number from 1')
     images, labels = memberships(codes)
     classes, place = np.unique(labels, return_inverse=True)
     centres, found = class_codes(codes).packed, np.zeros(len(codes), int)

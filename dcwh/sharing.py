@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['EXTRAS', 'FORMAT', 'NOTES', 'CARD', 'CODE', 'PAPER', 'extra', 'notes', 'export_onnx', 'notes_of', 'OnnxModel',
-           'identifier', 'limits', 'card', 'publish']
+           'identifier', 'limits', 'card', 'draft_of', 'remove_drafts', 'publish']
 
 # %% ../nbs/14_sharing.ipynb #f979cfd8
 from collections.abc import Iterator
@@ -18,6 +18,7 @@ import logging
 import math
 import os
 import re
+import shutil
 import tempfile
 import warnings
 
@@ -26,7 +27,10 @@ import torch
 from torch import Tensor
 
 from .baselines import METHODS
-from .codes import Codes, as_path, check_bits, file_is_there, shown, writable, write_whole
+from dcwh.codes import (
+    Codes, as_path, check_bits, check_flag, file_is_there, folder_lock, shown, writable,
+    write_whole,
+)
 from .evaluation import evaluate
 from .model import (
     HUB, Encoder, HashModel, check_count, check_side, first_line, marked, read_saved)
@@ -344,6 +348,9 @@ def card(
     try: check_result(result)
     except ValueError as e:
         raise ValueError(f'result: {e}; give the content of runs/…/result.json') from e
+    for name, text in {'identity': identity, 'license': license}.items():
+        if not isinstance(text, str): raise ValueError(f'{name} is {shown(text)}; give a text')
+    check_flag('onnx', onnx)
     c, measured = SimpleNamespace(**result['config']), _measured(result)
     name = f'{c.method}-{c.bits}-{measured[0].dataset_type}'
     data = ModelCardData(
@@ -398,6 +405,23 @@ def _alike(a, b) -> bool:
     return math.isclose(a, b, rel_tol=1e-9, abs_tol=1e-9) if numbers else a == b
 
 # %% ../nbs/14_sharing.ipynb #5f084d9b
+@contextmanager
+def draft_of(to: Path) -> Iterator[Path]:
+    "A place for a folder until it is whole, beside its own."
+    with tempfile.TemporaryDirectory('.part', _draft(to), to.parent) as draft, folder_lock(draft):
+        yield Path(draft) / 'made'
+
+def _draft(to: Path) -> str: return f'.{to.name[:100]}.'
+
+def remove_drafts(to: Path) -> None:
+    "Remove what killed writers of a folder have left beside it."
+    if not to.parent.is_dir(): return
+    for name in os.listdir(to.parent):
+        old = to.parent / name
+        if not (name.startswith(_draft(to)) and name.endswith('.part') and old.is_dir()): continue
+        with folder_lock(old, wait=False) as left:   # not had while its writer lives
+            if left: shutil.rmtree(old, ignore_errors=True)
+
 def publish(
     result: str | Path,         # the folder of a run, or the result.json in it
     to: str | Path,             # the folder to make
@@ -410,6 +434,7 @@ def publish(
 
     Raises OSError at a bad place, ValueError where things do not belong together."""
     to, file = as_path(to), as_path(result)
+    remove_drafts(to)
     if os.path.lexists(to):
         raise FileExistsError(f'{to} is there already; give another folder, or remove it')
     name = r'([\w-][\w.-]*/[\w-][\w.-]*)?'
@@ -421,14 +446,15 @@ def publish(
     held = read_result(file)
     model = _belonging(held, file.parent)
     writable(to)
-    with tempfile.TemporaryDirectory(dir=to.parent, prefix=f'.{to.name[:100]}.') as draft:
-        made = Path(draft) / 'made'
+    with draft_of(to) as made:
         home = f'{HUB}{repo_id}' if repo_id else '.'
         text = str(card(held, home, model.identity(), onnx, license))
         model.save_pretrained(made)
         write_whole(made / 'README.md', lambda f: f.write(marked(text).encode()))
         if onnx: export_onnx(model, made / 'model.onnx')
-        made.rename(to)
+        try: made.rename(to)
+        except OSError as e:
+            raise OSError(f'{to} cannot be made ({e.strerror}); give another folder') from e
     if repo_id: _upload(to, repo_id, private, f'{file.parent.name}, made with dcwh')
     return to
 

@@ -35,7 +35,7 @@ import numpy as np
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from .codes import as_array, as_labels, locked
+from .codes import as_array, as_labels, locked, shown
 
 # %% ../nbs/01_sources.ipynb #d0982fcf
 @dataclass(frozen=True)
@@ -212,7 +212,7 @@ def as_path(
 ) -> Path:
     "A path. Raises ValueError if it is something else, or no name of a file can be so."
     if not isinstance(where, (str, Path)):
-        raise ValueError(f'{name} is {where!r}; give a path, a text')
+        raise ValueError(f'{name} is {shown(where)}; give a path, a text')
     said = f'{name} is {printable(where)[:60]}'
     try: os.lstat(where)
     except ValueError as e:
@@ -582,10 +582,10 @@ def check_head(
     where: str,        # file and line, for the error
 ) -> None:
     "Raise ValueError where the first line of a table does not name its columns."
-    shown = printable(', '.join(head)) or 'none'
+    columns = printable(', '.join(head)) or 'none'
     if key not in head:
         raise ValueError(f'{where}: there is no column {key}; the columns, separated by commas, '
-                         f'are {shown}')
+                         f'are {columns}')
     if '' in head:
         raise ValueError(f'{where}: column {1 + head.index("")} has no name; '
                          'name it, or take it out')

@@ -250,7 +250,7 @@ def test_from_a_shell(number, photos, tmp_path):
             up, = json.loads(answered(page, port, 'gradio_api/upload', data=body, headers={'Content-Type': 'multipart/form-data; boundary=x'}))
             assert Path(up).read_bytes() == b'mine' and tmp_path in Path(up).parents
         finally: page.send_signal(number)
-        try: assert page.wait(30) == 0
+        try: assert page.wait(300) == 0
         finally: page.kill()   # or a page that does not hear it would be waited for without end
     assert not Path(up).exists() and not list(tmp_path.glob('dcwh-page-*'))
 
@@ -262,7 +262,7 @@ def test_what_a_killed_page_left_goes_with_the_next(photos, tmp_path):
         with subprocess.Popen(words, cwd=photos, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=of_its_own(tmp_path)) as page:
             try: answered(page, port)
             finally: page.send_signal(end)
-            try: page.wait(30)
+            try: page.wait(300)
             finally: page.kill()
         assert len(list(tmp_path.glob('dcwh-page-*'))) == (end == signal.SIGKILL)
 

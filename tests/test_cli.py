@@ -1,4 +1,5 @@
 """The command line: what it refuses before any work, what it never writes over, and that text stays text on the way to a number."""
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 import json
 import os
@@ -10,7 +11,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import dcwh.codes
-from dcwh.cli import app, labelled
+from dcwh.cli import app, columns_of, labelled, save_codes
 from dcwh.codes import Codes
 from dcwh.evaluation import evaluate
 from dcwh.model import HashModel
@@ -73,6 +74,16 @@ def test_codes_and_table_stay_together(place):
     assert refused(do('index', 'build', 'three.index', 'c.npz'), 'c.csv', 'is not there')
     assert do('index', 'build', 'three.index', 'c.npz', '--table', 'none').exit_code == 0
     assert CodeIndex.load('three.index').columns == () and encode().exit_code == 0 and (place / 'c.csv').read_text() == table
+
+
+def test_two_that_write_the_same_codes_leave_one_pair(tmp_path):
+    out, rng = tmp_path / 'c.npz', np.random.default_rng(0)
+    def write(name):
+        codes = Codes.from_outputs(rng.standard_normal((3, 8)), ids=np.array([f'{name}{i}' for i in range(3)]))
+        for _ in range(20): save_codes(codes, {'label': [name] * 3}, out)
+    with ThreadPoolExecutor(4) as pool: list(pool.map(write, 'abcd'))
+    assert columns_of(Codes.load(out), out)['label'].tolist() == [Codes.load(out).ids[0][0]] * 3
+    assert sorted(os.listdir(tmp_path)) == ['c.csv', 'c.npz']
 
 
 @pytest.mark.parametrize('killed_at', ['c.npz', 'c.csv'])
@@ -364,12 +375,29 @@ def test_names_that_no_file_can_have_are_said(place):
         assert refused(do(*words), 'zero byte'), words
 
 
+def test_a_model_without_a_name_is_refused(place):
+    assert encode().exit_code == 0 and do('index', 'build', 'x.index', 'c.npz').exit_code == 0
+    for words in (('encode', '', 'photos'), ('serve', 'x.index', '--model', ''),
+                  ('search', 'x.index', 'photos/ant/0.png', '--model', ' ')):
+        assert refused(do(*words), "model is '", 'give a folder of a saved model')
+
+
+def test_a_name_that_is_no_text_is_printed_with_escapes(place):
+    done = encode(out='\udcff.npz')
+    assert done.exit_code == 0 and '\\udcff.npz' in done.stdout
+
+
 def test_an_odd_place_is_said_in_one_line(place):
     for words in (['data', 'check', 'folder/x', '--data-dir', 'a\nb'], ['data', 'describe', 'csv/x', '--data-dir', 'a\nb'], ['data', 'check', 'lists/x', '--data-dir', 'a\nb'], ['encode', 'model', 'a\nb']): assert refused(do(*words), 'a\\nb')
     (place / 'a\nb').mkdir()
     assert refused(do('data', 'check', 'folder/x', '--data-dir', 'a\nb'), 'a\\nb holds no image')
     tree(place / 'a\nb', '0.png')
     assert refused(do('data', 'check', 'folder/x', '--data-dir', 'a\nb'), 'images of a\\nb are not at')
+    odd = (['evaluate', 'a\nb', 'c.npz'], ['index', 'show', 'a\nb'], ['encode', 'a\nb', 'photos'],
+           ['index', 'build', 'x.index', 'a\nb'], ['record', 'a\nb'],
+           ['compare', '.', '--published', 'a\nb'],
+           ['search', 'a\nb', 'c.png', '--model', 'model'], ['serve', 'a\nb', '--model', 'model'])
+    for words in odd: assert refused(do(*words), 'a\\nb')
     assert refused(do('data', 'check', 'csv/x', '--data-dir', '/proc/self/mem'), '/proc/self/mem cannot be read')
 
 

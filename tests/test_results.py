@@ -1,5 +1,6 @@
 """From tables to a comparison: what is averaged, what never is, what is refused, what others report."""
 from pathlib import Path
+import csv
 import json
 import re
 import shutil
@@ -10,8 +11,10 @@ import sys
 import numpy as np
 import pytest
 from scipy import stats
+from typer.testing import CliRunner
 
 from dcwh import results
+from dcwh.cli import app
 from dcwh.experiment import execute
 from dcwh.training import resolve
 
@@ -26,7 +29,8 @@ def result(score, source='digits', protocol='full', **settings):
         'config': {**config.model_dump(), 'hash': config.hash},
         'protocol': {
             'source': source, 'source_hash': 'x', 'missing': 0, 'name': protocol, 'query': 10,
-            'train': 20, 'database': 20, 'classes': 10, 'top_k': None, 'split_hash': f'split {config.seed}',
+            'train': 20, 'database': 20, 'classes': 10, 'labels_per_image': 'one', 'top_k': None,
+            'split_hash': f'split {config.seed}',
         },
         'metrics': {
             'map': score, 'map_optimistic': score + .01, 'map_pessimistic': score - .02,
@@ -168,6 +172,123 @@ def test_a_changed_result_is_no_result(tmp_path, part, name, value):
     file.write_text(json.dumps(lie))
     with pytest.raises(ValueError) as error: results.read_results(tmp_path)
     assert str(file) in str(error.value) and '\n' not in str(error.value)
+
+
+IMPOSSIBLE = {   # column: values that no run could have
+    'top_k': ('10', '0'), 'classes': ('0', '1', '21'), 'query': ('0', '-3'), 'train': ('0', '9'),
+    'missing_images': ('-1',), 'queries_empty_radius_2': ('11', '-1'),
+    'queries_without_relevant': ('11',), 'distinct_codes': ('21',), 'epochs_held': ('-4', '31'),
+    'centres_found': ('31',), 'normaliser': ('foo', 'found', ''), 'split_hash': ('',),
+    'seconds_training': ('1e999', 'inf', '-1', 'nan'), 'peak_memory_mb': ('-1',),
+    'map': ('1.5', '-.1', '.2', '.95'), 'map_optimistic': ('.8', '1.1'),
+    'map_pessimistic': ('.95', '-.2'), 'map_with_relevant': ('2',), 'overlap': ('1.2',),
+    'precision_radius_2': ('1.01',), 'distance_within': ('17', '-1', '1e999'), 'passed': ('1.1',),
+    'gradient_first': ('-1', '1e999'), 'protocol_name': ('sampled', 'official'),
+}
+
+@pytest.mark.parametrize('column, value', [(c, v) for c in IMPOSSIBLE for v in IMPOSSIBLE[c]])
+def test_numbers_that_no_run_could_have_are_no_row(tmp_path, column, value):
+    made(tmp_path, .9)
+    (texts,) = csv.DictReader((tmp_path / 'digits.csv').read_text().splitlines())
+    assert texts['labels_per_image'] == 'one'
+    texts[column] = value
+    with open(tmp_path / 'digits.csv', 'w', newline='') as file:
+        writer = csv.DictWriter(file, list(texts))
+        writer.writeheader()
+        writer.writerow(texts)
+    with pytest.raises(ValueError) as error: results.read_table(tmp_path / 'digits.csv')
+    assert 'digits.csv, line 2: ' in str(error.value) and '\n' not in str(error.value)
+    short = column.removeprefix('seconds_').removeprefix('protocol_').removesuffix('_images')
+    assert short in str(error.value) or value in str(error.value)
+
+
+NAMED = (   # data set, protocol, its name in a result, k
+    ('nuswide21', 'official', 'nuswide21', 5000), ('coco80', 'official', 'coco80-80-159', 5000),
+    ('nuswide21', 'official', 'nuswide21-80-159, 1 missing, validation', 5000),
+    ('lists/pairs', 'official', 'pairs-80-159', None), ('csv/mine', 'official', 'official', None),
+    ('digits', 'sampled', 'sampled-50-100', None), ('cifar10', 'sampled', 'sampled', None),
+    ('cifar10', 'disjoint', 'disjoint, validation', None), ('coco80', 'full', 'full', None),
+)
+
+@pytest.mark.parametrize('source, protocol, name, k', NAMED)
+def test_every_protocol_can_be_recorded(tmp_path, source, protocol, name, k):
+    found = result(.9, source, name)
+    config = resolve(dataset=source, bits=16, settings={'protocol': protocol})
+    found['config'] = {**config.model_dump(), 'hash': config.hash}
+    found['protocol']['top_k'] = k
+    found['metrics']['normaliser'] = 'found' if k else 'all'
+    file = results.record(found, tmp_path)
+    assert results.read_table(file)[0]['protocol_name'] == name
+    if k:   # what is cut at k has ends that are no bounds
+        found['metrics'] |= {'map_optimistic': .8, 'map_pessimistic': .95}
+        results.check_result(found)
+    found['protocol']['top_k'] = 10
+    with pytest.raises(ValueError, match='top_k is 10'): results.check_result(found)
+
+
+def test_a_table_of_another_ending_is_not_passed_by(tmp_path):
+    made(tmp_path, .9)
+    (tmp_path / 'digits.csv').rename(tmp_path / 'digits.CSV')
+    config = resolve(dataset='digits', bits=16)
+    readers = (lambda: results.read_results(tmp_path), lambda: results.tables_hash(tmp_path),
+               lambda: results.row_of_config(config, tmp_path), lambda: made(tmp_path, .9))
+    for read in readers:
+        with pytest.raises(ValueError, match='digits.CSV: the name of a table ends in .csv'): read()
+    assert [file.name for file in tmp_path.glob('d*')] == ['digits.CSV']
+
+
+def test_what_record_refuses_is_named_by_its_file(tmp_path):
+    odd = {'passed': [], 'gradient': 'x', 'class_gradient': -1., 'held': 'yes'}
+    for seed, (name, value) in enumerate(odd.items()):
+        file = left(tmp_path / 'runs', .5, seed=seed)
+        found = json.loads(file.read_text())
+        found['history'][-1][name] = value
+        file.write_text(json.dumps(found))
+    file = left(tmp_path / 'runs', .5, seed=7)
+    (tmp_path / 'runs/digits-default/file').write_text('')
+    words = ['record', str(tmp_path / 'runs'), '--reports', str(tmp_path / 'reports')]
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 1 and len(done.stderr.splitlines()) == len(odd)
+    for line, name in zip(sorted(done.stderr.splitlines()), odd):
+        assert 'result.json: ' in line and f'history.1.{name} is ' in line
+    found = json.loads(file.read_text())
+    found['metrics']['map'] = .505
+    file.write_text(json.dumps(found))
+    done = CliRunner().invoke(app, words)
+    assert f'{file}: ' in done.stderr and 'is recorded in' in done.stderr
+
+
+def test_a_result_of_arrays_is_refused_in_one_line():
+    for part, name in (('metrics', 'normaliser'), ('config', 'hash'), ('protocol', 'source')):
+        found = result(.9)
+        found[part][name] = np.eye(30)
+        with pytest.raises(ValueError, match=name) as error: results.check_result(found)
+        assert '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize('wrong', [None, 3, b'a', {}, 'x' * 300], ids=repr)
+def test_what_is_no_path_and_no_table_is_said(wrong):
+    for read in (results.read_results, results.read_table, results.read_result, results.tables_in,
+                 results.tables_hash, results.published):
+        with pytest.raises((ValueError, OSError), match='give') as error: read(wrong)
+        assert '\n' not in str(error.value) and 'Errno' not in str(error.value)
+    frames = (results.summary, results.protocols, results.comparison,
+              lambda table: results.paired(table, 'a', 'b'), lambda t: results.standings(t, 'a'))
+    for sum_up in frames:
+        with pytest.raises(ValueError, match='give what'): sum_up(wrong)
+
+
+def test_a_table_without_rows_is_said(tmp_path, monkeypatch):
+    monkeypatch.setattr('dcwh.experiment.execute', lambda *given, **more: None)
+    made(tmp_path / 'reports', .9)
+    file = tmp_path / 'reports/digits.csv'
+    file.write_text(file.read_text().splitlines()[0])
+    assert results.read_table(file) == []
+    words = ['compare', str(tmp_path / 'reports'), '--out', str(tmp_path / 'out.ipynb'),
+             '--published', str(ROOT / 'data/published.csv'),
+             '--template', str(ROOT / 'nbs/templates/compare.ipynb')]
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 0 and done.stderr == f'{file} has no row\n', done.output
 
 
 def test_a_folder_that_is_not_there_is_refused(tmp_path):

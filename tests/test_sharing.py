@@ -16,7 +16,7 @@ import torch
 import yaml
 
 from dcwh import sharing
-from dcwh.codes import hamming
+from dcwh.codes import folder_lock, hamming
 from dcwh.data import ImageSet, load
 from dcwh.experiment import run
 from dcwh.model import HashModel
@@ -194,6 +194,25 @@ def test_a_failure_leaves_no_folder(digits, tmp_path, monkeypatch):
     monkeypatch.setattr(sharing, 'export_onnx', fails)
     with pytest.raises(ValueError, match='cannot be exported'): publish(where / 'runs' / name, tmp_path / 'model', onnx=True)
     assert not list(tmp_path.iterdir())
+
+
+def test_what_a_killed_publish_left_goes_with_the_next(digits, tmp_path):
+    where, name = digits
+    for left in ('.model.abc.part', '.model.living.part', '.other.abc.part', '.model.abc'):
+        (tmp_path / left / 'made').mkdir(parents=True)
+    with folder_lock(tmp_path / '.model.living.part'):
+        publish(where / 'runs' / name, tmp_path / 'model')
+    there = sorted(path.name for path in tmp_path.iterdir())
+    assert there == ['.model.abc', '.model.living.part', '.other.abc.part', 'model']
+    with pytest.raises(FileExistsError): publish(where / 'runs' / name, tmp_path / 'model')
+    assert not (tmp_path / '.model.living.part').exists()
+
+
+def test_a_card_of_no_text_is_refused(digits):
+    result = read_result(digits[0] / 'runs' / digits[1] / 'result.json')
+    odd = {'identity': np.eye(3), 'license': None, 'onnx': 'yes'}
+    for name, value in odd.items():
+        with pytest.raises(ValueError, match=f'{name} is '): card(result, **{name: value})
 
 
 def test_codes_without_a_name_are_still_evaluated(digits, tmp_path):
