@@ -207,8 +207,21 @@ def test_another_folder_under_the_same_name_is_not_the_same_run(tmp_path, folder
         assert asked(of_folder(folder), tmp_path)[n]() == first
     assert {path: path.read_bytes() for path in before} == before
     table = record(first, tmp_path / 'reports', modified=True)
-    with pytest.raises(ValueError, match=f'{table} is of other images .*--force'): recorded(of_folder(other), tmp_path / 'reports', tmp_path / 'none')
+    with pytest.raises(ValueError, match=f'{table} is of other images .*--reports.*--force'): recorded(of_folder(other), tmp_path / 'reports', tmp_path / 'none')
     assert run(of_folder(other), tmp_path / 'runs', resume=False)['protocol']['train'] == 120
+
+
+@pytest.mark.parametrize('gone', ['query.npz', 'database.npz'])
+def test_a_run_without_its_codes_is_not_finished(tmp_path, gone):
+    config, reports, runs = resolve(**QUICK), tmp_path / 'reports', tmp_path / 'runs'
+    first, folder = run(config, runs), runs / run_name(config)
+    assert recorded(config, reports, runs)[0] == first
+    (folder / gone).unlink()
+    assert recorded(config, reports, runs) is None
+    table = record(first, reports, modified=True)   # a row needs no codes
+    assert recorded(config, reports, runs)[1] == table
+    assert run(config, runs)['metrics'] == first['metrics'] and (folder / gone).is_file()
+    assert recorded(config, reports, runs)[1] == folder / 'result.json'
 
 
 def test_without_git_the_result_is_written_all_the_same(tmp_path, monkeypatch):
