@@ -31,6 +31,7 @@ from zipfile import ZIP_STORED, ZipFile
 import json
 import os
 import re
+import shutil
 
 from filelock import Timeout
 import numpy as np
@@ -1205,11 +1206,14 @@ def lance_table(
         if 'not found' in str(e) or 'does not exist' in str(e):
             if remote: raise FileNotFoundError(absent) from e
         if create is None and not remote: raise damaged(path, e) from e
+        if not remote: shutil.rmtree(path, ignore_errors=True)   # it was not there before
         raise OSError(f'{path} cannot be opened ({type(e).__name__}: {_said(e)})') from e
 
 # %% ../nbs/13_search.ipynb #0364da34
 def already(path: str | Path) -> str:
     "What is said of a place that is taken."
+    if os.path.isdir(path) and not os.path.isdir(os.path.join(path, '_versions')):
+        return f'{path} is there, and no whole index; remove it, or give another place'
     return f'{path} is there already; CodeIndex.load opens it, and add extends it'
 
 # %% ../nbs/13_search.ipynb #a078d52c

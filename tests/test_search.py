@@ -772,3 +772,17 @@ def test_errors_of_lancedb_are_a_line(tmp_path):
     (tmp_path / 'file').write_text('')
     with pytest.raises(OSError, match='cannot be made'):
         CodeIndex.build(some_codes(5), 'lance', path=tmp_path / 'file' / 'x.lance')
+
+
+def test_a_lance_index_that_could_not_be_made_leaves_nothing(tmp_path, monkeypatch):
+    path = tmp_path / 'x.lance'
+    def full(self, name, table, **more):
+        (path / 'data').mkdir(parents=True)
+        raise RuntimeError('File too large (os error 27)')
+    monkeypatch.setattr('lancedb.db.LanceDBConnection.create_table', full)
+    with pytest.raises(OSError, match='x.lance cannot be opened .*File too large'):
+        CodeIndex.build(codes(10), 'lance', path=path)
+    assert not path.exists()
+    (path / 'data').mkdir(parents=True)   # what a kill leaves has no version
+    with pytest.raises(FileExistsError, match='x.lance is there, and no whole index; remove it'):
+        CodeIndex.build(codes(10), 'lance', path=path)
