@@ -1,4 +1,4 @@
 """`python -m dcwh` is the command `dcwh`, for launchers that start modules."""
 from .cli import app
 
-app(prog_name='dcwh')
+if __name__ == '__main__': app(prog_name='dcwh')

@@ -286,6 +286,7 @@ def run(
             if main: remove_leftovers(folder / name)
     return known
 
+# %% ../nbs/12_experiment.ipynb #12c0de03
 def _known(config: Config, data: RetrievalSet, folder: Path, runs: str | Path) -> dict | None:
     "The result of a run that is finished and has its codes. Raises ValueError at other images."
     known = finished(config, runs)
@@ -454,6 +455,7 @@ def execute(
                 made = nbformat.writes(clean(nbformat.read(draft, as_version=4), brief)).encode()
                 write_whole(path, lambda f: f.write(made))
 
+# %% ../nbs/12_experiment.ipynb #12c0de04
 def report(
     template: str | Path = 'nbs/templates/run.ipynb',
     path: str | Path | None = None,   # of the report; None is report.ipynb in the run's folder

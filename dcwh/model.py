@@ -320,11 +320,11 @@ def threads_for(
     try: yield
     finally: torch.set_num_threads(before)
 
-# %% ../nbs/03_model.ipynb #4b176628
-WORKERS = 256   # processes that decode, at most
-OneImage = Image.Image | Path | str
-Images = ImageSet | Files | Tensor | OneImage | list[OneImage]   # a tensor is uint8 (N, 3, H, W)
+def _is_small(network: nn.Module) -> bool:
+    "Whether it has less than a million weights."
+    return sum(weight.numel() for weight in network.parameters()) < 10**6
 
+# %% ../nbs/03_model.ipynb #3c0de004
 class _Parts:
     "Outputs of batches. They come from a GPU many at a time, so that it does not wait for each."
     def __init__(self, bits: int): self.there, self.here = [], [torch.zeros(0, bits)]
@@ -341,6 +341,11 @@ class _Parts:
         "All of them, float32 on the CPU, (N, K)."
         self._fetch()
         return torch.cat(self.here)
+
+# %% ../nbs/03_model.ipynb #4b176628
+WORKERS = 256   # processes that decode, at most
+OneImage = Image.Image | Path | str
+Images = ImageSet | Files | Tensor | OneImage | list[OneImage]   # a tensor is uint8 (N, 3, H, W)
 
 class Encoder:
     """From images to outputs and codes. A kind of it has `bits`, `image_size`, `resize`, `device`,
@@ -550,11 +555,6 @@ class HashModel(HashNetwork, Encoder, PyTorchModelHubMixin,
         "Of its weights."
         return self.hash_layer.weight.dtype
 
-    @property
-    def is_small(self) -> bool:
-        "Whether it has less than a million weights."
-        return sum(weight.numel() for weight in self.parameters()) < 10**6
-
     def identity(self) -> str:
         """16 hex digits over all tensors, floats as float32, and the size of images.
 
@@ -572,7 +572,7 @@ class HashModel(HashNetwork, Encoder, PyTorchModelHubMixin,
         self.eval()
         try:
             lower = torch.autocast(self.device.type, torch.bfloat16, enabled=precision == 'bf16')
-            with lower, threads_for(self.is_small): return super().outputs_at(images, **options)
+            with lower, threads_for(_is_small(self)): return super().outputs_at(images, **options)
         finally: self.train(training)
 
     @classmethod
