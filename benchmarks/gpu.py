@@ -15,20 +15,20 @@ unless --out says where: the numbers then say that all of it runs, not how fast.
 from argparse import ArgumentParser
 from pathlib import Path
 from time import perf_counter
-import csv
 import logging
 
 import numpy as np
 import torch
 from torch.nn.functional import pad
 
-from dcwh.codes import Codes
+from dcwh.codes import Codes, writable
 from dcwh.data import epoch_draws, load, prepare
 from dcwh.evaluation import evaluate, histograms
 from dcwh.experiment import processor, run
 from dcwh.results import row_of_config
 from dcwh.sources import Source, Split
 from dcwh.training import accelerator_of, build, loader_of, numerics, resolve, train_epoch
+from tables import write_table
 
 HERE = Path(__file__).parent
 GPU = torch.cuda.is_available()
@@ -219,16 +219,14 @@ def main():
     parser = ArgumentParser(description=__doc__.partition('\n')[0])
     parser.add_argument('--out', help='the table; without a GPU none is written, unless it is given')
     out = parser.parse_args().out or (HERE / 'gpu.csv' if GPU else None)
+    if out: writable(out)   # or all would be measured in vain
     logging.getLogger('dcwh').setLevel(logging.ERROR)   # centres of noise are held, again and again
     device, rows = torch.cuda.get_device_name() if GPU else processor(), []
     for what, value, unit, share in measured():
         rows.append([device, what, f'{value:.4g}', unit, share and f'{share:.3g}'])
         print(*rows[-1], sep=' | ', flush=True)
-        if not out: continue
-        with open(out, 'w', newline='') as file:
-            writer = csv.writer(file, lineterminator='\n')
-            writer.writerow(['device', 'what', 'value', 'unit', 'of the bare loop, the floor'])
-            writer.writerows(rows)
+    head = ['device', 'what', 'value', 'unit', 'of the bare loop, the floor']
+    if out: write_table(out, [head, *rows])
 
 
 if __name__ == '__main__': main()
