@@ -271,6 +271,10 @@ def compare(
                          'give the template of a comparison')
     for table in (table for folder in folders for table in results.tables_in(folder)):
         if not any(results.lines_of(table)): warnings.warn(f'{table} has no row')
+    other = len(results.other_numbers(*folders))
+    if other:
+        warnings.warn(f'{other} runs have other numbers than their rows in the tables; '
+                      'the rows are shown')
     experiment.execute(template, out, {'folders': folders, 'published': published}, partial=False)
     typer.echo(out)
 
