@@ -1,18 +1,20 @@
 """What a GPU does with a training step and with an evaluation, beside the least that it could take.
 
-    python benchmarks/gpu.py              # on a GPU: a few minutes; writes benchmarks/gpu.csv
-    python benchmarks/gpu.py --out FILE   # elsewhere
+    python benchmarks/gpu.py               # on a GPU: a few minutes; writes benchmarks/gpu.csv
+    python benchmarks/gpu.py --sizes cpu   # on a processor, alike; writes benchmarks/step.csv
+    python benchmarks/gpu.py --sizes tiny --out FILE   # does all of it run?
 
-Nothing but this repository is needed. Without a GPU the sizes are tiny and nothing is written
-unless --out says where: the numbers then say that all of it runs, not how fast.
+Nothing but this repository is needed.
 
 - Whole steps: images per second of `train_epoch` on images that live on the device, beside a bare
   loop over the same compiled network, with the same batch, precision, layout and optimizer.
 - Waits: the same step with each thing that would make the GPU wait put back, one at a time.
+- Cuts: a batch from bytes to floats, by one gather and by a loop over its images.
 - Evaluation: distances of all pairs of codes, counted for every query.
 - A run of CIFAR-10 (JPEG), if its images are there: its mAP beside the one recorded on a CPU.
 """
 from argparse import ArgumentParser
+from collections import namedtuple
 from pathlib import Path
 from time import perf_counter
 import logging
@@ -33,9 +35,14 @@ from tables import write_table
 HERE = Path(__file__).parent
 GPU = torch.cuda.is_available()
 DEVICE = torch.device('cuda' if GPU else 'cpu')
-BACKBONES = ('resnet50', 'timm/tf_efficientnet_lite0', 'googlenet') if GPU else ('small',)
-STEPS, BATCH, SIDE = (40, 256, 224) if GPU else (3, 8, 16)
-QUERIES, DATABASE, BITS = (10_000, 1_000_000, 64) if GPU else (20, 300, 64)
+Sizes = namedtuple('Sizes', 'backbones waiting steps batch side queries database table')
+LITE = 'timm/tf_efficientnet_lite0'
+SIZES = {
+    'gpu': Sizes(('resnet50', LITE, 'googlenet'), LITE, 40, 256, 224, 10_000, 1_000_000, 'gpu.csv'),
+    'cpu': Sizes(('resnet18',), 'resnet18', 4, 128, 64, 1_000, 100_000, 'step.csv'),
+    'tiny': Sizes(('small',), 'small', 3, 8, 16, 20, 300, None),
+}
+BITS = 64
 CIFAR = HERE.parent / 'data/cache/cifar10'
 
 
@@ -51,10 +58,11 @@ def seconds(work, rounds=3):
     return least
 
 
-def noise(number=STEPS * BATCH):
+def noise(sizes):
     "Images of noise in ten classes, all of them for training."
-    few = np.random.default_rng(0).integers(0, 256, (BATCH, SIDE, SIDE, 3), dtype=np.uint8)
-    images = np.resize(few, (number + 10, SIDE, SIDE, 3))
+    number, side = sizes.steps * sizes.batch, sizes.side
+    few = np.random.default_rng(0).integers(0, 256, (sizes.batch, side, side, 3), dtype=np.uint8)
+    images = np.resize(few, (number + 10, side, side, 3))
     labels = np.arange(number + 10) % 10
     split = Split.by_test(np.arange(number + 10) >= number)
     return load(Source('noise', images, labels, tuple('0123456789'), split)).train
@@ -62,9 +70,12 @@ def noise(number=STEPS * BATCH):
 
 class Step:
     "A network in training: what `train` makes of a configuration, and a bare loop over it."
-    def __init__(self, backbone, images, compiled=True, **settings):
-        said = {'weights': 'none', 'workers': 0, 'image_size': SIDE, 'resize': SIDE, **settings}
-        said |= {'compile': 'default' if compiled and GPU else 'off', 'batch_size': BATCH}
+    def __init__(self, backbone, images, sizes, compiled=True):
+        said = {'weights': 'none', 'workers': 0, 'batch_size': sizes.batch, 'flip': True,
+                'image_size': sizes.side, 'resize': sizes.side, 'padding': sizes.side // 10,
+                'compile': 'default' if compiled and GPU else 'off'}
+        if not GPU: said |= {'precision': 'fp32'}
+        self.sizes = sizes
         self.config = resolve(said, dataset='folder/noise', bits=48, recipe='gpu',
                               backbone=backbone)
         self.images, self.accelerator = images, accelerator_of(self.config)
@@ -83,10 +94,10 @@ class Step:
 
     def bare(self):
         "As many steps on one batch that is there already, with the least loss there is."
-        x = torch.rand(BATCH, 3, SIDE, SIDE, device=DEVICE)
+        x = torch.rand(self.sizes.batch, 3, self.sizes.side, self.sizes.side, device=DEVICE)
         x = x.contiguous(memory_format=torch.channels_last)
         self.net.train()
-        for _ in range(STEPS):
+        for _ in range(self.sizes.steps):
             self.optimizer.zero_grad()
             self.accelerator.backward(self.net(x).square().mean())
             self.optimizer.step()
@@ -104,12 +115,12 @@ class Step:
         self.net.train()
         self.criterion.train()
         self.criterion.begin_epoch(1, 3)
-        for part in range(0, len(places), BATCH):
-            index = on_device[part:part + BATCH]
-            x = held[places[part:part + BATCH]].to(DEVICE) if sent else held[index.to(held.device)]
-            cut = by_slices if sliced else prepare
-            x = cut(x, SIDE, SIDE, there[index], self.config.padding, True)
-            y = labels[places[part:part + BATCH]].to(DEVICE) if sent else here[index]
+        for part in range(0, len(places), self.sizes.batch):
+            index = on_device[part:part + self.sizes.batch]
+            x = held[(places if sent else on_device)[part:part + self.sizes.batch]].to(DEVICE)
+            cut, side = by_slices if sliced else prepare, self.sizes.side
+            x = cut(x, side, side, there[index], self.config.padding, True)
+            y = labels[places[part:part + self.sizes.batch]].to(DEVICE) if sent else here[index]
             self.optimizer.zero_grad()
             h = self.net(x.contiguous(memory_format=torch.channels_last))
             loss = self.criterion(h, y, index)
@@ -131,10 +142,10 @@ def by_slices(images, side, _, draws, padding, flip):
     return torch.stack(cuts) / 255
 
 
-def steps_of(backbone, images):
+def steps_of(backbone, images, sizes):
     "Images per second of our whole step and of the bare loop, and memory."
     if GPU: torch.cuda.reset_peak_memory_stats()
-    step, start = Step(backbone, images), perf_counter()
+    step, start = Step(backbone, images, sizes), perf_counter()
     step.ours()
     yield f'{backbone}: the first epoch, compiling', perf_counter() - start, 's', ''
     bare = len(images) / seconds(step.bare)
@@ -144,9 +155,9 @@ def steps_of(backbone, images):
     if GPU: yield f'{backbone}: memory', torch.cuda.max_memory_allocated() / 2**30, 'GiB', ''
 
 
-def waits_of(backbone, images):
+def waits_of(backbone, images, sizes):
     "Images per second where the step waits, as a share of the one that waits for nothing."
-    step, free = Step(backbone, images), None
+    step, free = Step(backbone, images, sizes), None
     each = {'images from the host': 'sent', 'loss looked at': 'looked', 'terms read': 'read',
             'cuts in a loop': 'sliced'}
     waits = {'no wait': {}, **{name: {option: True} for name, option in each.items()},
@@ -156,21 +167,39 @@ def waits_of(backbone, images):
         rate = len(images) / seconds(lambda: step.waiting(**options), rounds=2)
         free = free or rate
         yield f'{backbone}, waits: {name}', rate, 'images per second', rate / free
-    plain = Step(backbone, images, compiled=False)
+    if not GPU: return
+    plain = Step(backbone, images, sizes, compiled=False)
     plain.ours()
     rate = len(images) / seconds(plain.ours, rounds=2)
     yield f'{backbone}: whole step, not compiled', rate, 'images per second', rate / free
 
 
-def evaluations():
+def cuts(sizes):
+    "Images per second from bytes to floats: cut alone, and enlarged from a third of the side."
+    draws = torch.rand(sizes.batch, 3, device=DEVICE)
+    for name, side in {'cut': sizes.side, 'enlarged and cut': sizes.side // 3}.items():
+        shape = sizes.batch, side, side, 3
+        images = torch.randint(0, 256, shape, dtype=torch.uint8, device=DEVICE).permute(0, 3, 1, 2)
+        ways = {'by one gather' if side == sizes.side else 'as it is done': prepare}
+        if side == sizes.side: ways['in a loop'] = by_slices
+        loop = None
+        for way, cut in reversed(ways.items()):
+            def work(): cut(images, sizes.side, sizes.side, draws, sizes.side // 10, True)
+            work()
+            rate = sizes.batch / seconds(work, rounds=10)
+            loop = loop or rate
+            yield f'{sizes.side} px, {name}, {way}', rate, 'images per second', rate / loop
+
+
+def evaluations(sizes):
     "Seconds in which all distances are counted, and what of it is the least."
-    rng, pairs = np.random.default_rng(0), QUERIES * DATABASE
+    rng, pairs = np.random.default_rng(0), sizes.queries * sizes.database
     sides = [Codes.from_packed(rng.integers(0, 256, (n, BITS // 8), dtype=np.uint8), BITS,
-                               rng.integers(0, 10, n)) for n in (QUERIES, DATABASE)]
+                               rng.integers(0, 10, n)) for n in (sizes.queries, sizes.database)]
     ways = {'numba, on the processor': lambda: histograms(*sides)}
     if GPU:
         from dcwh.evaluation import _count_by_torch, _count_by_triton
-        def counts(): return np.zeros((QUERIES, 2, BITS + 1), np.int32)
+        def counts(): return np.zeros((sizes.queries, 2, BITS + 1), np.int32)
         ways = {'kernel': lambda: _count_by_triton(*sides, counts(), DEVICE),
                 'plain torch': lambda: _count_by_torch(*sides, counts(), DEVICE),
                 'histograms on cuda': lambda: histograms(*sides, device='cuda'), **ways}
@@ -197,7 +226,7 @@ def cifar():
     "mAP of the recorded configuration, in float32, on this device and on the processor it names."
     config = resolve(dataset='folder/cifar10-jpeg', bits=48, data_dir=str(CIFAR))
     row = row_of_config(config, HERE.parent / 'reports')
-    if not GPU or not CIFAR.is_dir() or row is None: return
+    if not CIFAR.is_dir() or row is None: return
     result = run(config, HERE.parent / 'runs/benchmark', resume=False)
     yield 'CIFAR-10 (JPEG), 48 bits, float32: mAP', result['metrics']['map'], '', ''
     yield f'the same, recorded on {row["device"]}: mAP', row['map'], '', ''
@@ -205,24 +234,28 @@ def cifar():
         yield f'CIFAR-10 (JPEG), 48 bits, float32: {phase}', took, 's', ''
 
 
-def measured():
+def measured(sizes):
     "All rows, each as soon as it is there."
-    images = noise()
+    images = noise(sizes)
     with numerics(resolve(dataset='digits', bits=48, recipe='gpu')):
-        for backbone in BACKBONES: yield from steps_of(backbone, images)
-        yield from waits_of(BACKBONES[-1 if not GPU else 1], images)
-    yield from evaluations()
-    yield from cifar()
+        for backbone in sizes.backbones: yield from steps_of(backbone, images, sizes)
+        yield from waits_of(sizes.waiting, images, sizes)
+        yield from cuts(sizes)
+    yield from evaluations(sizes)
+    if sizes is SIZES['gpu']: yield from cifar()
 
 
 def main():
     parser = ArgumentParser(description=__doc__.partition('\n')[0])
-    parser.add_argument('--out', help='the table; without a GPU none is written, unless it is given')
-    out = parser.parse_args().out or (HERE / 'gpu.csv' if GPU else None)
+    parser.add_argument('--sizes', choices=SIZES, default='gpu' if GPU else 'tiny')
+    parser.add_argument('--out', help='the table; gpu.csv and step.csv stand beside this file')
+    asked = parser.parse_args()
+    sizes = SIZES[asked.sizes]
+    out = asked.out or (sizes.table and HERE / sizes.table)
     if out: writable(out)   # or all would be measured in vain
     logging.getLogger('dcwh').setLevel(logging.ERROR)   # centres of noise are held, again and again
     device, rows = torch.cuda.get_device_name() if GPU else processor(), []
-    for what, value, unit, share in measured():
+    for what, value, unit, share in measured(sizes):
         rows.append([device, what, f'{value:.4g}', unit, share and f'{share:.3g}'])
         print(*rows[-1], sep=' | ', flush=True)
     head = ['device', 'what', 'value', 'unit', 'of the bare loop, the floor']

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['NEEDED', 'LAUNCHER', 'commit', 'processor', 'manifest', 'retrieval_set', 'otherwise', 'finished', 'check_data',
            'check_weights', 'coded', 'tidy', 'recorded', 'reported', 'yardsticks', 'compactness', 'Laps', 'encoded',
-           'plain', 'threads_for', 'run', 'clean', 'template_parameters', 'checked', 'launched', 'is_main',
-           'without_launcher', 'check_place', 'execute', 'report']
+           'plain', 'run', 'clean', 'template_parameters', 'checked', 'launched', 'is_main', 'without_launcher',
+           'check_place', 'execute', 'report']
 
 # %% ../nbs/12_experiment.ipynb #e6a39cb2
 from collections.abc import Iterator
@@ -37,7 +37,7 @@ from .codes import Codes, collisions, locked, remove_leftovers, writable, write_
 from .data import RetrievalSet, load
 from .evaluation import ap_of_outputs, decisions, evaluate
 from .loss import Criterion
-from .model import HashModel, first_line
+from .model import HashModel, first_line, threads_for
 from .sources import SOURCES
 from .results import read_result, result_of, row_of_config, run_name, table_of
 from .training import (
@@ -195,11 +195,13 @@ def yardsticks(
     outputs: dict[str, torch.Tensor],   # of query and database, shape (N, K), on the CPU
     codes: dict[str, Codes],            # the same images' codes, with labels
     top_k: int | None,
+    device: str | torch.device = 'cpu', # where outputs are ranked
 ) -> dict[str, float]:                  # map_outputs; map_decisions where the criterion classifies
     "mAP of what the codes are made of."
     labels = {role: side.labels for role, side in codes.items()}
     precision = ap_of_outputs(outputs['query'], outputs['database'],
-                              labels['query'], labels['database'], top_k)
+                              labels['query'], labels['database'], top_k,
+                              device=device)
     found = {'map_outputs': float(precision.mean())}
     logits = {role: criterion.cpu().logits(h) for role, h in outputs.items()}
     if logits['query'] is not None:
@@ -249,19 +251,6 @@ def plain(value):
     if isinstance(value, list): return [plain(part) for part in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
-# %% ../nbs/12_experiment.ipynb #387efb48
-@contextmanager
-def threads_for(config: Config) -> Iterator[None]:
-    """One thread of torch for the backbone `small`, unless OMP_NUM_THREADS names another number.
-
-    Threads of so little work mostly wait for each other: beside other work, two take many times
-    as long as one. Afterwards their number is what it was."""
-    before = torch.get_num_threads()
-    named = os.environ.get('OMP_NUM_THREADS')
-    if config.backbone == 'small' and not named: torch.set_num_threads(1)
-    try: yield
-    finally: torch.set_num_threads(before)
-
 # %% ../nbs/12_experiment.ipynb #7ce5fb6d
 def run(
     config: Config,
@@ -282,7 +271,8 @@ def run(
     tracking(tracker, folder)
     accelerator = accelerator_of(config)
     main = accelerator.is_main_process
-    with locked(folder) if main else nullcontext(), threads_for(config), numerics(config):
+    alone, small = locked(folder) if main else nullcontext(), config.backbone == 'small'
+    with alone, threads_for(small), numerics(config):
         accelerator.wait_for_everyone()   # until the main process has the lock
         data = retrieval_set(config)
         known = _known(config, data, folder, runs) if resume else None
@@ -319,7 +309,8 @@ def _work(
     laps.end('encoding')
     if not main: return broadcast_object_list([None])[0]
     metrics = evaluate(**sides, top_k=data.top_k).to_dict() | compactness(sides['database'])
-    metrics |= yardsticks(trained.criterion, outputs, sides, data.top_k)
+    device = accelerator.device if accelerator.device.type == 'cuda' else 'cpu'
+    metrics |= yardsticks(trained.criterion, outputs, sides, data.top_k, device)
     laps.end('evaluation')
     return broadcast_object_list([plain({
         'config': {**config.model_dump(), 'hash': config.hash},
@@ -334,7 +325,6 @@ def _keep(trained: Trained, folder: Path) -> None:
     trained.model.save_pretrained(folder / 'model')
     if trained.criterion.centres is None: return
     _save(folder / 'centres.npy', trained.criterion.centres.detach().cpu().numpy())
-
 
 # %% ../nbs/12_experiment.ipynb #c61892dd
 def clean(notebook, brief: bool = False):

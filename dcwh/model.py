@@ -6,15 +6,18 @@
 __all__ = ['CLASSIFIERS', 'HALF', 'IMAGENET', 'SIDE', 'WORKERS', 'OneImage', 'Images', 'Side', 'Channels', 'HUB', 'CARD_MARK',
            'small', 'check_backbone', 'find_timm', 'first_line', 'backbone_named', 'timm_backbone', 'downloaded',
            'read_weights', 'load_weights', 'check_count', 'check_side', 'check_channels', 'HashNetwork', 'features_of',
-           'as_images', 'Encoder', 'SavedModel', 'read_saved', 'model_folder', 'marked', 'is_marked', 'HashModel']
+           'as_images', 'threads_for', 'Encoder', 'SavedModel', 'read_saved', 'model_folder', 'marked', 'is_marked',
+           'HashModel']
 
 # %% ../nbs/03_model.ipynb #f6c1eaa4
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 import hashlib
 import json
 import logging
+import os
 import re
 import warnings
 
@@ -306,6 +309,17 @@ def _batches(
         if isinstance(images, Tensor): yield images[rows], rows
         else: yield torch.stack([square(images[row], side) for row in rows]), rows
 
+# %% ../nbs/03_model.ipynb #3c0de002
+@contextmanager
+def threads_for(
+    small: bool,   # whether the network is so small that threads wait for each other
+) -> Iterator[None]:
+    "One thread of torch for a small network, unless OMP_NUM_THREADS says how many."
+    before = torch.get_num_threads()
+    if small and not os.environ.get('OMP_NUM_THREADS'): torch.set_num_threads(1)
+    try: yield
+    finally: torch.set_num_threads(before)
+
 # %% ../nbs/03_model.ipynb #4b176628
 WORKERS = 256   # processes that decode, at most
 OneImage = Image.Image | Path | str
@@ -536,6 +550,11 @@ class HashModel(HashNetwork, Encoder, PyTorchModelHubMixin,
         "Of its weights."
         return self.hash_layer.weight.dtype
 
+    @property
+    def is_small(self) -> bool:
+        "Whether it has less than a million weights."
+        return sum(weight.numel() for weight in self.parameters()) < 10**6
+
     def identity(self) -> str:
         """16 hex digits over all tensors, floats as float32, and the size of images.
 
@@ -552,8 +571,8 @@ class HashModel(HashNetwork, Encoder, PyTorchModelHubMixin,
         training = self.training
         self.eval()
         try:
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=precision == 'bf16'):
-                return super().outputs_at(images, **options)
+            lower = torch.autocast(self.device.type, torch.bfloat16, enabled=precision == 'bf16')
+            with lower, threads_for(self.is_small): return super().outputs_at(images, **options)
         finally: self.train(training)
 
     @classmethod
