@@ -1,6 +1,7 @@
 """Writes what was measured as a table beside the benchmark: the least time of the rounds, and what the benchmark adds to it. A table is not replaced by a shorter one, of a part of the measurements."""
-import csv
 from pathlib import Path
+
+from tables import write_table
 
 
 def rows_of_evaluation(found):
@@ -40,8 +41,4 @@ def pytest_benchmark_update_json(config, benchmarks, output_json):
     for table, rows in {'evaluation': rows_of_evaluation, 'loading': rows_of_loading, 'encoding': rows_of_encoding, 'training': rows_of_training}.items():
         found = [b for b in output_json['benchmarks'] if f'test_{table}.py' in b['fullname']]
         if not found: continue
-        file, lines = Path(__file__).with_name(f'{table}.csv'), list(rows(found))
-        if file.is_file() and len(lines) < len(file.read_text().splitlines()):
-            print(f'\n{file.name} stays as it is: it has more rows than were measured now; delete it first if it is to be shorter')
-            continue
-        with open(file, 'w', newline='') as f: csv.writer(f, lineterminator='\n').writerows(lines)
+        write_table(Path(__file__).with_name(f'{table}.csv'), list(rows(found)))

@@ -17,20 +17,20 @@ from argparse import ArgumentParser
 from collections import namedtuple
 from pathlib import Path
 from time import perf_counter
-import csv
 import logging
 
 import numpy as np
 import torch
 from torch.nn.functional import pad
 
-from dcwh.codes import Codes
+from dcwh.codes import Codes, writable
 from dcwh.data import epoch_draws, load, prepare
 from dcwh.evaluation import evaluate, histograms
 from dcwh.experiment import processor, run
 from dcwh.results import row_of_config
 from dcwh.sources import Source, Split
 from dcwh.training import accelerator_of, build, loader_of, numerics, resolve, train_epoch
+from tables import write_table
 
 HERE = Path(__file__).parent
 GPU = torch.cuda.is_available()
@@ -252,16 +252,14 @@ def main():
     asked = parser.parse_args()
     sizes = SIZES[asked.sizes]
     out = asked.out or (sizes.table and HERE / sizes.table)
+    if out: writable(out)   # or all would be measured in vain
     logging.getLogger('dcwh').setLevel(logging.ERROR)   # centres of noise are held, again and again
     device, rows = torch.cuda.get_device_name() if GPU else processor(), []
     for what, value, unit, share in measured(sizes):
         rows.append([device, what, f'{value:.4g}', unit, share and f'{share:.3g}'])
         print(*rows[-1], sep=' | ', flush=True)
-        if not out: continue
-        with open(out, 'w', newline='') as file:
-            writer = csv.writer(file, lineterminator='\n')
-            writer.writerow(['device', 'what', 'value', 'unit', 'of the bare loop, the floor'])
-            writer.writerows(rows)
+    head = ['device', 'what', 'value', 'unit', 'of the bare loop, the floor']
+    if out: write_table(out, [head, *rows])
 
 
 if __name__ == '__main__': main()

@@ -5,7 +5,6 @@
 CIFAR-10 as JPEG (data/README.md) and the model of the result named below, which a run of it leaves in runs/. Every fifth test image is a query, every tenth training image is in the database.
 Where either is missing, the table stays as it is.
 """
-from csv import writer
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -17,6 +16,7 @@ from dcwh.evaluation import evaluate
 from dcwh.model import HashModel
 from dcwh.sharing import OnnxModel, export_onnx
 from dcwh.sources import find_source
+from tables import write_table
 
 ROOT = Path(__file__).parents[1]
 CIFAR, MODEL = ROOT / 'data/cache/cifar10', ROOT / 'runs/cifar10-jpeg-default/dcwh-48-seed0-def7e8b6/model'
@@ -43,6 +43,4 @@ def rows():
 
 
 if missing := [p for p in (CIFAR, MODEL) if not p.is_dir()]: print(f'{missing[0].relative_to(ROOT)} is not there; benchmarks/precision.csv stays as it is')
-else:
-    table = list(rows())
-    with open(Path(__file__).with_suffix('.csv'), 'w', newline='') as f: writer(f, lineterminator='\n').writerows(table)
+else: write_table(Path(__file__).with_suffix('.csv'), list(rows()))

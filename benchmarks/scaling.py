@@ -4,7 +4,7 @@
 
 Each measurement is a process of its own. Memory is the peak between codes in place and numbers in hand, less what was there before and less the histograms (read from /proc, so on Linux only).
 """
-from csv import writer
+from itertools import product
 from pathlib import Path
 from subprocess import run
 from sys import argv, executable
@@ -14,8 +14,11 @@ import numpy as np
 
 from dcwh.codes import Codes
 from dcwh.evaluation import evaluate
+from tables import most_of, write_table
 
 QUERIES, CLASSES, FLIPPED = 1_000, 10, .25
+SIZES = 10_000, 100_000, 1_000_000, 10_000_000
+LENGTHS = 16, 32, 64, 128, 1024
 
 
 def codes(n, bits, seed):
@@ -45,12 +48,18 @@ def measure(n, bits):
     return [f'{seconds:.2f}', round((database.packed.nbytes + database.labels.nbytes + database.ids.nbytes) / 2**20), round(found.counts.nbytes / 2**20, 1), round(grown - found.counts.nbytes / 2**20), f'{found.map:.4f}']
 
 
+def rows(most):
+    "The head, and a row for each size up to `most` and each code length, as they are measured."
+    yield ['database', 'bits', 'seconds', 'codes, labels, ids (MB)', 'histograms (MB)',
+           'beyond these (MB)', 'mAP']
+    for n, bits in product(SIZES, LENGTHS):
+        if n > most: continue
+        command = [executable, __file__, str(n), str(bits)]
+        said = run(command, capture_output=True, text=True, check=True).stdout
+        yield [n, bits, *said.strip().split(',')]
+
+
 if len(argv) == 3: print(*measure(int(argv[1]), int(argv[2])), sep=',')
 else:
-    with open(Path(__file__).with_suffix('.csv'), 'w', newline='') as f:
-        table = writer(f, lineterminator='\n')
-        table.writerow(['database', 'bits', 'seconds', 'codes, labels, ids (MB)', 'histograms (MB)', 'beyond these (MB)', 'mAP'])
-        for n in (n for n in (10_000, 100_000, 1_000_000, 10_000_000) if n <= int((argv + [10**7])[1])):
-            for bits in (16, 32, 64, 128, 1024):
-                table.writerow([n, bits, *run([executable, __file__, str(n), str(bits)], capture_output=True, text=True, check=True).stdout.strip().split(',')])
-                f.flush()
+    most = most_of(argv[1:], least=SIZES[0], most=SIZES[-1])
+    write_table(Path(__file__).with_suffix('.csv'), list(rows(most)))

@@ -18,6 +18,7 @@ import numpy as np
 
 from dcwh.codes import Codes
 from dcwh.search import CodeIndex
+from tables import most_of
 
 CLASSES, TURNED, QUERIES, K = 1_000, .1, 100, 10
 KINDS = {'flat': ('flat', {}), 'ivf': ('ivf', {}), 'multihash': ('multihash', {}), 'lance': ('lance', {}), 'lance, lists': ('lance', {'lists': 'root'}), 'hnsw': ('hnsw', {})}
@@ -72,12 +73,12 @@ def measure(n, bits, name):
 
 if len(argv) == 4: print(json.dumps(measure(int(argv[1]), int(argv[2]), argv[3])))
 else:
-    file = Path(__file__).with_suffix('.csv')
+    file, most = Path(__file__).with_suffix('.csv'), most_of(argv[1:], least=100_000, most=10**7)
     there = {(row['codes'], row['bits'], row['kind']) for row in DictReader(file.open())} if file.exists() else ()
     with open(file, 'a', newline='') as f:
         table = DictWriter(f, COLUMNS, lineterminator='\n')
         if not there: table.writeheader()
-        for point in ((n, bits, name) for n in (100_000, 1_000_000, 10_000_000) if n <= int((argv + [10**7])[1]) for name in KINDS for bits in (32, 64, 128)):
+        for point in ((n, bits, name) for n in (100_000, 1_000_000, 10_000_000) if n <= most for name in KINDS for bits in (32, 64, 128)):
             if tuple(map(str, point)) in there: continue
             done = run([executable, __file__, *map(str, point)], capture_output=True, text=True)
             if done.returncode: raise RuntimeError(done.stderr)

@@ -271,6 +271,10 @@ def compare(
                          'give the template of a comparison')
     for table in (table for folder in folders for table in results.tables_in(folder)):
         if not any(results.lines_of(table)): warnings.warn(f'{table} has no row')
+    other = len(results.other_numbers(*folders))
+    if other:
+        warnings.warn(f'{other} runs have other numbers than their rows in the tables; '
+                      'the rows are shown')
     experiment.execute(template, out, {'folders': folders, 'published': published}, partial=False)
     typer.echo(out)
 
@@ -621,7 +625,7 @@ def search(
 
     dcwh search photos.index my.jpg --model runs/digits-default/dcwh-16-seed0-…/model -k 5
 
-    dcwh search photos.index a.jpg b.jpg --model me/my-hash-model --where label=cat --where label=dog --sheet answers.png
+    dcwh search photos.index a.jpg b.jpg --model hf://me/my-hash-model --where label=cat --where label=dog --sheet answers.png
     """
     from dcwh.codes import Codes
     from dcwh.search import CodeIndex
@@ -741,7 +745,8 @@ def evaluate(
     maps = {name: found.map_at(k, normaliser, ties) for name, ties in ways.items()}
     answered = found.queries - found.queries_without_relevant
     maps['map_with_relevant'] = maps['map'] * found.queries / max(1, answered)
-    table = maps | {'top_k': k, 'normaliser': normaliser}
+    used = normaliser if k else 'all'   # over the whole database every normaliser is this one
+    table = maps | {'top_k': k, 'normaliser': used}
     _answer(table | {name: value for name, value in found.to_dict().items() if name not in table}, as_json)
 
 # %% ../nbs/16_cli.ipynb #ccd1fb8b

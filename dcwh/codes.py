@@ -74,25 +74,26 @@ def _kind(array: np.ndarray) -> str:
 # %% ../nbs/00_codes.ipynb #0b1031bd
 def as_outputs(
     h: Tensor | np.ndarray,   # real-valued outputs or signs, shape (N, K)
+    name: str = 'h',          # of the argument, for the error
 ) -> np.ndarray:              # floats or signed integers, shape (N, K), finite
     """Outputs of a network, checked.
 
     Raises ValueError where `h` has no signs, naming the call to take."""
-    h = as_array(h, 'h')
+    h = as_array(h, name)
     if h.ndim != 2 or not 1 <= h.shape[1] <= LONGEST:
-        raise ValueError(f'h has shape {h.shape}; '
+        raise ValueError(f'{name} has shape {h.shape}; '
                          f'outputs have shape (N, K) with K from 1 to {LONGEST}')
     if h.dtype == bool:
-        raise ValueError('h holds booleans, which have no sign; Codes.from_bits takes bits')
+        raise ValueError(f'{name} holds booleans, which have no sign; Codes.from_bits takes bits')
     if h.dtype.kind == 'u':
-        raise ValueError(f'h is {h.dtype}, which has no sign; '
+        raise ValueError(f'{name} is {h.dtype}, which has no sign; '
                          'Codes.from_packed takes packed bytes, '
                          'Codes.from_bits takes 0 and 1')
     if not np.isfinite(h).all():
-        raise ValueError(f'h holds {(~np.isfinite(h)).sum()} values that are NaN or infinite; '
+        raise ValueError(f'{name} holds {(~np.isfinite(h)).sum()} values that are NaN or infinite; '
                          'such outputs come from a training that diverged')
     if h.size and h.min() >= 0 and _is_unsigned(h):
-        raise ValueError(f'h holds {h.min():g} to {h.max():g} and nothing below 0; '
+        raise ValueError(f'{name} holds {h.min():g} to {h.max():g} and nothing below 0; '
                          'Codes.from_bits takes 0 and 1, Codes.from_packed takes packed bytes, '
                          'and outputs have signs')
     return h
@@ -489,11 +490,19 @@ def _plain_arrays(path: str | Path) -> dict[str, np.ndarray]:
     """The arrays of an .npz.
 
     Raises ValueError if it is something else, or holds what would have to be unpickled."""
+    with open(path, 'rb') as file: start = file.read(6)
+    if start == b'\x93NUMPY':
+        raise ValueError(f'{path} is no .npz of plain arrays but an .npy; '
+                         'give an .npz with a matrix called codes')
+    if not start.startswith(b'PK'):
+        raise ValueError(f'{path} is no .npz of plain arrays: '
+                         'it is no zip archive, as np.savez writes')
     try:
         with np.load(path, allow_pickle=False) as z: return {name: z[name] for name in z.files}
     except Exception as e:   # zipfile, zlib and numpy have many words for a damaged file
         said = str(e).strip().partition('\n')[0]
-        raise ValueError(f'{path} is no .npz of plain arrays ({type(e).__name__}: {said})') from e
+        if 'allow_pickle' in said: said = 'it holds Python objects, which are not read'
+        raise ValueError(f'{path} is no .npz of plain arrays ({said or type(e).__name__})') from e
 
 def _number(value: np.ndarray, name: str) -> int:
     "A whole number that was saved as an array."
@@ -535,12 +544,15 @@ def read_codes(
 def _from_matrix(codes: np.ndarray, labels: np.ndarray | None, ids: np.ndarray | None) -> Codes:
     "Codes of a matrix of outputs, of -1 and 1, or of 0 and 1."
     matrix = as_array(codes, 'codes')
-    if matrix.size and (matrix.dtype == bool or np.isin(matrix, (0, 1)).all()):
+    if matrix.ndim != 2 or not 1 <= matrix.shape[1] <= LONGEST:
+        raise ValueError(f'codes has shape {matrix.shape}; give (N, K) with K from 1 to {LONGEST}')
+    if not len(matrix): raise ValueError(f'codes has shape {matrix.shape}, it holds no codes')
+    if matrix.dtype == bool or np.isin(matrix, (0, 1)).all():
         return Codes.from_bits(matrix, labels, ids)
-    if matrix.dtype.kind == 'f' and matrix.size and matrix.min() >= 0:   # not where one is NaN
+    if matrix.dtype.kind == 'f' and matrix.min() >= 0:   # not where one is NaN
         raise ValueError(f'codes hold {matrix.min():g} to {matrix.max():g} and nothing '
                          'below 0; of outputs of a sigmoid, save codes - .5')
-    return Codes.from_outputs(matrix, labels, ids)
+    return Codes.from_outputs(as_outputs(matrix, 'codes'), labels, ids)
 
 # %% ../nbs/00_codes.ipynb #f09f07d4
 def balance(

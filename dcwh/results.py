@@ -9,9 +9,9 @@ __all__ = ['Amount', 'Some', 'Above', 'Rate', 'MOST', 'KINDS', 'PROTOCOL', 'METR
            'read_result', 'run_name', 'facts', 'usual_study', 'row_of', 'result_of', 'table_of', 'as_text', 'from_text',
            'read_row', 'lines_of', 'read_line', 'read_table', 'check_columns', 'check_endings', 'row_of_config',
            'record', 'check_study', 'check_same', 'write_rows', 'completed', 'setting', 'changed', 'tables_in',
-           'result_files', 'tables_hash', 'rows_in', 'named_row', 'read_results', 'check_alike', 'check_frame',
-           'protocols', 'student', 'half_width', 'summary', 'paired', 'standings', 'published', 'unlike', 'beside',
-           'mean_text', 'whole_name', 'images_per_class', 'few_text', 'changes', 'cell_names', 'our_cells',
+           'result_files', 'tables_hash', 'other_numbers', 'rows_in', 'named_row', 'read_results', 'check_alike',
+           'check_frame', 'protocols', 'student', 'half_width', 'summary', 'paired', 'standings', 'published', 'unlike',
+           'beside', 'mean_text', 'whole_name', 'images_per_class', 'few_text', 'changes', 'cell_names', 'our_cells',
            'their_cells', 'comparison', 'html_name', 'html_line', 'as_html', 'measured_on', 'first_hash', 'widths',
            'setting_name', 'standing_cells']
 
@@ -471,9 +471,10 @@ def check_same(held: dict, row: dict, file: Path) -> None:
     names = 'study', *(name for name in PROTOCOL), *METRICS
     for name in names:
         if held[name] != row[name]:
+            why = (' (another processor or commit rounds last digits otherwise, and training '
+                   'amplifies them)' if name in METRICS else '')
             raise ValueError(f'{row["run"]} is recorded in {file} with {name} {held[name]}, '
-                             f'here it is {row[name]} (another processor or commit may round '
-                             'otherwise); the row stays, --force replaces it')
+                             f'here it is {row[name]}{why}; the row stays, --force replaces it')
 
 def write_rows(file: Path, rows: list[dict]) -> None:
     "Write a table whole, rows in the order of their names."
@@ -555,6 +556,22 @@ def tables_hash(folder: str | Path) -> str:
         if not file.is_file(): raise FileNotFoundError(f'{printable(file)} is no file')
         content.update(file.name.encode() + b'\0' + file.read_bytes())
     return content.hexdigest()[:16]
+
+def other_numbers(
+    *folders: str | Path,   # of tables, or of runs
+) -> list[str]:
+    """The runs that are finished in one of the folders and whose row in a table has other numbers.
+
+    Of these `read_results` takes the row. Raises as it does."""
+    finished = {row['hash']: row for folder in folders for file in result_files(folder)
+                for row in rows_in(file)}
+    found = []
+    for table in (table for folder in folders for table in tables_in(folder)):
+        for where, texts in lines_of(table):
+            if texts['hash'] not in finished: continue
+            row, own = read_line(where, texts), finished[texts['hash']]
+            if any(row[name] not in (None, own[name]) for name in METRICS): found.append(row['run'])
+    return found
 
 def rows_in(file: Path) -> list[dict]:
     "The rows of a table, or the one of a result file."

@@ -6,16 +6,17 @@
 __all__ = ['IMAGES', 'UNREAD', 'BESIDE', 'VALIDATION', 'CELL', 'WIDEST', 'ODD', 'LARGEST', 'SPLITS', 'ONE', 'LONGEST_LIST',
            'BENCHMARKS', 'LISTS', 'SOURCES', 'KINDS', 'MISSING', 'LONGEST_NAME', 'Files', 'Split', 'Source', 'digest',
            'hashed_parts', 'check_images', 'is_indexed', 'class_names', 'check_labels', 'check_positions',
-           'check_split', 'printable', 'as_path', 'at_line', 'digits', 'digit_pairs', 'fetch', 'unpack_archive',
-           'cifar', 'folders_below', 'found_below', 'images_below', 'check_tree', 'class_folders', 'folder',
-           'split_folders', 'read_text', 'read_cells', 'Rows', 'read_rows', 'check_head', 'check_values', 'names_below',
-           'image_names', 'check_once', 'split_labels', 'labels_in', 'number_labels', 'table', 'split_of', 'present',
-           'labels_of', 'typed', 'typed_columns', 'read_columns', 'catalogue', 'write_table', 'unpacked', 'read_list',
-           'find_lists', 'read_lists', 'lists', 'from_dataset', 'check_source', 'find_source']
+           'check_split', 'printable', 'as_path', 'at_line', 'digits', 'digit_pairs', 'innermost', 'fetch',
+           'unpack_archive', 'cifar', 'folders_below', 'found_below', 'images_below', 'check_tree', 'class_folders',
+           'folder', 'split_folders', 'read_text', 'read_cells', 'Rows', 'read_rows', 'check_head', 'check_values',
+           'names_below', 'image_names', 'check_once', 'split_labels', 'labels_in', 'number_labels', 'table',
+           'split_of', 'present', 'labels_of', 'typed', 'typed_columns', 'read_columns', 'catalogue', 'write_table',
+           'unpacked', 'read_list', 'find_lists', 'read_lists', 'lists', 'from_dataset', 'check_source', 'find_source']
 
 # %% ../nbs/01_sources.ipynb #19812303
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
 import errno
 import gzip
@@ -28,6 +29,7 @@ import reprlib
 import shutil
 import stat
 import tarfile
+import textwrap
 import warnings
 import zlib
 
@@ -260,6 +262,11 @@ def digit_pairs(data_dir: str | Path = '') -> Source:
     return Source('digit-pairs', images, labels, single.classes, split)
 
 # %% ../nbs/01_sources.ipynb #03e2893d
+def innermost(e: BaseException) -> str:
+    "What the first of a chain of errors said, in 100 characters: libraries repeat it many times."
+    while e.__cause__ or e.__context__: e = e.__cause__ or e.__context__
+    return textwrap.shorten(str(getattr(e, 'strerror', None) or e), 100, placeholder=' …')
+
 def fetch(
     url: str,
     known_hash: str,         # such as md5:… or sha256:…
@@ -291,8 +298,8 @@ def fetch(
             finally: shutil.rmtree(part, ignore_errors=True)
     except (requests.RequestException, ValueError) as e:
         held = ', in place of the one there, which is torn or another' if path.is_file() else ''
-        raise OSError(f'{url} could not be downloaded in {tries} tries ({e}); try again later, '
-                      f'or get the file elsewhere and put it at {path}{held}') from e
+        raise OSError(f'{url} could not be downloaded in {tries} tries ({innermost(e)}); '
+                      f'try again later, or put it at {path}{held}') from e
     except OSError as e:
         raise OSError(f'{url} could not be stored at {path} ({e.strerror or e}); '
                       'make room, or give another folder') from e
@@ -333,10 +340,8 @@ def cifar(name: str, data_dir: str | Path) -> Source:
     if not whole():
         try: archive = fetch(kind.url, f'md5:{kind.tgz_md5}', folder)
         except OSError as e:
-            raise FileNotFoundError(f'{name} is not in {folder}: {e}. It is one file, '
-                                    f'{kind.filename} (MD5 {kind.tgz_md5}), that belongs into '
-                                    f'{folder}; unpacked, as {kind.base_folder}, it is taken '
-                                    'as well') from e
+            raise FileNotFoundError(f'{name} is not in {folder}: {e} '
+                                    f'(MD5 {kind.tgz_md5})') from e
         with locked(archive):
             if not whole():   # another process may have unpacked it meanwhile
                 unpack_archive(archive, kind.base_folder, folder)
@@ -1054,5 +1059,14 @@ def find_source(
         as_path(where, argument)
     if name in SOURCES: return SOURCES[name](data_dir)
     kind = 'lists' if name in BENCHMARKS else name.partition('/')[0]
-    if kind == 'lists': return lists(name, data_dir, lists_dir, missing)
-    return KINDS[kind](name, data_dir)
+    try:
+        if kind == 'lists': return lists(name, data_dir, lists_dir, missing)
+        return KINDS[kind](name, data_dir)
+    except FileNotFoundError as e:
+        if e.errno or not _has_recipe(name): raise
+        raise FileNotFoundError(f'{e}; data/README.md says how to get it') from e
+
+def _has_recipe(name: str) -> bool:
+    "Whether this repository has a recipe of a set, and data/README.md a word on it."
+    file = f"{name.rpartition('/')[2]}.yaml"
+    return file != 'any.yaml' and resources.files('dcwh.recipes').joinpath(file).is_file()

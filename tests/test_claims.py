@@ -35,6 +35,21 @@ def test_every_claim_has_a_verdict_its_evidence_and_a_command(verdicts):
     assert all(v['evidence'] and v['command'] for v in verdicts)
 
 
+def test_a_command_of_a_verdict_names_a_grid_or_says_how_many_cores(verdicts):
+    for verdict in verdicts:
+        for grid in re.findall(r'GRID=(\S+)', verdict['command']):
+            assert (ROOT / f'workflow/grids/{grid}.yaml').is_file(), grid
+        assert 'snakemake' not in verdict['command'] or '--cores' in verdict['command']
+
+
+def test_commands_of_grids_say_how_many_cores():
+    "A profile for GPUs or for Slurm says it too."
+    for file in [*(ROOT / 'workflow/grids').glob('*.yaml'), ROOT / 'workflow/README.md']:
+        text = file.read_text().replace('\\\n', ' ')
+        for command in re.findall(r'snakemake --.*', text):
+            assert '--cores' in command or '--workflow-profile' in command, (file, command)
+
+
 def test_readme_shows_the_verdicts_of_the_table(verdicts):
     names, rows = section("The paper's claims")
     assert names[:2] == ['claim', 'verdict']

@@ -306,6 +306,23 @@ def test_means_over_answerable_queries_follow_the_normaliser(tmp_path):
         assert found['queries_without_relevant'] == 1 and found['map_with_relevant'] == pytest.approx(found['map'] * 4 / 3)
 
 
+def test_over_the_whole_database_the_normaliser_is_all(tmp_path):
+    "There every normaliser divides by all that is relevant, and `to_dict` says so too."
+    bits = np.random.default_rng(0).normal(size=(6, 16))
+    np.savez(tmp_path / 'q.npz', codes=bits, labels=np.arange(6) % 2)
+    for more, said in (((), 'all'), (('--normaliser', 'min'), 'all'), (('--top-k', 3), 'found')):
+        done = do('evaluate', tmp_path / 'q.npz', tmp_path / 'q.npz', *more, '--json')
+        assert json.loads(done.stdout)['normaliser'] == said
+
+
+def test_a_file_that_holds_no_codes_is_said_to_hold_none(tmp_path):
+    labels = np.arange(4) % 2
+    np.savez(tmp_path / 'none.npz', codes=np.zeros((0, 16), np.uint8), labels=labels[:0])
+    np.savez(tmp_path / 'd.npz', codes=np.eye(4), labels=labels)
+    said = refused(do('evaluate', tmp_path / 'none.npz', tmp_path / 'd.npz'), 'holds no codes')
+    assert said
+
+
 @pytest.mark.parametrize(('name', 'said'), [
     ('mine.ipynb', 'is there, and is no executed report'), ('table.csv', 'is no name of a report')])
 def test_a_report_replaces_nothing_but_a_report(tmp_path, monkeypatch, name, said):

@@ -308,7 +308,8 @@ def test_cifar_without_a_network_says_which_file_belongs_where(nowhere, small, t
         return str(wrong.value)
     place = tmp_path / nowhere.rpartition('/')[2]
     told = said()
-    assert f'put it at {place}. It is one file, {CIFAR10.filename} (MD5 {believed["tgz_md5"]}), that belongs into {tmp_path}; unpacked, as {CIFAR10.base_folder},' in told
+    assert told.endswith(f'put it at {place} (MD5 {believed["tgz_md5"]})')
+    assert len(told) - 2 * len(str(tmp_path)) < 220
     assert names(tmp_path) == [] and 'dcwh data fetch' not in told and len(told.splitlines()) == 1
     place.write_bytes(body[:1000])
     assert f'put it at {place}, in place of the one there, which is torn or another' in said()

@@ -4,12 +4,14 @@ from pathlib import Path
 import html
 import os
 import re
+import shlex
 import subprocess
 
 import nbformat
 import pytest
 import torch
 
+from dcwh.cli import app, data, index
 from dcwh.results import read_results, summary
 
 ROOT = Path(__file__).parents[1]
@@ -97,6 +99,25 @@ def test_formulas_are_closed_and_escaped_once(path, notebooks):
         assert len(re.findall(r'(?<!\\)\$', prose)) % 2 == 0, cell.source
         formulas = re.findall(r'\$\$(.+?)\$\$|(?<!\\)\$([^$]+)\$', prose, re.DOTALL)
         assert [f for f in formulas if re.search(r'\\\\[a-zA-Z]{2}', ''.join(f))] == []
+
+
+@pytest.mark.parametrize('path', NOTEBOOKS, ids=name)
+def test_code_in_prose_ends_where_the_command_does(path, notebooks):
+    texts = [cell.source for cell in notebooks[path].cells if cell.cell_type == 'markdown']
+    spans = re.findall('`([^`\n]+)`', re.sub('```.*?```', '', '\n'.join(texts), flags=re.DOTALL))
+    assert [span for span in spans if re.search('pip install .* (in|of|and) ', span)] == []
+
+
+def test_examples_of_help_name_models_as_they_may_be_named():
+    "A folder below runs, or hf:// and a name; a bare owner/name would be a folder that is not there."
+    commands = [command for part in (app, data, index) for command in part.registered_commands]
+    lines = '\n'.join(command.callback.__doc__ for command in commands).splitlines()
+    examples = [shlex.split(line) for line in lines if line.strip().startswith('dcwh ')]
+    names = [words[words.index('--model') + 1] for words in examples if '--model' in words]
+    names += [words[2] for words in examples if words[1] == 'encode']
+    names += [word for words in examples for word in words if 'hash-model' in word]
+    assert len(names) > 4
+    assert [said for said in names if not said.startswith(('runs/', 'hf://'))] == []
 
 
 @pytest.mark.parametrize('path', [p for p in NOTEBOOKS if p.is_relative_to(ROOT / 'reports')], ids=name)

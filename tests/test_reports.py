@@ -1,6 +1,7 @@
 """The reports of the repository: which there are, which can be made here, what they say beside their tables."""
 from pathlib import Path
 import importlib.util
+import runpy
 
 import nbformat
 import pytest
@@ -43,6 +44,20 @@ def test_reports_are_made_where_images_are(reports, capsys):
     reports.main(['digits'])
     assert 'not as in the table (another processor?): map' in capsys.readouterr().out
     assert 'The row of this run in the table has 0.5000' in made.read_text()
+
+
+def interrupted(*given, **more): raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize('script, called, said', [
+    ('reports', 'dcwh.experiment.report', 'stopped; the same command goes on'),
+    ('unions', 'dcwh.results.read_results', 'stopped; reports/unions.csv is as it was'),
+    ('on_gpu', 'subprocess.run', 'on_gpu: stopped')])
+def test_a_script_that_is_stopped_says_so_in_a_line(reports, monkeypatch, capsys, script, called, said):
+    monkeypatch.setattr(called, interrupted)
+    monkeypatch.setattr('sys.argv', ['script', *{'reports': ['digits'], 'on_gpu': ['1', 'true']}.get(script, [])])
+    with pytest.raises(SystemExit) as end: runpy.run_path(str(ROOT / f'workflow/{script}.py'), run_name='__main__')
+    assert end.value.code == 130 and capsys.readouterr().err == f'{said}\n'
 
 
 def test_an_unknown_set_is_refused(reports):

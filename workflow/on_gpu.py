@@ -117,3 +117,6 @@ def main(words: list[str]) -> None:
 if __name__ == '__main__':
     try: main(sys.argv[1:])
     except (ValueError, OSError) as error: sys.exit(f'on_gpu: {error}')
+    except KeyboardInterrupt:   # while it waits; the command has one of its own
+        print('on_gpu: stopped', file=sys.stderr)
+        sys.exit(130)

@@ -64,3 +64,6 @@ def main(wanted: list[str]) -> None:
 if __name__ == '__main__':
     try: main(sys.argv[1:])
     except (ValueError, OSError) as e: sys.exit(str(e))
+    except KeyboardInterrupt:
+        print('stopped; the same command goes on', file=sys.stderr)
+        sys.exit(130)

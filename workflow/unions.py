@@ -11,6 +11,7 @@ off are a matter of sign, so a bit counts if it or its opposite is one.
 from pathlib import Path
 import csv
 import io
+import sys
 
 import numpy as np
 
@@ -59,4 +60,9 @@ def write_table(
     write_whole(Path(reports, 'unions.csv'), lambda f: f.write(text.getvalue().encode()))
 
 
-if __name__ == '__main__': write_table()
+if __name__ == '__main__':
+    try: write_table()
+    except (ValueError, OSError) as e: sys.exit(str(e))
+    except KeyboardInterrupt:
+        print('stopped; reports/unions.csv is as it was', file=sys.stderr)
+        sys.exit(130)
