@@ -273,8 +273,8 @@ def compare(
         if not any(results.lines_of(table)): warnings.warn(f'{table} has no row')
     other = len(results.other_numbers(*folders))
     if other:
-        warnings.warn(f'{other} runs have other numbers than their rows in the tables; '
-                      'the rows are shown')
+        warnings.warn('finished runs that have other numbers than their rows in the tables: '
+                      f'{other}; the rows are shown')
     experiment.execute(template, out, {'folders': folders, 'published': published}, partial=False)
     typer.echo(out)
 

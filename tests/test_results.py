@@ -291,6 +291,22 @@ def test_a_table_without_rows_is_said(tmp_path, monkeypatch):
     assert done.exit_code == 0 and done.stderr == f'{file} has no row\n', done.output
 
 
+def test_a_run_with_other_numbers_than_its_row_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr('dcwh.experiment.execute', lambda *given, **more: None)
+    reports, runs = tmp_path / 'reports', tmp_path / 'runs'
+    for seed in (0, 1): made(reports, .9, seed=seed)
+    words = ['compare', str(reports), str(runs), '--out', str(tmp_path / 'out.ipynb'),
+             '--published', str(ROOT / 'data/published.csv'),
+             '--template', str(ROOT / 'nbs/templates/compare.ipynb')]
+    left(runs, .9)
+    assert CliRunner().invoke(app, words).stderr == ''
+    left(runs, .85, seed=1)
+    said = CliRunner().invoke(app, words).stderr
+    assert said == ('finished runs that have other numbers than their rows in the tables: 1; '
+                    'the rows are shown\n')
+    assert results.read_results(reports, runs)['map'].tolist() == [.9, .9]
+
+
 def test_a_folder_that_is_not_there_is_refused(tmp_path):
     (tmp_path / 'file').touch()
     for name in ('nowhere', 'file'):
@@ -384,7 +400,7 @@ def test_comparison_as_a_notebook(folder, tmp_path):
 def test_comparison_without_results(tmp_path):
     (tmp_path / 'nothing').mkdir()
     shown = compare(tmp_path / 'nothing', tmp_path / 'out.ipynb')
-    assert 'There are no results in' in said(shown)
+    assert 'There are no results in' in said(shown) and 'tables of' not in said(shown)
     assert not any('image/png' in output.get('data', {}) for output in shown)
 
 
