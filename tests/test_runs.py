@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 from dcwh.cli import app
 from dcwh.codes import Codes
-from dcwh.experiment import recorded, report, run, template_parameters
+from dcwh.experiment import finished, recorded, report, run, template_parameters
 from dcwh.model import HashModel
 from dcwh.results import read_result, read_table, record, row_of_config, run_name
 from dcwh.training import resolve
@@ -340,7 +340,7 @@ def test_a_damaged_result_is_named_and_stays(tmp_path, uninterrupted, how):
     file = tmp_path / 'runs' / run_name(config) / 'result.json'
     file.parent.mkdir(parents=True)
     file.write_text(json.dumps(uninterrupted[0]))
-    assert asked(config, tmp_path)[0]() == uninterrupted[0]
+    assert finished(config, tmp_path / 'runs') == uninterrupted[0]
     damaged(file, how)
     before = file.read_bytes()
     for ask in asked(config, tmp_path):
