@@ -1,6 +1,6 @@
 """What a GPU does with a training step and with an evaluation, beside the least that it could take.
 
-    python benchmarks/gpu.py               # on a GPU: a few minutes; writes benchmarks/gpu.csv
+    python benchmarks/gpu.py               # on a GPU; writes benchmarks/gpu.csv
     python benchmarks/gpu.py --sizes cpu   # on a processor, alike; writes benchmarks/step.csv
     python benchmarks/gpu.py --sizes tiny --out FILE   # does all of it run?
 

@@ -281,9 +281,9 @@ def run(
             known = _work(config, data, folder, resume, progress and main, tracker, accelerator)
             content = json.dumps(known, indent=1).encode()
             if main: write_whole(file, lambda f: f.write(content))
-        if main: (folder / 'checkpoint.pt').unlink(missing_ok=True)
-        for name in ('checkpoint.pt', 'history.csv'):
-            if main: remove_leftovers(folder / name)
+        if main:
+            (folder / 'checkpoint.pt').unlink(missing_ok=True)
+            for name in ('checkpoint.pt', 'history.csv'): remove_leftovers(folder / name)
     return known
 
 # %% ../nbs/12_experiment.ipynb #12c0de03
@@ -300,7 +300,8 @@ def _work(
     accelerator: Accelerator,
 ) -> dict:
     "Images to model, codes and result, which the main process gives to all."
-    laps, started_at, main = Laps(), commit(), accelerator.is_main_process   # it may move on
+    laps, main = Laps(), accelerator.is_main_process
+    started_at = commit()   # which may move on while the run goes on
     data = data.read(config.resize, config.workers)
     laps.end('data')
     trained = train(config, data, None, folder, resume, progress, tracker)
