@@ -13,24 +13,28 @@ Nothing but this repository is needed.
 - Evaluation: distances of all pairs of codes, counted for every query.
 - A run of CIFAR-10 (JPEG), if its images are there: its mAP beside the one recorded on a CPU.
 """
+
+import logging
 from argparse import ArgumentParser
 from collections import namedtuple
 from pathlib import Path
 from time import perf_counter
-import logging
 
 import numpy as np
 import torch
+from tables import write_table
 from torch.nn.functional import pad
 
-from dcwh.codes import Codes, writable
+from dcwh.codes import Codes
+from dcwh.config import resolve
+from dcwh.counting import histograms
 from dcwh.data import epoch_draws, load, prepare
-from dcwh.evaluation import evaluate, histograms
+from dcwh.evaluation import evaluate
 from dcwh.experiment import processor, run
+from dcwh.files import writable
 from dcwh.results import row_of_config
 from dcwh.sources import Source, Split
-from dcwh.training import accelerator_of, build, loader_of, numerics, resolve, train_epoch
-from tables import write_table
+from dcwh.training import accelerator_of, build, loader_of, numerics, train_epoch
 
 HERE = Path(__file__).parent
 GPU = torch.cuda.is_available()
@@ -50,10 +54,12 @@ def seconds(work, rounds=3):
     "The least time of some rounds, with everything done on the device at their end."
     least = float('inf')
     for _ in range(rounds):
-        if GPU: torch.cuda.synchronize()
+        if GPU:
+            torch.cuda.synchronize()
         start = perf_counter()
         work()
-        if GPU: torch.cuda.synchronize()
+        if GPU:
+            torch.cuda.synchronize()
         least = min(least, perf_counter() - start)
     return least
 
@@ -70,26 +76,38 @@ def noise(sizes):
 
 class Step:
     "A network in training: what `train` makes of a configuration, and a bare loop over it."
+
     def __init__(self, backbone, images, sizes, compiled=True):
-        said = {'weights': 'none', 'workers': 0, 'batch_size': sizes.batch, 'flip': True,
-                'image_size': sizes.side, 'resize': sizes.side, 'padding': sizes.side // 10,
-                'compile': 'default' if compiled and GPU else 'off'}
-        if not GPU: said |= {'precision': 'fp32'}
+        said = {
+            'weights': 'none',
+            'workers': 0,
+            'batch_size': sizes.batch,
+            'flip': True,
+            'image_size': sizes.side,
+            'resize': sizes.side,
+            'padding': sizes.side // 10,
+            'compile': 'default' if compiled and GPU else 'off',
+        }
+        if not GPU:
+            said |= {'precision': 'fp32'}
         self.sizes = sizes
-        self.config = resolve(said, dataset='folder/noise', bits=48, recipe='gpu',
-                              backbone=backbone)
+        self.config = resolve(
+            said, dataset='folder/noise', bits=48, recipe='gpu', backbone=backbone
+        )
         self.images, self.accelerator = images, accelerator_of(self.config)
         model, self.criterion, optimizer = build(self.config, 10, images=len(images))
         self.criterion.to(DEVICE)
         self.net, self.optimizer = self.accelerator.prepare(model.to(DEVICE), optimizer)
-        if self.config.compile != 'off': self.net = torch.compile(self.net, dynamic=False)
+        if self.config.compile != 'off':
+            self.net = torch.compile(self.net, dynamic=False)
         self.loader = loader_of(self.config, images, self.accelerator)
 
     def ours(self):
         "One epoch as it is trained."
         self.criterion.begin_epoch(1, 3)
-        train_epoch(self.config, self.loader, 1, self.accelerator, self.net, self.criterion,
-                    self.optimizer)
+        train_epoch(
+            self.config, self.loader, 1, self.accelerator, self.net, self.criterion, self.optimizer
+        )
         self.criterion.end_epoch()
 
     def bare(self):
@@ -108,26 +126,30 @@ class Step:
         labels, source = torch.from_numpy(self.images.labels), self.images.source.images
         here = labels.to(DEVICE)
         held = torch.from_numpy(source) if sent else self.loader.held
-        if held is None: held = torch.from_numpy(source).permute(0, 3, 1, 2)
-        elif sent: held = held.permute(0, 3, 1, 2)
+        if held is None:
+            held = torch.from_numpy(source).permute(0, 3, 1, 2)
+        elif sent:
+            held = held.permute(0, 3, 1, 2)
         places, there = torch.from_numpy(order), draws.to(DEVICE)
         on_device = places.to(DEVICE)
         self.net.train()
         self.criterion.train()
         self.criterion.begin_epoch(1, 3)
         for part in range(0, len(places), self.sizes.batch):
-            index = on_device[part:part + self.sizes.batch]
-            x = held[(places if sent else on_device)[part:part + self.sizes.batch]].to(DEVICE)
+            index = on_device[part : part + self.sizes.batch]
+            x = held[(places if sent else on_device)[part : part + self.sizes.batch]].to(DEVICE)
             cut, side = by_slices if sliced else prepare, self.sizes.side
             x = cut(x, side, side, there[index], self.config.padding, True)
-            y = labels[places[part:part + self.sizes.batch]].to(DEVICE) if sent else here[index]
+            y = labels[places[part : part + self.sizes.batch]].to(DEVICE) if sent else here[index]
             self.optimizer.zero_grad()
             h = self.net(x.contiguous(memory_format=torch.channels_last))
             loss = self.criterion(h, y, index)
-            if looked and not torch.isfinite(loss): raise FloatingPointError
+            if looked and not torch.isfinite(loss):
+                raise FloatingPointError
             self.accelerator.backward(loss)
             self.optimizer.step()
-            if read: torch.stack(list(self.criterion.last.values())).tolist()
+            if read:
+                torch.stack(list(self.criterion.last.values())).tolist()
 
 
 def by_slices(images, side, _, draws, padding, flip):
@@ -136,15 +158,17 @@ def by_slices(images, side, _, draws, padding, flip):
     steps = bordered.shape[-1] - side + 1
     cuts = []
     for image, (top, left), mirrored in zip(
-            bordered, (draws[:, :2] * steps).long().tolist(), (draws[:, 2] < .5).tolist()):
-        cut = image[:, top:top + side, left:left + side]
+        bordered, (draws[:, :2] * steps).long().tolist(), (draws[:, 2] < 0.5).tolist()
+    ):
+        cut = image[:, top : top + side, left : left + side]
         cuts.append(cut.flip(2) if mirrored else cut)
     return torch.stack(cuts) / 255
 
 
 def steps_of(backbone, images, sizes):
     "Images per second of our whole step and of the bare loop, and memory."
-    if GPU: torch.cuda.reset_peak_memory_stats()
+    if GPU:
+        torch.cuda.reset_peak_memory_stats()
     step, start = Step(backbone, images, sizes), perf_counter()
     step.ours()
     yield f'{backbone}: the first epoch, compiling', perf_counter() - start, 's', ''
@@ -152,22 +176,31 @@ def steps_of(backbone, images, sizes):
     ours = len(images) / seconds(step.ours)
     yield f'{backbone}: bare loop', bare, 'images per second', ''
     yield f'{backbone}: whole step', ours, 'images per second', ours / bare
-    if GPU: yield f'{backbone}: memory', torch.cuda.max_memory_allocated() / 2**30, 'GiB', ''
+    if GPU:
+        yield f'{backbone}: memory', torch.cuda.max_memory_allocated() / 2**30, 'GiB', ''
 
 
 def waits_of(backbone, images, sizes):
     "Images per second where the step waits, as a share of the one that waits for nothing."
     step, free = Step(backbone, images, sizes), None
-    each = {'images from the host': 'sent', 'loss looked at': 'looked', 'terms read': 'read',
-            'cuts in a loop': 'sliced'}
-    waits = {'no wait': {}, **{name: {option: True} for name, option in each.items()},
-             'all of them': dict.fromkeys(each.values(), True)}
+    each = {
+        'images from the host': 'sent',
+        'loss looked at': 'looked',
+        'terms read': 'read',
+        'cuts in a loop': 'sliced',
+    }
+    waits = {
+        'no wait': {},
+        **{name: {option: True} for name, option in each.items()},
+        'all of them': dict.fromkeys(each.values(), True),
+    }
     step.waiting()
     for name, options in waits.items():
         rate = len(images) / seconds(lambda: step.waiting(**options), rounds=2)
         free = free or rate
         yield f'{backbone}, waits: {name}', rate, 'images per second', rate / free
-    if not GPU: return
+    if not GPU:
+        return
     plain = Step(backbone, images, sizes, compiled=False)
     plain.ours()
     rate = len(images) / seconds(plain.ours, rounds=2)
@@ -181,10 +214,14 @@ def cuts(sizes):
         shape = sizes.batch, side, side, 3
         images = torch.randint(0, 256, shape, dtype=torch.uint8, device=DEVICE).permute(0, 3, 1, 2)
         ways = {'by one gather' if side == sizes.side else 'as it is done': prepare}
-        if side == sizes.side: ways['in a loop'] = by_slices
+        if side == sizes.side:
+            ways['in a loop'] = by_slices
         loop = None
         for way, cut in reversed(ways.items()):
-            def work(): cut(images, sizes.side, sizes.side, draws, sizes.side // 10, True)
+
+            def work():
+                cut(images, sizes.side, sizes.side, draws, sizes.side // 10, True)
+
             work()
             rate = sizes.batch / seconds(work, rounds=10)
             loop = loop or rate
@@ -194,17 +231,28 @@ def cuts(sizes):
 def evaluations(sizes):
     "Seconds in which all distances are counted, and what of it is the least."
     rng, pairs = np.random.default_rng(0), sizes.queries * sizes.database
-    sides = [Codes.from_packed(rng.integers(0, 256, (n, BITS // 8), dtype=np.uint8), BITS,
-                               rng.integers(0, 10, n)) for n in (sizes.queries, sizes.database)]
+    sides = [
+        Codes.from_packed(
+            rng.integers(0, 256, (n, BITS // 8), dtype=np.uint8), BITS, rng.integers(0, 10, n)
+        )
+        for n in (sizes.queries, sizes.database)
+    ]
     ways = {'numba, on the processor': lambda: histograms(*sides)}
     if GPU:
-        from dcwh.evaluation import _count_by_torch, _count_by_triton
-        def counts(): return np.zeros((sizes.queries, 2, BITS + 1), np.int32)
-        ways = {'kernel': lambda: _count_by_triton(*sides, counts(), DEVICE),
-                'plain torch': lambda: _count_by_torch(*sides, counts(), DEVICE),
-                'histograms on cuda': lambda: histograms(*sides, device='cuda'), **ways}
+        from dcwh.counting import _count_by_torch, _count_by_triton
+
+        def counts():
+            return np.zeros((sizes.queries, 2, BITS + 1), np.int32)
+
+        ways = {
+            'kernel': lambda: _count_by_triton(*sides, counts(), DEVICE),
+            'plain torch': lambda: _count_by_torch(*sides, counts(), DEVICE),
+            'histograms on cuda': lambda: histograms(*sides, device='cuda'),
+            **ways,
+        }
     least, expected = floor(pairs), histograms(*sides)
-    if least: yield 'counting: floor, computed', least, 's', 1.
+    if least:
+        yield 'counting: floor, computed', least, 's', 1.0
     for name, way in ways.items():
         assert np.array_equal(way(), expected), name
         took = seconds(way, rounds=3)
@@ -216,7 +264,8 @@ def evaluations(sizes):
 def floor(pairs):
     """Seconds that popcounts and counts of all pairs take at least: two words of 32 bits a pair,
     16 popcounts and 32 additions in shared memory a clock in each multiprocessor."""
-    if not GPU: return None
+    if not GPU:
+        return None
     card = torch.cuda.get_device_properties(0)
     clock = getattr(card, 'clock_rate', 1.7e6) * 1e3
     return pairs * (2 / 16 + 1 / 32) / (card.multi_processor_count * clock)
@@ -226,7 +275,8 @@ def cifar():
     "mAP of the recorded configuration, in float32, on this device and on the processor it names."
     config = resolve(dataset='folder/cifar10-jpeg', bits=48, data_dir=str(CIFAR))
     row = row_of_config(config, HERE.parent / 'reports')
-    if not CIFAR.is_dir() or row is None: return
+    if not CIFAR.is_dir() or row is None:
+        return
     result = run(config, HERE.parent / 'runs/benchmark', resume=False)
     yield 'CIFAR-10 (JPEG), 48 bits, float32: mAP', result['metrics']['map'], '', ''
     yield f'the same, recorded on {row["device"]}: mAP', row['map'], '', ''
@@ -238,11 +288,13 @@ def measured(sizes):
     "All rows, each as soon as it is there."
     images = noise(sizes)
     with numerics(resolve(dataset='digits', bits=48, recipe='gpu')):
-        for backbone in sizes.backbones: yield from steps_of(backbone, images, sizes)
+        for backbone in sizes.backbones:
+            yield from steps_of(backbone, images, sizes)
         yield from waits_of(sizes.waiting, images, sizes)
         yield from cuts(sizes)
     yield from evaluations(sizes)
-    if sizes is SIZES['gpu']: yield from cifar()
+    if sizes is SIZES['gpu']:
+        yield from cifar()
 
 
 def main():
@@ -252,14 +304,17 @@ def main():
     asked = parser.parse_args()
     sizes = SIZES[asked.sizes]
     out = asked.out or (sizes.table and HERE / sizes.table)
-    if out: writable(out)   # or all would be measured in vain
-    logging.getLogger('dcwh').setLevel(logging.ERROR)   # centres of noise are held, again and again
+    if out:
+        writable(out)  # or all would be measured in vain
+    logging.getLogger('dcwh').setLevel(logging.ERROR)  # centres of noise are held, again and again
     device, rows = torch.cuda.get_device_name() if GPU else processor(), []
     for what, value, unit, share in measured(sizes):
         rows.append([device, what, f'{value:.4g}', unit, share and f'{share:.3g}'])
         print(*rows[-1], sep=' | ', flush=True)
     head = ['device', 'what', 'value', 'unit', 'of the bare loop, the floor']
-    if out: write_table(out, [head, *rows])
+    if out:
+        write_table(out, [head, *rows])
 
 
-if __name__ == '__main__': main()
+if __name__ == '__main__':
+    main()

@@ -6,6 +6,7 @@ Given the folders of runs (codes and outputs of query and database). mAP@100 and
 The database is shuffled first: images of a class lie together in it, many have the same code, and the order of ties would otherwise tell classes apart.
 Milliseconds of a query, a hundred at a time, on one thread.
 """
+
 from pathlib import Path
 from sys import argv
 from time import perf_counter
@@ -13,11 +14,11 @@ from time import perf_counter
 import faiss
 import numpy as np
 import torch
+from tables import write_table
 
 from dcwh.codes import Codes
 from dcwh.evaluation import ap_of_outputs, divisor, evaluate
 from dcwh.search import CodeIndex
-from tables import write_table
 
 QUERIES = 1_000
 faiss.omp_set_num_threads(1)
@@ -27,12 +28,15 @@ torch.set_num_threads(1)
 def map_of(relevant, total):
     "mAP of rankings given as relevance, shape (Q, k), divided by the relevant that were found."
     precision = relevant.cumsum(1) / np.arange(1, relevant.shape[1] + 1) * relevant
-    return float((precision.sum(1) / divisor(total, relevant.sum(1), relevant.shape[1], 'min')).mean())
+    return float(
+        (precision.sum(1) / divisor(total, relevant.sum(1), relevant.shape[1], 'min')).mean()
+    )
 
 
 def milliseconds(call, parts):
     clock = perf_counter()
-    for part in parts: call(part)
+    for part in parts:
+        call(part)
     return f'{1e3 * (perf_counter() - clock) / QUERIES:.3g}'
 
 
@@ -58,25 +62,34 @@ def rows_of(folder):
         ids = index.rerank(h, 1000, shortlist)[1]
         relevant = database.labels[ids] == query.labels[:, None]
         found = [map_of(relevant[:, :k], total) for k in DEPTHS]
-        took = milliseconds(lambda part: index.rerank(h[part], 1000, shortlist), parts)   # noqa: B023
-        yield [folder.name, 'outputs of the query, codes of the database', shortlist,
-               *in_four_digits(found), took]
+        took = milliseconds(lambda part: index.rerank(h[part], 1000, shortlist), parts)  # noqa: B023
+        yield [
+            folder.name,
+            'outputs of the query, codes of the database',
+            shortlist,
+            *in_four_digits(found),
+            took,
+        ]
     sides = torch.from_numpy(h), torch.from_numpy(z), query.labels, database.labels
     found = [ap_of_outputs(*sides, k, 'min').mean() for k in DEPTHS]
     yield [folder.name, 'outputs on both sides', '', *in_four_digits(found), '']
 
 
-def in_four_digits(numbers): return [f'{number:.4f}' for number in numbers]
+def in_four_digits(numbers):
+    return [f'{number:.4f}' for number in numbers]
 
 
 def main(words):
     "Measure all folders, then write. Raises SystemExit with a line where one is not there."
-    if not words: raise SystemExit('give folders of runs, such as runs/digits-default/dcwh-48-seed0-…')
+    if not words:
+        raise SystemExit('give folders of runs, such as runs/digits-default/dcwh-48-seed0-…')
     folders = [Path(word) for word in words]
     for file in (folder / name for folder in folders for name in FILES):
-        if not file.is_file(): raise SystemExit(f'{file} is not there; give folders of runs')
+        if not file.is_file():
+            raise SystemExit(f'{file} is not there; give folders of runs')
     rows = [row for folder in folders for row in rows_of(folder)]
     write_table(Path(__file__).with_suffix('.csv'), [COLUMNS, *rows])
 
 
-if __name__ == '__main__': main(argv[1:])
+if __name__ == '__main__':
+    main(argv[1:])

@@ -7,13 +7,15 @@ the same codes, after a warm-up on few queries: the quick ones three times, of w
 counts, the slow ones once. What they return stands beside how long they took. The last two rank
 real-valued outputs of which the codes are the signs. The table is benchmarks/evaluation.csv.
 """
+
 import faiss
 import numpy as np
 import pytest
 import torch
 
 from dcwh.codes import Codes, unpack
-from dcwh.evaluation import _count_by_torch, ap_in_order, ap_of_outputs, evaluate
+from dcwh.counting import _count_by_torch
+from dcwh.evaluation import ap_in_order, ap_of_outputs, evaluate
 
 QUERIES, DATABASE, BITS, CLASSES = 10_000, 50_000, 48, 10
 
@@ -22,17 +24,24 @@ QUERIES, DATABASE, BITS, CLASSES = 10_000, 50_000, 48, 10
 def sides():
     "Each class a random corner of the cube, each image that corner with a quarter of its bits flipped."
     rng = np.random.default_rng(0)
-    corners = rng.choice([-1., 1.], (CLASSES, BITS))
+    corners = rng.choice([-1.0, 1.0], (CLASSES, BITS))
     labels = [rng.integers(0, CLASSES, n) for n in (QUERIES, DATABASE)]
-    return [Codes.from_outputs(corners[y] * np.where(rng.random((len(y), BITS)) < .25, -1, 1), y) for y in labels]
+    return [
+        Codes.from_outputs(corners[y] * np.where(rng.random((len(y), BITS)) < 0.25, -1, 1), y)
+        for y in labels
+    ]
 
 
 @pytest.fixture
 def measure(benchmark, sides):
     def measured(f, name, rounds=3, warm=100):
         f(sides[0][:warm], sides[1])
-        benchmark.extra_info['name'], benchmark.extra_info['map'] = name, benchmark.pedantic(f, sides, rounds=rounds)
+        benchmark.extra_info['name'], benchmark.extra_info['map'] = (
+            name,
+            benchmark.pedantic(f, sides, rounds=rounds),
+        )
         return benchmark.extra_info['map']
+
     return measured
 
 
@@ -44,21 +53,22 @@ def ours(query, database):
 def loop_of_numpy(query, database):
     "A matrix product, an argsort and a mean of precisions for each query."
     q, d = (unpack(side.packed, side.bits).astype(np.float32) for side in (query, database))
-    total = 0.
+    total = 0.0
     for code, label in zip(q, query.labels):
         relevant = (database.labels == label).astype(np.float32)
-        ranked = relevant[np.argsort(.5 * (BITS - code @ d.T))]
-        places = np.flatnonzero(ranked) + 1.
-        if len(places): total += np.mean(np.arange(1, len(places) + 1) / places)
+        ranked = relevant[np.argsort(0.5 * (BITS - code @ d.T))]
+        places = np.flatnonzero(ranked) + 1.0
+        if len(places):
+            total += np.mean(np.arange(1, len(places) + 1) / places)
     return total / len(q)
 
 
 def topk_of_torch(query, database, rows=100):
     "Distances of a hundred queries at a time, ranked by a topk over the whole database."
     q, d = (torch.from_numpy(unpack(side.packed, side.bits)).float() for side in (query, database))
-    y, z, total = torch.from_numpy(query.labels), torch.from_numpy(database.labels), 0.
+    y, z, total = torch.from_numpy(query.labels), torch.from_numpy(database.labels), 0.0
     for part, labels in zip(q.split(rows), y.split(rows)):
-        _, order = (.5 * (BITS - part @ d.T)).topk(len(d), largest=False)
+        _, order = (0.5 * (BITS - part @ d.T)).topk(len(d), largest=False)
         ranked = (labels[:, None] == z).gather(1, order).float()
         precision = ranked.cumsum(1) / torch.arange(1, len(d) + 1)
         total += ((precision * ranked).sum(1) / ranked.sum(1).clamp(min=1)).sum().item()
@@ -75,7 +85,9 @@ def nearest_of_faiss(query, database):
 def outputs(codes):
     "Real-valued outputs with these codes as their signs, without ties."
     rng = np.random.default_rng(len(codes))
-    return torch.from_numpy(unpack(codes.packed, codes.bits) * rng.gamma(4, size=(len(codes), BITS)))
+    return torch.from_numpy(
+        unpack(codes.packed, codes.bits) * rng.gamma(4, size=(len(codes), BITS))
+    )
 
 
 def ours_of_outputs(query, database):
@@ -86,7 +98,7 @@ def ours_of_outputs(query, database):
 def stable_argsort_of_torch(query, database, rows=83):
     "Euclidean distances of 83 queries at a time, ranked by a stable argsort: ours as it was."
     q, d = outputs(query), outputs(database)
-    y, z, total = torch.from_numpy(query.labels), torch.from_numpy(database.labels), 0.
+    y, z, total = torch.from_numpy(query.labels), torch.from_numpy(database.labels), 0.0
     for part, labels in zip(q.split(rows), y.split(rows)):
         order = torch.cdist(part, d).argsort(dim=1, stable=True)
         ranked = (labels[:, None] == z).gather(1, order)
@@ -109,8 +121,10 @@ def test_ours_on_torch(measure):
 
 
 def test_ours_in_order(measure):
-    measure(lambda q, d: float(ap_in_order(q, d).mean()),
-            'dcwh ap_in_order: ties in the order of the database')
+    measure(
+        lambda q, d: float(ap_in_order(q, d).mean()),
+        'dcwh ap_in_order: ties in the order of the database',
+    )
 
 
 def test_numpy(measure):

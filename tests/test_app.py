@@ -1,9 +1,5 @@
 """The page in a real browser: headless Chromium drops files on it, filters, clicks, and asks nobody but this machine."""
-from contextlib import closing
-from pathlib import Path
-from urllib.error import URLError
-from urllib.parse import urlsplit
-from urllib.request import Request, urlopen
+
 import json
 import os
 import shutil
@@ -12,18 +8,23 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import closing
+from pathlib import Path
+from urllib.error import URLError
+from urllib.parse import urlsplit
+from urllib.request import Request, urlopen
 
-from PIL import Image
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from dcwh.codes import Codes
 from dcwh.model import HashModel
 from dcwh.sources import digits
 
 pytestmark = pytest.mark.whole
-SHOWN = 18   # results, as the page opens
+SHOWN = 18  # results, as the page opens
 DCWH = Path(sys.executable).with_name('dcwh')
 
 
@@ -38,15 +39,20 @@ def site(tmp_path_factory):
     "A page on an index of 300 digits, whose codes are signs of random projections of the pixels."
     from dcwh.app import serve
     from dcwh.search import CodeIndex
+
     root, source = tmp_path_factory.mktemp('images'), digits()
     for i in range(300):
         (root / str(source.labels[i])).mkdir(exist_ok=True)
         Image.fromarray(source.images[i]).save(root / f'{source.labels[i]}/{i:03}.png')
     names = sorted(p.relative_to(root).as_posix() for p in root.glob('*/*.png'))
     torch.manual_seed(0)
-    encoder = HashModel(torch.nn.Flatten(), 48, image_size=8, mean=(.3,) * 3)
+    encoder = HashModel(torch.nn.Flatten(), 48, image_size=8, mean=(0.3,) * 3)
     packed = encoder.encode([root / n for n in names]).packed
-    index = CodeIndex.build(Codes(packed, 48, None, np.array(names), encoder.identity()), metadata={'label': np.array([n[0] for n in names])}, root=str(root))
+    index = CodeIndex.build(
+        Codes(packed, 48, None, np.array(names), encoder.identity()),
+        metadata={'label': np.array([n[0] for n in names])},
+        root=str(root),
+    )
     blocks = serve(index, encoder, port=(port := free_port()), wait=False)
     yield f'http://127.0.0.1:{port}/', index, encoder, root
     blocks.close()
@@ -56,12 +62,27 @@ def site(tmp_path_factory):
 def chromium(tmp_path_factory):
     "Headless Chromium that can reach 127.0.0.1 and nothing else, with a log of all that its page asks for."
     from selenium import webdriver
-    program = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
+
+    program = next(
+        filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None
+    )
     driver = shutil.which('chromedriver')
-    if not program or not driver: pytest.fail(f'{"Chromium" if not program else "chromedriver"} is not there. On Debian: apt-get install chromium chromium-driver, or make test-all', pytrace=False)
+    if not program or not driver:
+        pytest.fail(
+            f'{"Chromium" if not program else "chromedriver"} is not there. On Debian: apt-get install chromium chromium-driver, or make test-all',
+            pytrace=False,
+        )
     options = webdriver.ChromeOptions()
     options.binary_location = program
-    for flag in ('headless=new', 'no-sandbox', 'disable-dev-shm-usage', 'window-size=1280,900', 'host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1', f'user-data-dir={tmp_path_factory.mktemp("chromium")}'): options.add_argument(f'--{flag}')
+    for flag in (
+        'headless=new',
+        'no-sandbox',
+        'disable-dev-shm-usage',
+        'window-size=1280,900',
+        'host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1',
+        f'user-data-dir={tmp_path_factory.mktemp("chromium")}',
+    ):
+        options.add_argument(f'--{flag}')
     options.set_capability('goog:loggingPrefs', {'performance': 'ALL', 'browser': 'ALL'})
     browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
     yield browser
@@ -70,6 +91,7 @@ def chromium(tmp_path_factory):
 
 class Visitor:
     "Sees the page, and does what a hand does."
+
     def __init__(self, browser, url):
         self.browser = browser
         self.logs()
@@ -79,37 +101,74 @@ class Visitor:
     def until(self, what, seconds=30):
         from selenium.common.exceptions import StaleElementReferenceException, TimeoutException
         from selenium.webdriver.support.ui import WebDriverWait
-        try: WebDriverWait(self.browser, seconds, .1, [StaleElementReferenceException]).until(lambda _: what())
-        except TimeoutException: pytest.fail(f'after {seconds} s the page says {self.note!r} and shows {self.captions[:3]} …')
 
-    def all(self, selector): return self.browser.find_elements('css selector', selector)
-    def text(self, selector): return ' '.join(self.browser.execute_script('return [...document.querySelectorAll(arguments[0])].map(e => e.innerText.trim())', selector))
-    def drop(self, path): self.all('#query input[type=file]')[0].send_keys(str(path))
-    def click(self, position): self.all('#results .thumbnail-item')[position].click()
-    def logs(self): return [json.loads(line['message'])['message'] for line in self.browser.get_log('performance')]
+        try:
+            WebDriverWait(self.browser, seconds, 0.1, [StaleElementReferenceException]).until(
+                lambda _: what()
+            )
+        except TimeoutException:
+            pytest.fail(
+                f'after {seconds} s the page says {self.note!r} and shows {self.captions[:3]} …'
+            )
+
+    def all(self, selector):
+        return self.browser.find_elements('css selector', selector)
+
+    def text(self, selector):
+        return ' '.join(
+            self.browser.execute_script(
+                'return [...document.querySelectorAll(arguments[0])].map(e => e.innerText.trim())',
+                selector,
+            )
+        )
+
+    def drop(self, path):
+        self.all('#query input[type=file]')[0].send_keys(str(path))
+
+    def click(self, position):
+        self.all('#results .thumbnail-item')[position].click()
+
+    def logs(self):
+        return [
+            json.loads(line['message'])['message'] for line in self.browser.get_log('performance')
+        ]
 
     @property
-    def note(self): return self.text('#note p')
+    def note(self):
+        return self.text('#note p')
+
     @property
-    def captions(self): return self.browser.execute_script("return [...document.querySelectorAll('#results .caption-label')].map(e => e.innerText.trim())")
+    def captions(self):
+        return self.browser.execute_script(
+            "return [...document.querySelectorAll('#results .caption-label')].map(e => e.innerText.trim())"
+        )
+
     @property
-    def pictures(self): return self.browser.execute_script('''return [...document.querySelectorAll('#results img')].map(i => {
+    def pictures(self):
+        return self.browser.execute_script("""return [...document.querySelectorAll('#results img')].map(i => {
         const c = document.createElement('canvas'); c.width = i.naturalWidth; c.height = i.naturalHeight; c.getContext('2d').drawImage(i, 0, 0);
-        return i.complete ? [...c.getContext('2d').getImageData(0, 0, c.width, c.height).data].filter((_, n) => n % 4 == 0) : [] })''')
+        return i.complete ? [...c.getContext('2d').getImageData(0, 0, c.width, c.height).data].filter((_, n) => n % 4 == 0) : [] })""")
 
 
 @pytest.fixture
-def visitor(chromium, site): return Visitor(chromium, site[0])
+def visitor(chromium, site):
+    return Visitor(chromium, site[0])
 
 
 def expected(index, codes, k=SHOWN, **where):
     distances, ids = index.search(codes, k, where or None)
-    return [f'{d} bit{"s" * (d != 1)} · {i[0]}' for d, i in zip(distances[0].tolist(), ids[0])], ids[0].tolist()
+    return [
+        f'{d} bit{"s" * (d != 1)} · {i[0]}' for d, i in zip(distances[0].tolist(), ids[0])
+    ], ids[0].tolist()
 
 
 def test_says_what_the_index_is(visitor, site):
     assert visitor.browser.title == 'Image search'
-    assert '300 images · 48 bits' in visitor.text('#title') and 'index flat' in visitor.text('#title') and site[2].identity() in visitor.text('#title')
+    assert (
+        '300 images · 48 bits' in visitor.text('#title')
+        and 'index flat' in visitor.text('#title')
+        and site[2].identity() in visitor.text('#title')
+    )
     assert not visitor.all('#back')[0].is_enabled()
 
 
@@ -119,9 +178,20 @@ def test_an_uploaded_image_finds_itself(visitor, site):
     visitor.drop(file)
     visitor.until(lambda: visitor.note == f'{SHOWN} images nearest to your image.')
     captions, ids = expected(index, encoder.encode([file]))
-    assert visitor.captions == captions and captions[0] == '0 bits · 3' and ids[0] == '3/013.png' and captions[-1][0] != '0'
+    assert (
+        visitor.captions == captions
+        and captions[0] == '0 bits · 3'
+        and ids[0] == '3/013.png'
+        and captions[-1][0] != '0'
+    )
     visitor.until(lambda: all(visitor.pictures))
-    assert all((np.reshape(shown, (160, 160))[::20, ::20] == np.asarray(Image.open(root / name).convert('L'))).all() for shown, name in zip(visitor.pictures, ids))
+    assert all(
+        (
+            np.reshape(shown, (160, 160))[::20, ::20]
+            == np.asarray(Image.open(root / name).convert('L'))
+        ).all()
+        for shown, name in zip(visitor.pictures, ids)
+    )
 
 
 def test_filter_by_label(visitor, site):
@@ -134,7 +204,10 @@ def test_filter_by_label(visitor, site):
         next(o for o in visitor.all('[role=option]') if o.text.strip(' ✓') == label).click()
         visitor.until(lambda: visitor.note.endswith(f'{label}.'))
     assert visitor.note == f'{SHOWN} images nearest to your image, of those with label 7 or 9.'
-    assert visitor.captions == expected(index, encoder.encode([root / '3/013.png']), label=['7', '9'])[0]
+    assert (
+        visitor.captions
+        == expected(index, encoder.encode([root / '3/013.png']), label=['7', '9'])[0]
+    )
     assert {c[-1] for c in visitor.captions} <= {'7', '9'}
 
 
@@ -147,7 +220,12 @@ def test_a_click_goes_on_and_back(visitor, site):
     for position in (5, 5, 9):
         visitor.click(position)
         captions, went = expected(index, index.codes_of([ids[position]]))
-        visitor.until(lambda: visitor.note == f'{SHOWN} images nearest to {ids[position]}.' and visitor.captions == captions)
+        visitor.until(
+            lambda: (
+                visitor.note == f'{SHOWN} images nearest to {ids[position]}.'
+                and visitor.captions == captions
+            )
+        )
         trail.append(visitor.note)
         ids = went
     for note in trail[-2::-1]:
@@ -170,7 +248,11 @@ def test_what_is_no_image_is_refused_in_a_sentence(visitor, site, tmp_path):
         (tmp_path / 'bad.png').write_bytes(data)
         visitor.drop(tmp_path / 'bad.png')
         visitor.until(lambda: word in visitor.text('#note .refused'))
-        assert visitor.captions == before and 'Traceback' not in visitor.browser.page_source and not visitor.text('.toast-body')
+        assert (
+            visitor.captions == before
+            and 'Traceback' not in visitor.browser.page_source
+            and not visitor.text('.toast-body')
+        )
     (tmp_path / 'huge.png').write_bytes(bytes(21 * 1024**2))
     visitor.drop(tmp_path / 'huge.png')
     visitor.until(lambda: 'size' in visitor.text('.toast-body'))
@@ -187,7 +269,8 @@ def test_a_file_that_is_gone_leaves_a_grey_place(visitor, site):
     try:
         visitor.drop(root / '4/004.png')
         visitor.until(lambda: f'1 of them cannot be read any more: {ids[2]}.' in visitor.note)
-    finally: (root / ids[2]).write_bytes(data)
+    finally:
+        (root / ids[2]).write_bytes(data)
     visitor.until(lambda: all(visitor.pictures))
     grey = [len(set(shown)) == 1 for shown in visitor.pictures]
     assert visitor.captions == captions and grey[2] and sum(grey) == 1
@@ -201,14 +284,20 @@ def test_nothing_is_asked_of_another_machine(visitor, site):
     visitor.until(lambda: 'your image' in visitor.note)
     visitor.click(3)
     visitor.until(lambda: '.png' in visitor.note)
-    asked = [m['params']['request']['url'] for m in visitor.logs() if m['method'] == 'Network.requestWillBeSent']
-    assert len(asked) > 20 and {urlsplit(url).hostname for url in asked if not url.startswith(('data:', 'blob:'))} == {'127.0.0.1'}
+    asked = [
+        m['params']['request']['url']
+        for m in visitor.logs()
+        if m['method'] == 'Network.requestWillBeSent'
+    ]
+    assert len(asked) > 20 and {
+        urlsplit(url).hostname for url in asked if not url.startswith(('data:', 'blob:'))
+    } == {'127.0.0.1'}
     assert [line for line in visitor.browser.get_log('browser') if line['level'] == 'SEVERE'] == []
-    blocked = visitor.browser.execute_async_script('''const done = arguments[0];
+    blocked = visitor.browser.execute_async_script("""const done = arguments[0];
         document.addEventListener('securitypolicyviolation', e => done(e.blockedURI), {once: true});
         setTimeout(() => done(''), 5000);
-        document.body.append(Object.assign(new Image(), {src: 'https://example.org/a.png'}));''')
-    assert blocked == 'https://example.org/a.png'   # and nothing could be
+        document.body.append(Object.assign(new Image(), {src: 'https://example.org/a.png'}));""")
+    assert blocked == 'https://example.org/a.png'  # and nothing could be
 
 
 @pytest.fixture(scope='module')
@@ -219,8 +308,12 @@ def photos(tmp_path_factory):
         (folder / 'photos' / str(source.labels[i])).mkdir(parents=True, exist_ok=True)
         Image.fromarray(source.images[i]).save(folder / f'photos/{source.labels[i]}/{i:03}.png')
     HashModel('small', 16, 'none', image_size=16).save_pretrained(folder / 'model')
-    commands = ('encode', 'model', 'photos', '--out', 'photos.npz'), ('index', 'build', 'photos.index', 'photos.npz', '--images', 'photos')
-    for words in commands: subprocess.run([DCWH, *words], cwd=folder, check=True, capture_output=True)
+    commands = (
+        ('encode', 'model', 'photos', '--out', 'photos.npz'),
+        ('index', 'build', 'photos.index', 'photos.npz', '--images', 'photos'),
+    )
+    for words in commands:
+        subprocess.run([DCWH, *words], cwd=folder, check=True, capture_output=True)
     return folder
 
 
@@ -232,26 +325,52 @@ def of_its_own(folder):
 def answered(page, port, path='', **more):
     "What a page says as soon as it is there."
     for _ in range(6000):
-        try: return urlopen(Request(f'http://127.0.0.1:{port}/{path}', **more), timeout=5).read().decode()
-        except URLError: time.sleep(.01)
+        try:
+            return (
+                urlopen(Request(f'http://127.0.0.1:{port}/{path}', **more), timeout=5)
+                .read()
+                .decode()
+            )
+        except URLError:
+            time.sleep(0.01)
         assert page.poll() is None, page.stdout.read()
 
 
-@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
+@pytest.mark.parametrize(
+    'number', [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name
+)
 def test_from_a_shell(number, photos, tmp_path):
     "`dcwh serve` ends by Ctrl-C and by the signals of systemd and of a terminal that is closed; what visitors sent is gone."
     port = free_port()
     body = b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\nmine\r\n--x--\r\n'
     words = [DCWH, 'serve', 'photos.index', '--model', 'model', '--port', str(port)]
-    with subprocess.Popen(words, cwd=photos, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=of_its_own(tmp_path)) as page:
+    with subprocess.Popen(
+        words,
+        cwd=photos,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=of_its_own(tmp_path),
+    ) as page:
         try:
-            said = answered(page, port)   # the signal comes while it is still opening
+            said = answered(page, port)  # the signal comes while it is still opening
             assert '30 images' in said and '16 bits' in said
-            up, = json.loads(answered(page, port, 'gradio_api/upload', data=body, headers={'Content-Type': 'multipart/form-data; boundary=x'}))
+            (up,) = json.loads(
+                answered(
+                    page,
+                    port,
+                    'gradio_api/upload',
+                    data=body,
+                    headers={'Content-Type': 'multipart/form-data; boundary=x'},
+                )
+            )
             assert Path(up).read_bytes() == b'mine' and tmp_path in Path(up).parents
-        finally: page.send_signal(number)
-        try: assert page.wait(300) == 0
-        finally: page.kill()   # or a page that does not hear it would be waited for without end
+        finally:
+            page.send_signal(number)
+        try:
+            assert page.wait(300) == 0
+        finally:
+            page.kill()  # or a page that does not hear it would be waited for without end
     assert not Path(up).exists() and not list(tmp_path.glob('dcwh-page-*'))
 
 
@@ -259,11 +378,22 @@ def test_what_a_killed_page_left_goes_with_the_next(photos, tmp_path):
     for end in (signal.SIGKILL, signal.SIGTERM):
         port = free_port()
         words = [DCWH, 'serve', 'photos.index', '--model', 'model', '--port', str(port)]
-        with subprocess.Popen(words, cwd=photos, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=of_its_own(tmp_path)) as page:
-            try: answered(page, port)
-            finally: page.send_signal(end)
-            try: page.wait(300)
-            finally: page.kill()
+        with subprocess.Popen(
+            words,
+            cwd=photos,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=of_its_own(tmp_path),
+        ) as page:
+            try:
+                answered(page, port)
+            finally:
+                page.send_signal(end)
+            try:
+                page.wait(300)
+            finally:
+                page.kill()
         assert len(list(tmp_path.glob('dcwh-page-*'))) == (end == signal.SIGKILL)
 
 
@@ -271,9 +401,12 @@ def test_another_page_can_neither_upload_nor_ask(visitor, site):
     "A page of another origin, in the same browser."
     visitor.browser.get('data:text/html,<title>elsewhere</title>')
     for path in ('gradio_api/upload', 'gradio_api/queue/join', 'gradio_api/reset'):
-        said = visitor.browser.execute_async_script('''const [url, done] = arguments;
+        said = visitor.browser.execute_async_script(
+            """const [url, done] = arguments;
             const body = new FormData(); body.append('files', new Blob(['mine']), 'a.png');
-            fetch(url, {method: 'POST', body}).then(r => done(r.status)).catch(() => done('refused'))''', site[0] + path)
+            fetch(url, {method: 'POST', body}).then(r => done(r.status)).catch(() => done('refused'))""",
+            site[0] + path,
+        )
         assert said in ('refused', 403), path
     kept = Path(os.environ['GRADIO_TEMP_DIR'])
     assert not [f for f in kept.rglob('a.png') if f.read_bytes() == b'mine']

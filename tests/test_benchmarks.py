@@ -1,10 +1,11 @@
 """Benchmarks run with tiny sizes, and leave a table as it is until all its rows are measured."""
-from pathlib import Path
+
 import csv
 import runpy
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,31 +18,48 @@ ROOT = Path(__file__).parents[1]
 @pytest.fixture
 def script(tmp_path, monkeypatch):
     "Runs a copy of a benchmark, beside a table of three lines, in this process."
-    for file in (ROOT / 'benchmarks').glob('*.py'): shutil.copy(file, tmp_path)
+    for file in (ROOT / 'benchmarks').glob('*.py'):
+        shutil.copy(file, tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
+
     def run(name, *words):
         table = tmp_path / f'{name}.csv'
-        if not table.exists(): table.write_text('a,b\n1,2\n3,4\n')
+        if not table.exists():
+            table.write_text('a,b\n1,2\n3,4\n')
         monkeypatch.setattr('sys.argv', [f'{name}.py', *map(str, words)])
         runpy.run_path(str(tmp_path / f'{name}.py'), run_name='__main__')
+
     yield run
-    sys.modules.pop('tables', None)   # the copy
+    sys.modules.pop('tables', None)  # the copy
 
 
-@pytest.mark.parametrize('name, words, said', [
-    ('reranking', [], 'give folders of runs'), ('reranking', ['nowhere'], 'nowhere/query.npz is not there'),
-    ('scaling', ['many'], 'many is no number'), ('scaling', [10], 'give 10000 or more'),
-    ('search', ['many'], 'many is no number'), ('search', [10], 'give 100000 or more')])
-def test_a_benchmark_that_cannot_measure_says_so_and_leaves_its_table(script, tmp_path, name, words, said):
-    with pytest.raises(SystemExit, match=said) as end: script(name, *words)
+@pytest.mark.parametrize(
+    'name, words, said',
+    [
+        ('reranking', [], 'give folders of runs'),
+        ('reranking', ['nowhere'], 'nowhere/query.npz is not there'),
+        ('scaling', ['many'], 'many is no number'),
+        ('scaling', [10], 'give 10000 or more'),
+        ('search', ['many'], 'many is no number'),
+        ('search', [10], 'give 100000 or more'),
+    ],
+)
+def test_a_benchmark_that_cannot_measure_says_so_and_leaves_its_table(
+    script, tmp_path, name, words, said
+):
+    with pytest.raises(SystemExit, match=said) as end:
+        script(name, *words)
     assert len(str(end.value).splitlines()) == 1
     assert (tmp_path / f'{name}.csv').read_text() == 'a,b\n1,2\n3,4\n'
 
 
 def test_a_measurement_that_fails_leaves_the_table(script, tmp_path, monkeypatch):
-    def fails(*given, **more): raise subprocess.CalledProcessError(1, 'measure')
+    def fails(*given, **more):
+        raise subprocess.CalledProcessError(1, 'measure')
+
     monkeypatch.setattr('subprocess.run', fails)
-    with pytest.raises(subprocess.CalledProcessError): script('scaling', 10_000)
+    with pytest.raises(subprocess.CalledProcessError):
+        script('scaling', 10_000)
     assert (tmp_path / 'scaling.csv').read_text() == 'a,b\n1,2\n3,4\n'
 
 
@@ -55,13 +73,15 @@ def test_reranking_writes_its_table(script, tmp_path):
         np.save(folder / f'{role}-outputs.npy', outputs)
     table = tmp_path / 'reranking.csv'
     script('reranking', folder)
-    with open(table) as file: rows = list(csv.DictReader(file))
+    with open(table) as file:
+        rows = list(csv.DictReader(file))
     assert [row['shortlist'] for row in rows] == ['', '1000', '5000', '']
     assert all(0 < float(row['mAP@100']) < 1 for row in rows)
 
 
 def test_no_shorter_table_is_written(script, tmp_path, capsys):
     from tables import write_table
+
     table = tmp_path / 'any.csv'
     assert write_table(table, [['a'], [1], [2]]) and table.read_text() == 'a\n1\n2\n'
     assert not write_table(table, [['a'], [3]]) and table.read_text() == 'a\n1\n2\n'
@@ -70,8 +90,12 @@ def test_no_shorter_table_is_written(script, tmp_path, capsys):
 
 def test_the_benchmark_of_gpus_runs_on_a_processor(tmp_path):
     script, out = ROOT / 'benchmarks/gpu.py', tmp_path / 'gpu.csv'
-    subprocess.run([sys.executable, script, '--sizes', 'tiny', '--out', out], check=True, capture_output=True)
-    with open(out) as file: rows = {row['what']: float(row['value']) for row in csv.DictReader(file)}
+    subprocess.run(
+        [sys.executable, script, '--sizes', 'tiny', '--out', out], check=True, capture_output=True
+    )
+    with open(out) as file:
+        rows = {row['what']: float(row['value']) for row in csv.DictReader(file)}
     parts = 'whole step', 'bare loop', 'cuts in a loop', 'by one gather', 'counting', 'evaluate'
-    for part in parts: assert any(part in what for what in rows), part
+    for part in parts:
+        assert any(part in what for what in rows), part
     assert all(value > 0 for value in rows.values())

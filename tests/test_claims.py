@@ -1,8 +1,9 @@
 """The verdicts on the paper's claims: a notebook writes them, a table holds them, README shows
 them."""
-from pathlib import Path
+
 import csv
 import re
+from pathlib import Path
 
 import nbformat
 import pytest
@@ -17,7 +18,8 @@ SETS = 'digits', 'digit-pairs', 'cifar10-jpeg', 'tiny-imagenet100'
 
 @pytest.fixture(scope='module')
 def verdicts():
-    with open(ROOT / 'reports/claims.csv', newline='') as f: return list(csv.DictReader(f))
+    with open(ROOT / 'reports/claims.csv', newline='') as f:
+        return list(csv.DictReader(f))
 
 
 def section(title):
@@ -53,7 +55,9 @@ def test_commands_of_grids_say_how_many_cores():
 def test_readme_shows_the_verdicts_of_the_table(verdicts):
     names, rows = section("The paper's claims")
     assert names[:2] == ['claim', 'verdict']
-    told = [(v['claim'], f'**{v["verdict"]}**', v['evidence'], f'`{v["command"]}`') for v in verdicts]
+    told = [
+        (v['claim'], f'**{v["verdict"]}**', v['evidence'], f'`{v["command"]}`') for v in verdicts
+    ]
     assert [tuple(row) for row in rows] == told
 
 

@@ -1,8 +1,9 @@
 """The command line: what it refuses before any work, what it never writes over, and that text stays text on the way to a number."""
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+
 import json
 import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -27,8 +28,12 @@ def do(*words):
 
 def refused(done, *said):
     "One line, exit code 2, and every word of `said` in it."
-    assert done.exit_code == 2 and len(done.stderr.strip().splitlines()) == 1, (done.exit_code, done.output)
-    for word in said: assert word in done.stderr, (word, done.stderr)
+    assert done.exit_code == 2 and len(done.stderr.strip().splitlines()) == 1, (
+        done.exit_code,
+        done.output,
+    )
+    for word in said:
+        assert word in done.stderr, (word, done.stderr)
     return True
 
 
@@ -47,11 +52,13 @@ def place(tmp_path, monkeypatch):
     return tmp_path
 
 
-def encode(*more, images='photos', out='c.npz'): return do('encode', 'model', images, '--out', out, '--workers', 0, *more)
+def encode(*more, images='photos', out='c.npz'):
+    return do('encode', 'model', images, '--out', out, '--workers', 0, *more)
 
 
 def write_list(columns, rows, name='list.csv'):
-    with open(name, 'w') as file: file.write('\n'.join([columns, *rows]) + '\n')
+    with open(name, 'w') as file:
+        file.write('\n'.join([columns, *rows]) + '\n')
 
 
 def images_labelled(**labels):
@@ -62,26 +69,38 @@ def images_labelled(**labels):
 def test_codes_and_table_stay_together(place):
     assert encode().exit_code == 0
     table = (place / 'c.csv').read_text()
-    assert table.splitlines()[:2] == ['id,label', 'ant/0.png,ant'] and sorted(os.listdir(place)) == ['c.csv', 'c.npz', 'model', 'photos']
+    assert table.splitlines()[:2] == ['id,label', 'ant/0.png,ant'] and sorted(
+        os.listdir(place)
+    ) == ['c.csv', 'c.npz', 'model', 'photos']
     assert do('index', 'build', 'one.index', 'c.npz').exit_code == 0
     (place / 'c.csv').write_text(table.replace('ant/0.png,ant', 'ant/0.png,bee'))
     assert refused(do('index', 'build', 'two.index', 'c.npz'), 'c.csv', 'was changed', '--table')
     assert refused(do('evaluate', 'c.npz', 'c.npz'), 'c.csv', 'was changed')
     assert do('index', 'build', 'two.index', 'c.npz', '--table', 'c.csv').exit_code == 0
     assert CodeIndex.load('two.index').details(['ant/0.png'])['label'].tolist() == ['bee']
-    assert refused(encode(), 'c.csv is there, and is not the table')   # it was edited by hand
+    assert refused(encode(), 'c.csv is there, and is not the table')  # it was edited by hand
     (place / 'c.csv').unlink()
     assert refused(do('index', 'build', 'three.index', 'c.npz'), 'c.csv', 'is not there')
     assert do('index', 'build', 'three.index', 'c.npz', '--table', 'none').exit_code == 0
-    assert CodeIndex.load('three.index').columns == () and encode().exit_code == 0 and (place / 'c.csv').read_text() == table
+    assert (
+        CodeIndex.load('three.index').columns == ()
+        and encode().exit_code == 0
+        and (place / 'c.csv').read_text() == table
+    )
 
 
 def test_two_that_write_the_same_codes_leave_one_pair(tmp_path):
     out, rng = tmp_path / 'c.npz', np.random.default_rng(0)
+
     def write(name):
-        codes = Codes.from_outputs(rng.standard_normal((3, 8)), ids=np.array([f'{name}{i}' for i in range(3)]))
-        for _ in range(20): save_codes(codes, {'label': [name] * 3}, out)
-    with ThreadPoolExecutor(4) as pool: list(pool.map(write, 'abcd'))
+        codes = Codes.from_outputs(
+            rng.standard_normal((3, 8)), ids=np.array([f'{name}{i}' for i in range(3)])
+        )
+        for _ in range(20):
+            save_codes(codes, {'label': [name] * 3}, out)
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(write, 'abcd'))
     assert columns_of(Codes.load(out), out)['label'].tolist() == [Codes.load(out).ids[0][0]] * 3
     assert sorted(os.listdir(tmp_path)) == ['c.csv', 'c.npz']
 
@@ -92,44 +111,76 @@ def test_a_kill_between_codes_and_table_is_noticed_and_mended(place, monkeypatch
     assert encode(images='list.csv').exit_code == 0
     write_list('path,label', images_labelled(ant='new', bee='new'))
     rename = os.replace
+
     def killed(source, target):
-        if str(target).endswith(killed_at): raise KeyboardInterrupt
+        if str(target).endswith(killed_at):
+            raise KeyboardInterrupt
         rename(source, target)
+
     monkeypatch.setattr(dcwh.codes.os, 'replace', killed)
     assert encode(images='list.csv').exit_code not in (0, 2)
     monkeypatch.setattr(dcwh.codes.os, 'replace', rename)
     built = do('index', 'build', 'x.index', 'c.npz')
-    assert refused(built, 'c.csv') if killed_at == 'c.csv' else CodeIndex.load('x.index').values('label') == ['old']
-    assert encode(images='list.csv').exit_code == 0 and do('index', 'build', 'y.index', 'c.npz').exit_code == 0
-    assert CodeIndex.load('y.index').values('label') == ['new'] and not [n for n in os.listdir(place) if n.endswith('.part')]
+    assert (
+        refused(built, 'c.csv')
+        if killed_at == 'c.csv'
+        else CodeIndex.load('x.index').values('label') == ['old']
+    )
+    assert (
+        encode(images='list.csv').exit_code == 0
+        and do('index', 'build', 'y.index', 'c.npz').exit_code == 0
+    )
+    assert CodeIndex.load('y.index').values('label') == ['new'] and not [
+        n for n in os.listdir(place) if n.endswith('.part')
+    ]
 
 
 def test_nothing_is_written_over(place):
     write_list('path,label', images_labelled(ant='a', bee='b'), 'photos.csv')
     before = (place / 'photos.csv').read_text()
     assert refused(encode(images='photos.csv', out='photos.npz'), 'photos.csv', 'names the images')
-    assert refused(encode(out='photos.npz'), 'photos.csv is there')   # somebody's own table
+    assert refused(encode(out='photos.npz'), 'photos.csv is there')  # somebody's own table
     os.symlink('photos.csv', 'link.csv')
     assert refused(encode(images='photos.csv', out='link.npz'), 'names the images')
     np.savez('other.npz', weights=np.ones(3))
     assert refused(encode(out='other.npz'), 'other.npz')
-    assert (place / 'photos.csv').read_text() == before and np.load('other.npz').files == ['weights']
+    assert (place / 'photos.csv').read_text() == before and np.load('other.npz').files == [
+        'weights'
+    ]
 
 
 def test_places_and_columns_are_looked_at_before_an_image_is(place, monkeypatch):
-    def encoding(*args, **options): raise AssertionError('an image was encoded')
+    def encoding(*args, **options):
+        raise AssertionError('an image was encoded')
+
     monkeypatch.setattr(HashModel, 'outputs_at', encoding)
     (place / 'taken.npz').mkdir()
     (place / 'file').touch()
     assert refused(encode(out=''), 'does not end in .npz')
-    for out in ('x.csv', 'codes.v1', 'codes', 'taken.npz', 'file/c.npz', '/proc/c.npz'): assert refused(encode(out=out), out.partition('/')[0])
-    for head in ('id,path,label', 'path,code,label', 'path,two words,label', 'path,label,label', 'path,label,', 'path,distance'):
+    for out in ('x.csv', 'codes.v1', 'codes', 'taken.npz', 'file/c.npz', '/proc/c.npz'):
+        assert refused(encode(out=out), out.partition('/')[0])
+    for head in (
+        'id,path,label',
+        'path,code,label',
+        'path,two words,label',
+        'path,label,label',
+        'path,label,',
+        'path,distance',
+    ):
         write_list(head, [','.join(['photos/ant/0.png'] * len(head.split(',')))])
         assert refused(encode(images='list.csv'), 'list.csv'), head
     assert refused(encode(images='nowhere'), 'nowhere')
-    for model in ('nowhere', 'runs/digits-default/dcwh-16/model', 'x.onnx', 'photos', 'me/my-model'):
+    for model in (
+        'nowhere',
+        'runs/digits-default/dcwh-16/model',
+        'x.onnx',
+        'photos',
+        'me/my-model',
+    ):
         assert refused(do('encode', model, 'photos'), model)
-    assert refused(do('search', 'nowhere.index', 'photos/ant/0.png', '--model', 'model'), 'nowhere.index')
+    assert refused(
+        do('search', 'nowhere.index', 'photos/ant/0.png', '--model', 'model'), 'nowhere.index'
+    )
     monkeypatch.undo()
     monkeypatch.chdir(place)
     assert refused(encode('--precision', 'fp8'), 'precision')
@@ -137,7 +188,10 @@ def test_places_and_columns_are_looked_at_before_an_image_is(place, monkeypatch)
 
 def test_an_odd_name_survives_the_table(place):
     odd = ['a,b.png', 'a"b.png', 'a\rb.png', "a'b ü.png", ' a.png']
-    for name in odd: os.rename(f'photos/ant/{len(os.listdir("photos/ant")) - 1}.png', f'photos/ant/{name}') if name == odd[0] else Image.new('RGB', (16, 16)).save(f'photos/ant/{name}')
+    for name in odd:
+        os.rename(
+            f'photos/ant/{len(os.listdir("photos/ant")) - 1}.png', f'photos/ant/{name}'
+        ) if name == odd[0] else Image.new('RGB', (16, 16)).save(f'photos/ant/{name}')
     assert encode().exit_code == 0 and do('index', 'build', 'x.index', 'c.npz').exit_code == 0
     assert {f'ant/{name}' for name in odd} <= set(CodeIndex.load('x.index').ids.tolist())
 
@@ -149,13 +203,19 @@ def by_hand(labels, queries=20, codes=None):
     h, y = rng.standard_normal((len(labels), 32)), np.array([names.index(name) for name in labels])
     sides = slice(0, queries), slice(queries, None)
     for file, part in zip(('q', 'd'), sides):
-        Codes.from_outputs(h[part], ids=np.array([f'{file}{i}' for i in range(len(y[part]))])).save(f'{file}.npz')
+        Codes.from_outputs(h[part], ids=np.array([f'{file}{i}' for i in range(len(y[part]))])).save(
+            f'{file}.npz'
+        )
     return y, evaluate(*(Codes.from_outputs(h[part], y[part]) for part in sides)).map, sides
 
 
 def tables(labels, sides, column='label'):
     for file, part in zip(('q', 'd'), sides):
-        write_list(f'id,{column}', [f'{file}{i},{label}' for i, label in enumerate(labels[part])], f'{file}.csv')
+        write_list(
+            f'id,{column}',
+            [f'{file}{i},{label}' for i, label in enumerate(labels[part])],
+            f'{file}.csv',
+        )
 
 
 def score():
@@ -164,8 +224,18 @@ def score():
     return json.loads(done.stdout)['map']
 
 
-@pytest.mark.parametrize('names', [('a', 'b', 'c', 'd'), ('1.1', '1.10', '1.2', '1.20'), ('1_1', '11', '1_2', '12'), ('1e3', '1000', '1E3', '1000.0'),
-                                   ('007', '7', '07', '7.0'), ('true', 'True', 'null', 'nan'), ('9' * 22, '9' * 23, '1' + '0' * 21, '-1')])
+@pytest.mark.parametrize(
+    'names',
+    [
+        ('a', 'b', 'c', 'd'),
+        ('1.1', '1.10', '1.2', '1.20'),
+        ('1_1', '11', '1_2', '12'),
+        ('1e3', '1000', '1E3', '1000.0'),
+        ('007', '7', '07', '7.0'),
+        ('true', 'True', 'null', 'nan'),
+        ('9' * 22, '9' * 23, '1' + '0' * 21, '-1'),
+    ],
+)
 def test_class_names_are_text(tmp_path, monkeypatch, names):
     monkeypatch.chdir(tmp_path)
     labels = [names[i] for i in np.random.default_rng(0).integers(0, 4, 220)]
@@ -180,15 +250,22 @@ def test_several_labels_meet_one(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     labels = [CLASSES[i] for i in np.random.default_rng(0).integers(0, 3, 220)]
     y, _, sides = by_hand(labels)
-    tables([label if i < 20 else f'{label}; {CLASSES[0]}' for i, label in enumerate(labels)], sides, 'labels')
+    tables(
+        [label if i < 20 else f'{label}; {CLASSES[0]}' for i, label in enumerate(labels)],
+        sides,
+        'labels',
+    )
     member = np.eye(3, dtype=bool)[y]
     member[20:, 0] = True
     codes = [Codes.load(f'{file}.npz') for file in 'qd']
-    expected = evaluate(*(Codes(c.packed, c.bits, member[part], c.ids) for c, part in zip(codes, sides))).map
+    expected = evaluate(
+        *(Codes(c.packed, c.bits, member[part], c.ids) for c, part in zip(codes, sides))
+    ).map
     assert score() == expected
-    np.savez('q.npz', packed=codes[0].packed, bits=32, labels=y[sides[0]])   # numbers beside rows
+    np.savez('q.npz', packed=codes[0].packed, bits=32, labels=y[sides[0]])  # numbers beside rows
     np.savez('d.npz', packed=codes[1].packed, bits=32, labels=member[sides[1]])
-    for file in 'qd': os.unlink(f'{file}.csv')
+    for file in 'qd':
+        os.unlink(f'{file}.csv')
     assert score() == expected
 
 
@@ -199,101 +276,224 @@ def test_an_empty_label_and_queries_in_the_database_are_said(tmp_path, monkeypat
     tables(['', *labels[1:]], sides)
     assert refused(do('evaluate', 'q.npz', 'd.npz'), 'q.csv', 'empty label')
     write_list('id', [f'q{i}' for i in range(20)], 'bare.csv')
-    assert refused(do('evaluate', 'q.npz', 'd.npz', '--query-table', 'bare.csv'), 'bare.csv has no column label')
+    assert refused(
+        do('evaluate', 'q.npz', 'd.npz', '--query-table', 'bare.csv'),
+        'bare.csv has no column label',
+    )
     os.unlink('q.csv')
-    assert refused(do('evaluate', 'q.npz', 'd.npz'), 'q.csv is not there, and the table of the other side')
+    assert refused(
+        do('evaluate', 'q.npz', 'd.npz'), 'q.csv is not there, and the table of the other side'
+    )
     tables(labels, sides)
     assert '20 of 20 queries are in the database too' in do('evaluate', 'q.npz', 'q.npz').stderr
     assert do('evaluate', 'q.npz', 'd.npz').stderr == ''
     np.savez('n.npz', codes=np.random.default_rng(0).normal(size=(9, 8)), labels=np.arange(9) % 3)
     np.savez('m.npz', codes=np.random.default_rng(1).normal(size=(9, 8)), labels=np.arange(9) % 3)
-    assert do('evaluate', 'n.npz', 'm.npz').stderr == ''   # rows of different files without names are different images
+    assert (
+        do('evaluate', 'n.npz', 'm.npz').stderr == ''
+    )  # rows of different files without names are different images
     assert '9 of 9 queries' in do('evaluate', 'n.npz', 'n.npz').stderr
     table = do('evaluate', 'n.npz', 'm.npz').stdout
-    assert all(len(line.split()) <= 2 for line in table.splitlines()), 'a name has run into its number'
+    assert all(len(line.split()) <= 2 for line in table.splitlines()), (
+        'a name has run into its number'
+    )
 
 
 def test_many_classes_take_no_matrix():
     names, ends = [[f'class {i % 20_000}'] for i in range(40_000)], 10_000
     sides = [Codes.from_packed(np.zeros((n, 1), np.uint8), 8) for n in (ends, 30_000)]
-    columns = [{'label': np.array([name for name, in part])} for part in (names[:ends], names[ends:])]
+    columns = [
+        {'label': np.array([name for (name,) in part])} for part in (names[:ends], names[ends:])
+    ]
     query, database = labelled(sides, columns, (Path('q.npz'), Path('d.npz')))
-    assert query.labels.dtype == database.labels.dtype == np.int64 and (query.labels == database.labels[10_000:20_000]).all()
+    assert (
+        query.labels.dtype == database.labels.dtype == np.int64
+        and (query.labels == database.labels[10_000:20_000]).all()
+    )
 
 
 @pytest.mark.parametrize('where', ['x.index', 'x.lance'])
 def test_conditions_and_ids_are_read_by_their_type(place, where):
-    rows = [f'photos/{c}/{i}.png,{label},20{i}' for c, label in zip(CLASSES, ('7', 'true', 'owl')) for i in range(4)]
+    rows = [
+        f'photos/{c}/{i}.png,{label},20{i}'
+        for c, label in zip(CLASSES, ('7', 'true', 'owl'))
+        for i in range(4)
+    ]
     write_list('path,label,year', rows)
     assert encode(images='list.csv').exit_code == 0
-    assert do('index', 'build', where, 'c.npz', '--kind', 'flat' if where == 'x.index' else 'lance').exit_code == 0
+    assert (
+        do(
+            'index', 'build', where, 'c.npz', '--kind', 'flat' if where == 'x.index' else 'lance'
+        ).exit_code
+        == 0
+    )
+
     def found(*conditions):
         asked = [word for condition in conditions for word in ('--where', condition)]
-        return do('search', where, 'photos/ant/0.png', '--model', 'model', '-k', 2_000_000_000, *asked, '--json')
-    def number(*conditions): return len(json.loads(found(*conditions).stdout)['answers'][0]['nearest'])
-    assert number() == 12 and number('label=7') == number('label=true') == 4 and number('year=201') == 3
-    assert number('label=7', 'label=owl') == 8 and number('label=7', 'year=203') == 1 and number('label=7.0') == 0
-    for wrong in ('year=abc', 'year=2.5', 'colour=red', 'label'): assert refused(found(wrong), wrong.partition('=')[0]), wrong
+        return do(
+            'search',
+            where,
+            'photos/ant/0.png',
+            '--model',
+            'model',
+            '-k',
+            2_000_000_000,
+            *asked,
+            '--json',
+        )
+
+    def number(*conditions):
+        return len(json.loads(found(*conditions).stdout)['answers'][0]['nearest'])
+
+    assert (
+        number() == 12
+        and number('label=7') == number('label=true') == 4
+        and number('year=201') == 3
+    )
+    assert (
+        number('label=7', 'label=owl') == 8
+        and number('label=7', 'year=203') == 1
+        and number('label=7.0') == 0
+    )
+    for wrong in ('year=abc', 'year=2.5', 'colour=red', 'label'):
+        assert refused(found(wrong), wrong.partition('=')[0]), wrong
     Codes.from_bits(np.eye(4)).save('numbers.npz')
     kind = 'flat' if where == 'x.index' else 'lance'
     assert do('index', 'build', f'n{where}', 'numbers.npz', '--kind', kind).exit_code == 0
     assert json.loads(do('index', 'delete', f'n{where}', '3', '--json').stdout)['images'] == 3
-    for wrong in ('3', 'abc', '1.0', '99'): assert refused(do('index', 'delete', f'n{where}', wrong))
+    for wrong in ('3', 'abc', '1.0', '99'):
+        assert refused(do('index', 'delete', f'n{where}', wrong))
 
 
 def test_an_index_is_refused_before_it_is_built(place):
     assert encode().exit_code == 0
-    for kind, option in (('ivf', 'nprobe=4'), ('flat', 'lists=4'), ('flat', 'root=x'), ('ivf', 'lists=abc'), ('hnsw', 'links=1'), ('multihash', 'substring=20'), ('ivf', 'probes=0'), ('hnsw', 'x')):
-        assert refused(do('index', 'build', 'x.index', 'c.npz', '--kind', kind, '--set', option), option.partition('=')[0]), (kind, option)
+    for kind, option in (
+        ('ivf', 'nprobe=4'),
+        ('flat', 'lists=4'),
+        ('flat', 'root=x'),
+        ('ivf', 'lists=abc'),
+        ('hnsw', 'links=1'),
+        ('multihash', 'substring=20'),
+        ('ivf', 'probes=0'),
+        ('hnsw', 'x'),
+    ):
+        assert refused(
+            do('index', 'build', 'x.index', 'c.npz', '--kind', kind, '--set', option),
+            option.partition('=')[0],
+        ), (kind, option)
     assert refused(do('index', 'build', 'x.index', 'c.npz', '--images', 'nowhere'), 'nowhere')
-    for uri in ('s3://bucket/x.lance', 'file:///tmp/x.index', 'hf://me/x'): assert refused(do('index', 'build', uri, 'c.npz'), uri, 'kind lance') and not Path(uri.partition('/')[0]).exists()
-    assert refused(do('index', 'build', '', 'c.npz'), 'no path') and refused(do('index', 'build', 'memory://x.lance', 'c.npz', '--kind', 'lance'), 'would be gone')
-    assert refused(do('index', 'build', 'photos', 'c.npz'), 'photos') and refused(do('index', 'build', 'x.index', 'nowhere.npz'), 'nowhere.npz')
-    assert refused(do('index', 'build', 'x.index', 'c.npz', '--kind', 'tree'), 'tree') and not (place / 'x.index').exists()
+    for uri in ('s3://bucket/x.lance', 'file:///tmp/x.index', 'hf://me/x'):
+        assert (
+            refused(do('index', 'build', uri, 'c.npz'), uri, 'kind lance')
+            and not Path(uri.partition('/')[0]).exists()
+        )
+    assert refused(do('index', 'build', '', 'c.npz'), 'no path') and refused(
+        do('index', 'build', 'memory://x.lance', 'c.npz', '--kind', 'lance'), 'would be gone'
+    )
+    assert refused(do('index', 'build', 'photos', 'c.npz'), 'photos') and refused(
+        do('index', 'build', 'x.index', 'nowhere.npz'), 'nowhere.npz'
+    )
+    assert (
+        refused(do('index', 'build', 'x.index', 'c.npz', '--kind', 'tree'), 'tree')
+        and not (place / 'x.index').exists()
+    )
 
 
 def test_a_comparison_of_no_folder_is_refused(tmp_path):
     assert refused(do('compare', tmp_path / 'nowhere'), 'nowhere is not there')
-    assert refused(do('compare', tmp_path, '--published', tmp_path / 'none.csv'), 'none.csv is not there')
+    assert refused(
+        do('compare', tmp_path, '--published', tmp_path / 'none.csv'), 'none.csv is not there'
+    )
 
 
 def test_a_sheet_replaces_nothing_but_a_sheet(place):
-    assert encode().exit_code == 0 and do('index', 'build', 'x.index', 'c.npz', '--images', 'photos').exit_code == 0
-    def draw(sheet): return do('search', 'x.index', 'mine.png', '--model', 'model', '--sheet', sheet)
-    for name in ('mine.png', 'holiday.jpg', 'scan.jpeg'): Image.new('RGB', (16, 16)).save(name)
+    assert (
+        encode().exit_code == 0
+        and do('index', 'build', 'x.index', 'c.npz', '--images', 'photos').exit_code == 0
+    )
+
+    def draw(sheet):
+        return do('search', 'x.index', 'mine.png', '--model', 'model', '--sheet', sheet)
+
+    for name in ('mine.png', 'holiday.jpg', 'scan.jpeg'):
+        Image.new('RGB', (16, 16)).save(name)
     (place / 'notes.png').write_text('not even an image')
     (place / 'empty.jpg').touch()
     os.symlink('holiday.jpg', 'link.jpg')
-    before = {file: (place / file).read_bytes() for file in ('photos/bee/1.png', 'mine.png', 'holiday.jpg', 'scan.jpeg', 'notes.png', 'empty.jpg', 'link.jpg')}
-    for sheet in before: assert refused(draw(sheet), sheet, 'would replace'), sheet
+    before = {
+        file: (place / file).read_bytes()
+        for file in (
+            'photos/bee/1.png',
+            'mine.png',
+            'holiday.jpg',
+            'scan.jpeg',
+            'notes.png',
+            'empty.jpg',
+            'link.jpg',
+        )
+    }
+    for sheet in before:
+        assert refused(draw(sheet), sheet, 'would replace'), sheet
     assert {file: (place / file).read_bytes() for file in before} == before
     for sheet in ('a.png', 'b.jpg', 'c.JPEG'):
-        for _ in range(2): assert draw(sheet).exit_code == 0, sheet
-        with Image.open(sheet) as image: assert image.format == ('PNG' if sheet == 'a.png' else 'JPEG') and image.width > 300
-    many = do('search', 'x.index', *['mine.png'] * 401, '--model', 'nowhere', '--sheet', 'new.png')   # before the model is asked for
+        for _ in range(2):
+            assert draw(sheet).exit_code == 0, sheet
+        with Image.open(sheet) as image:
+            assert image.format == ('PNG' if sheet == 'a.png' else 'JPEG') and image.width > 300
+    many = do(
+        'search', 'x.index', *['mine.png'] * 401, '--model', 'nowhere', '--sheet', 'new.png'
+    )  # before the model is asked for
     assert refused(many, '401 images that ask and 10 answers', 'too large')
-    Image.open('a.png').convert('RGB').save('a.png')   # drawn on, and saved by another program
-    assert refused(draw('a.png'), 'would replace') and refused(draw('x.pdf'), 'neither .png nor .jpg')
+    Image.open('a.png').convert('RGB').save('a.png')  # drawn on, and saved by another program
+    assert refused(draw('a.png'), 'would replace') and refused(
+        draw('x.pdf'), 'neither .png nor .jpg'
+    )
 
 
 def test_a_table_that_merely_lies_there_is_not_taken(place):
     h = np.random.default_rng(0).normal(size=(6, 16))
-    for file, labels in (('q', [0, 1] * 3), ('d', [0, 0, 0, 1, 1, 1])): np.savez(f'{file}.npz', codes=h if file == 'q' else -h[::-1], labels=labels)
+    for file, labels in (('q', [0, 1] * 3), ('d', [0, 0, 0, 1, 1, 1])):
+        np.savez(f'{file}.npz', codes=h if file == 'q' else -h[::-1], labels=labels)
     right = json.loads(do('evaluate', 'q.npz', 'd.npz', '--json').stdout)['map']
-    for file in 'qd': write_list('id,label', [f'{i},{"xy"[i % 2]}' for i in range(6)], f'{file}.csv')
+    for file in 'qd':
+        write_list('id,label', [f'{i},{"xy"[i % 2]}' for i in range(6)], f'{file}.csv')
     assert refused(do('evaluate', 'q.npz', 'd.npz'), 'q.csv lies beside it', '--query-table')
-    assert json.loads(do('evaluate', 'q.npz', 'd.npz', '--query-table', 'none', '--database-table', 'none', '--json').stdout)['map'] == right
-    assert do('evaluate', 'q.npz', 'd.npz', '--query-table', 'q.csv', '--database-table', 'd.csv').exit_code == 0
+    assert (
+        json.loads(
+            do(
+                'evaluate',
+                'q.npz',
+                'd.npz',
+                '--query-table',
+                'none',
+                '--database-table',
+                'none',
+                '--json',
+            ).stdout
+        )['map']
+        == right
+    )
+    assert (
+        do(
+            'evaluate', 'q.npz', 'd.npz', '--query-table', 'q.csv', '--database-table', 'd.csv'
+        ).exit_code
+        == 0
+    )
     Codes.from_outputs(h).save('u.npz')
     write_list('id,label', [f'{i},a' for i in range(7)], 'u.csv')
-    assert refused(do('index', 'build', 'u.index', 'u.npz'), 'u.csv names 7 images and u.npz holds 6')
+    assert refused(
+        do('index', 'build', 'u.index', 'u.npz'), 'u.csv names 7 images and u.npz holds 6'
+    )
     assert refused(encode(out='q.npz'), 'q.csv is there')
     os.unlink('q.csv')
-    assert refused(encode(out='q.npz'), 'encode did not write it')   # somebody's own codes
+    assert refused(encode(out='q.npz'), 'encode did not write it')  # somebody's own codes
 
 
 def test_codes_of_two_models_are_not_scored(tmp_path):
-    for file, model in (('q', 'aaaa'), ('d', 'bbbb')): Codes.from_outputs(np.random.default_rng(0).normal(size=(6, 16)), np.arange(6) % 2, model=model).save(tmp_path / f'{file}.npz')
+    for file, model in (('q', 'aaaa'), ('d', 'bbbb')):
+        Codes.from_outputs(
+            np.random.default_rng(0).normal(size=(6, 16)), np.arange(6) % 2, model=model
+        ).save(tmp_path / f'{file}.npz')
     assert refused(do('evaluate', tmp_path / 'q.npz', tmp_path / 'd.npz'), 'two models')
 
 
@@ -302,8 +502,21 @@ def test_means_over_answerable_queries_follow_the_normaliser(tmp_path):
     np.savez(tmp_path / 'q.npz', codes=rng.normal(size=(4, 16)), labels=[0, 1, 2, 9])
     np.savez(tmp_path / 'd.npz', codes=rng.normal(size=(20, 16)), labels=rng.integers(0, 3, 20))
     for normaliser in ('found', 'min', 'all'):
-        found = json.loads(do('evaluate', tmp_path / 'q.npz', tmp_path / 'd.npz', '--top-k', 5, '--normaliser', normaliser, '--json').stdout)
-        assert found['queries_without_relevant'] == 1 and found['map_with_relevant'] == pytest.approx(found['map'] * 4 / 3)
+        found = json.loads(
+            do(
+                'evaluate',
+                tmp_path / 'q.npz',
+                tmp_path / 'd.npz',
+                '--top-k',
+                5,
+                '--normaliser',
+                normaliser,
+                '--json',
+            ).stdout
+        )
+        assert found['queries_without_relevant'] == 1 and found[
+            'map_with_relevant'
+        ] == pytest.approx(found['map'] * 4 / 3)
 
 
 def test_over_the_whole_database_the_normaliser_is_all(tmp_path):
@@ -323,23 +536,39 @@ def test_a_file_that_holds_no_codes_is_said_to_hold_none(tmp_path):
     assert said
 
 
-@pytest.mark.parametrize(('name', 'said'), [
-    ('mine.ipynb', 'is there, and is no executed report'), ('table.csv', 'is no name of a report')])
+@pytest.mark.parametrize(
+    ('name', 'said'),
+    [
+        ('mine.ipynb', 'is there, and is no executed report'),
+        ('table.csv', 'is no name of a report'),
+    ],
+)
 def test_a_report_replaces_nothing_but_a_report(tmp_path, monkeypatch, name, said):
     monkeypatch.chdir(tmp_path)
     (tmp_path / name).write_text('{"cells": []}')
     assert refused(do('run', '--recipe', 'quick', '--report', name), said)
     assert refused(do('compare', tmp_path, '--published', name, '--out', name), said)
-    assert [path.name for path in tmp_path.iterdir()] == [name]   # nothing was run
+    assert [path.name for path in tmp_path.iterdir()] == [name]  # nothing was run
 
 
 def test_a_comparison_replaces_nothing_that_it_reads(tmp_path):
     root = Path(__file__).parents[1]
-    for name in ('nbs/templates/compare.ipynb', 'data/published.csv'): (tmp_path / Path(name).name).write_bytes((root / name).read_bytes())
-    given = ['compare', tmp_path, '--published', tmp_path / 'published.csv', '--template', tmp_path / 'compare.ipynb']
-    for out in ('published.csv', 'compare.ipynb', 'a.json'): assert refused(do(*given, '--out', tmp_path / out), out)
+    for name in ('nbs/templates/compare.ipynb', 'data/published.csv'):
+        (tmp_path / Path(name).name).write_bytes((root / name).read_bytes())
+    given = [
+        'compare',
+        tmp_path,
+        '--published',
+        tmp_path / 'published.csv',
+        '--template',
+        tmp_path / 'compare.ipynb',
+    ]
+    for out in ('published.csv', 'compare.ipynb', 'a.json'):
+        assert refused(do(*given, '--out', tmp_path / out), out)
     other = root / 'nbs/templates/run.ipynb'
-    assert refused(do(*given[:-1], other, '--out', tmp_path / 'new.ipynb'), 'run.ipynb has no parameter')
+    assert refused(
+        do(*given[:-1], other, '--out', tmp_path / 'new.ipynb'), 'run.ipynb has no parameter'
+    )
 
 
 def tree(place, *names):
@@ -348,10 +577,14 @@ def tree(place, *names):
         Image.new('RGB', (8, 8)).save(place / name)
 
 
-@pytest.mark.parametrize('names', [
-    ['a/0.png', 'a/1.png', 'b/0.png'],                                          # one image in a class
-    ['train/a/0.png', 'train/b/0.png', 'test/a/1.png', 'test/c/0.png'],         # a class only in test
-    [f'{c}/{i}.png' for c in 'ab' for i in range(3)]])
+@pytest.mark.parametrize(
+    'names',
+    [
+        ['a/0.png', 'a/1.png', 'b/0.png'],  # one image in a class
+        ['train/a/0.png', 'train/b/0.png', 'test/a/1.png', 'test/c/0.png'],  # a class only in test
+        [f'{c}/{i}.png' for c in 'ab' for i in range(3)],
+    ],
+)
 def test_check_finds_what_describe_refuses(tmp_path, names):
     tree(tmp_path, *names)
     told = do('data', 'describe', 'folder/x', '--data-dir', tmp_path)
@@ -360,13 +593,36 @@ def test_check_finds_what_describe_refuses(tmp_path, names):
     assert ('every image can be read' in found.stdout) == (told.exit_code == 0)
     for protocol in ('sampled', 'disjoint', 'official'):
         told = do('data', 'describe', 'folder/x', '--data-dir', tmp_path, '--protocol', protocol)
-        found = do('data', 'check', 'folder/x', '--data-dir', tmp_path, '--workers', 0, '--protocol', protocol)
-        assert found.stderr == told.stderr and (found.exit_code == 0) == (told.exit_code == 0), protocol
+        found = do(
+            'data',
+            'check',
+            'folder/x',
+            '--data-dir',
+            tmp_path,
+            '--workers',
+            0,
+            '--protocol',
+            protocol,
+        )
+        assert found.stderr == told.stderr and (found.exit_code == 0) == (told.exit_code == 0), (
+            protocol
+        )
 
 
-@pytest.mark.parametrize('words', [[''], ['digits', '--missing', ''], ['digits', '--protocol', 'half'], ['folder/'], ['folder/x'], ['folder/x', '--data-dir', ''], ['lists/x', '--missing', 'no']])
+@pytest.mark.parametrize(
+    'words',
+    [
+        [''],
+        ['digits', '--missing', ''],
+        ['digits', '--protocol', 'half'],
+        ['folder/'],
+        ['folder/x'],
+        ['folder/x', '--data-dir', ''],
+        ['lists/x', '--missing', 'no'],
+    ],
+)
 def test_check_and_describe_refuse_in_the_same_words(words, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)   # where no images are
+    monkeypatch.chdir(tmp_path)  # where no images are
     told, found = do('data', 'describe', *words), do('data', 'check', *words)
     assert refused(found) and found.stderr == told.stderr
 
@@ -377,25 +633,56 @@ LONG = ('x' * 300, 'd/' * 3000)
 def test_names_that_no_file_can_have_are_said(place):
     assert encode().exit_code == 0 and do('index', 'build', 'x.index', 'c.npz').exit_code == 0
     for long in LONG:
-        for words in (['data', 'describe', f'folder/{long}', '--data-dir', 'photos'], ['data', 'check', f'folder/{long}'], ['data', 'check', 'folder/x', '--data-dir', long], ['data', 'check', 'csv/x', '--data-dir', long],
-                      ['data', 'describe', 'lists/x', '--lists-dir', long], ['data', 'fetch', 'cifar10', '--data-dir', long], ['encode', long, 'photos'], ['encode', 'model', long], ['encode', 'model', 'photos', '--out', f'{long}.npz'],
-                      ['index', 'build', long, 'c.npz'], ['index', 'build', 'y.index', f'{long}.npz'], ['index', 'build', 'y.index', 'c.npz', '--table', long], ['index', 'build', 'y.index', 'c.npz', '--images', long], ['index', 'show', long],
-                      ['index', 'add', long, 'c.npz'], ['index', 'delete', long, '1'], ['search', 'x.index', long, '--model', 'model'], ['search', long, 'photos/ant/0.png', '--model', 'model'], ['search', 'x.index', 'photos/ant/0.png', '--model', long],
-                      ['evaluate', f'{long}.npz', 'c.npz'], ['evaluate', 'c.npz', 'c.npz', '--query-table', long], ['serve', long, '--model', 'model']):
+        for words in (
+            ['data', 'describe', f'folder/{long}', '--data-dir', 'photos'],
+            ['data', 'check', f'folder/{long}'],
+            ['data', 'check', 'folder/x', '--data-dir', long],
+            ['data', 'check', 'csv/x', '--data-dir', long],
+            ['data', 'describe', 'lists/x', '--lists-dir', long],
+            ['data', 'fetch', 'cifar10', '--data-dir', long],
+            ['encode', long, 'photos'],
+            ['encode', 'model', long],
+            ['encode', 'model', 'photos', '--out', f'{long}.npz'],
+            ['index', 'build', long, 'c.npz'],
+            ['index', 'build', 'y.index', f'{long}.npz'],
+            ['index', 'build', 'y.index', 'c.npz', '--table', long],
+            ['index', 'build', 'y.index', 'c.npz', '--images', long],
+            ['index', 'show', long],
+            ['index', 'add', long, 'c.npz'],
+            ['index', 'delete', long, '1'],
+            ['search', 'x.index', long, '--model', 'model'],
+            ['search', long, 'photos/ant/0.png', '--model', 'model'],
+            ['search', 'x.index', 'photos/ant/0.png', '--model', long],
+            ['evaluate', f'{long}.npz', 'c.npz'],
+            ['evaluate', 'c.npz', 'c.npz', '--query-table', long],
+            ['serve', long, '--model', 'model'],
+        ):
             assert refused(do(*words), long[:10]) and 'Errno' not in do(*words).stderr, words
         write_list('path,label', [f'{long}.png,a', 'photos/bee/1.png,b'])
-        assert refused(do('data', 'check', 'csv/x', '--data-dir', 'list.csv'), 'line 2', 'is not there')
+        assert refused(
+            do('data', 'check', 'csv/x', '--data-dir', 'list.csv'), 'line 2', 'is not there'
+        )
         done = encode(images='list.csv', out='d.npz')
-        assert done.exit_code == 1 and done.stderr.startswith('left out: xxx' if long in done.stderr and long[0] == 'x' else 'left out: ')
-        for name in ('d.npz', 'd.csv'): (place / name).unlink()
-    for words in (['data', 'check', 'folder/a\0b'], ['encode', 'mo\0del', 'photos'], ['index', 'show', 'x\0.index']):
+        assert done.exit_code == 1 and done.stderr.startswith(
+            'left out: xxx' if long in done.stderr and long[0] == 'x' else 'left out: '
+        )
+        for name in ('d.npz', 'd.csv'):
+            (place / name).unlink()
+    for words in (
+        ['data', 'check', 'folder/a\0b'],
+        ['encode', 'mo\0del', 'photos'],
+        ['index', 'show', 'x\0.index'],
+    ):
         assert refused(do(*words), 'zero byte'), words
 
 
 def test_a_model_without_a_name_is_refused(place):
     assert encode().exit_code == 0 and do('index', 'build', 'x.index', 'c.npz').exit_code == 0
-    for words in (('encode', '', 'photos'), ('serve', 'x.index', '--model', ''),
-                  ('search', 'x.index', 'photos/ant/0.png', '--model', ' ')):
+    for words in (
+        ('encode', '', 'photos'),
+        ('serve', 'x.index', '--model', ''),
+        ('search', 'x.index', 'photos/ant/0.png', '--model', ' '),
+    ):
         assert refused(do(*words), "model is '", 'give a folder of a saved model')
 
 
@@ -405,27 +692,64 @@ def test_a_name_that_is_no_text_is_printed_with_escapes(place):
 
 
 def test_an_odd_place_is_said_in_one_line(place):
-    for words in (['data', 'check', 'folder/x', '--data-dir', 'a\nb'], ['data', 'describe', 'csv/x', '--data-dir', 'a\nb'], ['data', 'check', 'lists/x', '--data-dir', 'a\nb'], ['encode', 'model', 'a\nb']): assert refused(do(*words), 'a\\nb')
+    for words in (
+        ['data', 'check', 'folder/x', '--data-dir', 'a\nb'],
+        ['data', 'describe', 'csv/x', '--data-dir', 'a\nb'],
+        ['data', 'check', 'lists/x', '--data-dir', 'a\nb'],
+        ['encode', 'model', 'a\nb'],
+    ):
+        assert refused(do(*words), 'a\\nb')
     (place / 'a\nb').mkdir()
     assert refused(do('data', 'check', 'folder/x', '--data-dir', 'a\nb'), 'a\\nb holds no image')
     tree(place / 'a\nb', '0.png')
-    assert refused(do('data', 'check', 'folder/x', '--data-dir', 'a\nb'), 'images of a\\nb are not at')
-    odd = (['evaluate', 'a\nb', 'c.npz'], ['index', 'show', 'a\nb'], ['encode', 'a\nb', 'photos'],
-           ['index', 'build', 'x.index', 'a\nb'], ['record', 'a\nb'],
-           ['compare', '.', '--published', 'a\nb'],
-           ['search', 'a\nb', 'c.png', '--model', 'model'], ['serve', 'a\nb', '--model', 'model'])
-    for words in odd: assert refused(do(*words), 'a\\nb')
-    assert refused(do('data', 'check', 'csv/x', '--data-dir', '/proc/self/mem'), '/proc/self/mem cannot be read')
+    assert refused(
+        do('data', 'check', 'folder/x', '--data-dir', 'a\nb'), 'images of a\\nb are not at'
+    )
+    odd = (
+        ['evaluate', 'a\nb', 'c.npz'],
+        ['index', 'show', 'a\nb'],
+        ['encode', 'a\nb', 'photos'],
+        ['index', 'build', 'x.index', 'a\nb'],
+        ['record', 'a\nb'],
+        ['compare', '.', '--published', 'a\nb'],
+        ['search', 'a\nb', 'c.png', '--model', 'model'],
+        ['serve', 'a\nb', '--model', 'model'],
+    )
+    for words in odd:
+        assert refused(do(*words), 'a\\nb')
+    assert refused(
+        do('data', 'check', 'csv/x', '--data-dir', '/proc/self/mem'),
+        '/proc/self/mem cannot be read',
+    )
 
 
 def test_files_that_are_no_images_are_named(place):
-    for name in ('a.tga', 'b.PSD', 'c.svg', 'd.heic', 'e.raw'): (place / 'photos/ant' / name).write_bytes(b'something')
-    for name in ('notes.txt', 'README', 'Thumbs.db', '.DS_Store'): (place / 'photos/ant' / name).touch()
+    for name in ('a.tga', 'b.PSD', 'c.svg', 'd.heic', 'e.raw'):
+        (place / 'photos/ant' / name).write_bytes(b'something')
+    for name in ('notes.txt', 'README', 'Thumbs.db', '.DS_Store'):
+        (place / 'photos/ant' / name).touch()
     found = do('data', 'check', 'folder/x', '--data-dir', 'photos', '--workers', 0)
-    assert found.exit_code == 1 and found.stderr.startswith('5 images of folder/x cannot be read') and len(found.stderr.splitlines()) == 6
+    assert (
+        found.exit_code == 1
+        and found.stderr.startswith('5 images of folder/x cannot be read')
+        and len(found.stderr.splitlines()) == 6
+    )
     done = encode()
-    assert done.exit_code == 1 and len(done.stderr.splitlines()) == 5 and all(line.startswith('left out: photos/ant/') and 'are not read' in line for line in done.stderr.splitlines())
-    for name in ('a.tga', 'b.PSD', 'c.svg', 'd.heic', 'e.raw'): (place / 'photos/ant' / name).unlink()
-    for name in ('clip.mov', 'scan'): (place / 'photos/bee' / name).write_bytes(b'something')
+    assert (
+        done.exit_code == 1
+        and len(done.stderr.splitlines()) == 5
+        and all(
+            line.startswith('left out: photos/ant/') and 'are not read' in line
+            for line in done.stderr.splitlines()
+        )
+    )
+    for name in ('a.tga', 'b.PSD', 'c.svg', 'd.heic', 'e.raw'):
+        (place / 'photos/ant' / name).unlink()
+    for name in ('clip.mov', 'scan'):
+        (place / 'photos/bee' / name).write_bytes(b'something')
     for done in (encode(), do('data', 'describe', 'folder/x', '--data-dir', 'photos')):
-        assert done.exit_code == 0 and done.stderr.startswith('2 files below photos are left out') and done.stderr.endswith('the first bee/clip.mov\n')
+        assert (
+            done.exit_code == 0
+            and done.stderr.startswith('2 files below photos are left out')
+            and done.stderr.endswith('the first bee/clip.mov\n')
+        )

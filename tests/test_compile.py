@@ -1,4 +1,5 @@
 """Every method as a GPU wants it: two graphs a run, no step that waits, any precision, replicas."""
+
 from contextlib import nullcontext
 from copy import deepcopy
 from itertools import product
@@ -14,8 +15,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from dcwh import baselines, loss
-from dcwh.baselines import METHODS, Squashed
 from dcwh.loss import DCWHLoss
+from dcwh.methods import METHODS, Squashed
 from dcwh.optimizer import TwoStep
 
 IMAGES, CLASSES, BITS, BATCH, EPOCHS = 20, 5, 8, 10, 6
@@ -24,9 +25,19 @@ OWN_CENTRES = [name for name in METHODS if name.startswith('dcwh')]
 
 def built(name, **changed):
     "The criterion of a method, always the same."
-    settings = {'bits': BITS, 'sigma': 1.5, 'cube_margin': 1., 'cube_weight': 1.,
-                'vertex_weight': .1, 'centres_start': 'vertices', 'refine_after': .5,
-                'centres': 'running', 'centres_every': 1, 'centres_hold': 0., 'method_settings': {}}
+    settings = {
+        'bits': BITS,
+        'sigma': 1.5,
+        'cube_margin': 1.0,
+        'cube_weight': 1.0,
+        'vertex_weight': 0.1,
+        'centres_start': 'vertices',
+        'refine_after': 0.5,
+        'centres': 'running',
+        'centres_every': 1,
+        'centres_hold': 0.0,
+        'method_settings': {},
+    }
     config = SimpleNamespace(**settings | METHODS[name].settings | changed)
     torch.manual_seed(0)
     generator = torch.Generator().manual_seed(0)
@@ -38,7 +49,7 @@ def labelled(several=False):
     g = torch.Generator().manual_seed(1)
     y = torch.arange(IMAGES) % CLASSES
     corners = torch.randn(CLASSES, BITS, generator=g).sign()
-    h = 1.5 * corners[y] + .3 * torch.randn(IMAGES, BITS, generator=g)
+    h = 1.5 * corners[y] + 0.3 * torch.randn(IMAGES, BITS, generator=g)
     return h, one_hot(y, CLASSES).bool() | one_hot(y // 2, CLASSES).bool() if several else y
 
 
@@ -49,7 +60,7 @@ def driven(criterion, call, several=False, dtype=torch.float32, epochs=EPOCHS):
     for epoch in range(epochs):
         criterion.begin_epoch(epoch, epochs)
         for index in torch.randperm(IMAGES, generator=g).split(BATCH):
-            h = (outputs[index] + .1 * epoch).to(dtype).requires_grad_()
+            h = (outputs[index] + 0.1 * epoch).to(dtype).requires_grad_()
             value = call(h, labels[index], index)
             learned = [p for p in criterion.parameters() if p.requires_grad]
             grads.append(torch.autograd.grad(value, [h, *learned]))
@@ -71,8 +82,10 @@ def same_as_eager(name, several, backend, **changed):
     graph = torch.compile(compiled, dynamic=False, fullgraph=True, backend=backend)
     expected, got = driven(eager, eager, several), driven(compiled, graph, several)
     torch.testing.assert_close(got[:2], expected[:2], rtol=1e-5, atol=1e-6)
-    assert got[2] == {name: fact if isinstance(fact, str) else pytest.approx(fact)
-                      for name, fact in expected[2].items()}
+    assert got[2] == {
+        name: fact if isinstance(fact, str) else pytest.approx(fact)
+        for name, fact in expected[2].items()
+    }
     assert compiled.last.keys() == eager.last.keys()
     torch.testing.assert_close(compiled.state_dict(), eager.state_dict(), rtol=1e-5, atol=1e-6)
 
@@ -95,9 +108,11 @@ def test_two_graphs_of_several_labels(name):
 
 
 @pytest.mark.usefixtures('fresh')
-@pytest.mark.parametrize('name', [
-    pytest.param(name, marks=[] if name == 'ce' else pytest.mark.whole) for name in METHODS])
-def test_what_torch_makes_of_the_graphs(name):   # of ce, its one term and its loss must stay two
+@pytest.mark.parametrize(
+    'name',
+    [pytest.param(name, marks=[] if name == 'ce' else pytest.mark.whole) for name in METHODS],
+)
+def test_what_torch_makes_of_the_graphs(name):  # of ce, its one term and its loss must stay two
     same_as_eager(name, False, 'inductor')
 
 
@@ -112,8 +127,10 @@ def test_the_exact_rule_has_two_graphs():
 @pytest.mark.parametrize('in_place', [False, True])
 def test_compiled_in_place_or_driven_through_what_compile_returns(in_place):
     counter, eager, criterion = CompileCounterWithBackend('eager'), built('dcwh'), built('dcwh')
-    if in_place: criterion.compile(dynamic=False, backend=counter)
-    else: criterion = torch.compile(criterion, dynamic=False, backend=counter)
+    if in_place:
+        criterion.compile(dynamic=False, backend=counter)
+    else:
+        criterion = torch.compile(criterion, dynamic=False, backend=counter)
     got, expected = driven(criterion, criterion), driven(eager, eager)
     torch.testing.assert_close(got[:2], expected[:2])
     assert counter.frame_count == 2 and not torch._dynamo.utils.counters['graph_break']
@@ -132,6 +149,7 @@ def test_a_graph_of_half_precision(name):
 
 class OnCPU(TorchDispatchMode):
     "Notes every operation that takes or gives a tensor of the CPU: it copies, and may wait."
+
     def __init__(self):
         super().__init__()
         self.noted = []
@@ -139,20 +157,23 @@ class OnCPU(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         given = func(*args, **(kwargs or {}))
         tensors = [t for t in tree_leaves((args, kwargs, given)) if isinstance(t, torch.Tensor)]
-        if any(t.device.type == 'cpu' for t in tensors): self.noted.append(str(func))
+        if any(t.device.type == 'cpu' for t in tensors):
+            self.noted.append(str(func))
         return given
 
 
 def without_values(name, several, device):
     "A criterion and a batch of tensors that have no values, and raise where one is asked for."
     fake, criterion = FakeTensorMode(), built(name)
-    with FakeCopyMode(fake): criterion, (h, y) = deepcopy((criterion, labelled(several)))
+    with FakeCopyMode(fake):
+        criterion, (h, y) = deepcopy((criterion, labelled(several)))
     with fake:
         for module in criterion.modules():
             for name, p in module._parameters.items():
                 if p is not None:
                     module._parameters[name] = nn.Parameter(p.detach().to(device), p.requires_grad)
-            for name, buffer in module._buffers.items(): module._buffers[name] = buffer.to(device)
+            for name, buffer in module._buffers.items():
+                module._buffers[name] = buffer.to(device)
             for name in getattr(module, 'kept', ()):
                 setattr(module, name, getattr(module, name).to(device))
         return fake, criterion, (h.to(device), y.to(device), torch.arange(IMAGES, device=device))
@@ -173,9 +194,10 @@ def test_a_step_on_a_gpu_stays_there(name, several):
 @pytest.mark.parametrize('several', [False, True])
 @pytest.mark.parametrize('name', METHODS)
 def test_no_step_asks_for_a_value(name, several, monkeypatch):
-    for module in (loss, baselines): monkeypatch.setattr(module, 'looked_at', lambda t: False)
+    for module in (loss, baselines):
+        monkeypatch.setattr(module, 'looked_at', lambda t: False)
     fake, criterion, (h, y, index) = without_values(name, several, 'cpu')
-    with fake:   # raises where a shape, a branch or a number depends on values
+    with fake:  # raises where a shape, a branch or a number depends on values
         criterion.begin_epoch(1, 3)
         criterion(h.requires_grad_(), y, index).backward()
     assert h.grad.shape == h.shape and isinstance(h.grad, FakeTensor)
@@ -189,18 +211,20 @@ def test_end_of_an_epoch_without_a_batch(name):
             if sums or name == 'dsdh':
                 with pytest.raises(ValueError, match='^end_epoch was called and no batch[^\n]*$'):
                     criterion.end_epoch()
-            else: assert isinstance(criterion.end_epoch(), dict)
+            else:
+                assert isinstance(criterion.end_epoch(), dict)
             criterion.begin_epoch(1, 3)
     h, y = labelled()
     criterion(h, y, torch.arange(IMAGES))
-    assert criterion.end_epoch().keys() == criterion.end_epoch().keys()   # the same step again
+    assert criterion.end_epoch().keys() == criterion.end_epoch().keys()  # the same step again
 
 
 @pytest.mark.parametrize('wrong', [None, 3, lambda: None, lambda: 3, lambda: (1, 2), lambda: (1,)])
-@pytest.mark.parametrize('squash', [None, 0., 1.])
+@pytest.mark.parametrize('squash', [None, 0.0, 1.0])
 def test_end_of_an_epoch_with_the_wrong_outputs(wrong, squash):
     criterion = TwoStep(DCWHLoss(CLASSES, BITS), rule='exact')
-    if squash is not None: criterion = Squashed(criterion, squash)
+    if squash is not None:
+        criterion = Squashed(criterion, squash)
     with pytest.raises(ValueError, match=r'^(the exact rule of centres needs|h is int)[^\n]*$'):
         criterion.end_epoch(wrong)
 
@@ -213,7 +237,8 @@ def is_close_to_float32(name, several, own, given, inside=None):
     full, criterion = built(name), built(name).to(own)
     expected, _, facts = driven(full, full, several, epochs=2)
     autocast = torch.autocast('cpu', dtype=inside) if inside else nullcontext()
-    with autocast: got, grads, told = driven(criterion, criterion, several, given, 2)
+    with autocast:
+        got, grads, told = driven(criterion, criterion, several, given, 2)
     near = {'rtol': max(TOLERANCE[own], TOLERANCE[given])}
     near['atol'] = near['rtol'] / 5
     assert got.dtype == (torch.float64 if given == torch.float64 else torch.float32)
@@ -229,8 +254,14 @@ def is_close_to_float32(name, several, own, given, inside=None):
 @pytest.mark.parametrize('name', METHODS)
 def test_precisions_of_a_criterion_and_of_outputs(name):
     half, bf16, single, double = TOLERANCE
-    for own, given, inside in ((half, half, None), (bf16, bf16, bf16), (single, half, bf16),
-                               (bf16, single, None), (single, double, bf16), (double, bf16, None)):
+    for own, given, inside in (
+        (half, half, None),
+        (bf16, bf16, bf16),
+        (single, half, bf16),
+        (bf16, single, None),
+        (single, double, bf16),
+        (double, bf16, None),
+    ):
         is_close_to_float32(name, False, own, given, inside)
     is_close_to_float32(name, True, bf16, bf16)
 
@@ -251,7 +282,8 @@ def test_what_is_kept_keeps_its_precision(cast):
         criterion.begin_epoch(1, 4)
         criterion(h, y, torch.arange(IMAGES))
     sums, slope = dcwh.sums.clone(), hashnet.slope.clone()
-    for criterion in (dcwh, hashnet, dsdh): getattr(criterion, cast)()
+    for criterion in (dcwh, hashnet, dsdh):
+        getattr(criterion, cast)()
     assert dcwh.sums.dtype == hashnet.slope.dtype == torch.float64 and slope > 1
     assert torch.equal(dcwh.sums, sums) and torch.equal(hashnet.slope, slope)
     memory = dsdh.memory
@@ -276,9 +308,12 @@ def replica(criterion, device='cpu'):
     "What DataParallel makes of a criterion for one of its devices; this is torch's replicate."
     copies = {module: module._replicate_for_data_parallel() for module in criterion.modules()}
     for module, copy in copies.items():
-        for name, child in module._modules.items(): setattr(copy, name, copies[child])
-        for name, p in module._parameters.items(): setattr(copy, name, None if p is None else p * 1)
-        for name, buffer in module._buffers.items(): setattr(copy, name, buffer.to(device))
+        for name, child in module._modules.items():
+            setattr(copy, name, copies[child])
+        for name, p in module._parameters.items():
+            setattr(copy, name, None if p is None else p * 1)
+        for name, buffer in module._buffers.items():
+            setattr(copy, name, buffer.to(device))
     return copies[criterion]
 
 
@@ -288,14 +323,17 @@ def test_a_replica_shares_what_is_remembered(name, several):
     alone, shared = built(name), built(name)
     expected, _, facts = driven(alone, alone, several, epochs=2)
     losses = []
-    class Parallel:   # a replica for every batch, and what the trainer asks of the original
+
+    class Parallel:  # a replica for every batch, and what the trainer asks of the original
         parameters, begin_epoch, end_epoch = shared.parameters, shared.begin_epoch, shared.end_epoch
+
     def call(h, y, index):
         copy = replica(shared)
         value = copy(h, y, index)
         losses.append(value.detach())
         Parallel.last = copy.last
         return value
+
     got, _, told = driven(Parallel, call, several, epochs=2)
     assert torch.equal(got, expected) and told == facts
     for name, tensor in alone.state_dict().items():
@@ -322,7 +360,8 @@ def test_lightning_in_bf16_alone(name, tmp_path):
         def on_train_epoch_start(self):
             self.criterion.begin_epoch(self.current_epoch, 2)
 
-        def on_train_epoch_end(self): self.facts = self.criterion.end_epoch()
+        def on_train_epoch_end(self):
+            self.facts = self.criterion.end_epoch()
 
         def training_step(self, batch, _):
             x, y, index = batch
@@ -330,14 +369,21 @@ def test_lightning_in_bf16_alone(name, tmp_path):
             self.loss = self.criterion(self.network(x), y, index)
             return self.loss
 
-        def configure_optimizers(self): return torch.optim.SGD(self.parameters(), lr=.1)
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.1)
 
     images = torch.utils.data.TensorDataset(*labelled(), torch.arange(IMAGES))
     hashing = Hashing()
-    lightning.Trainer(precision='bf16-true', accelerator='cpu', max_epochs=2, logger=False,
-                      enable_checkpointing=False, enable_progress_bar=False,
-                      enable_model_summary=False, default_root_dir=tmp_path,
-                      ).fit(hashing, torch.utils.data.DataLoader(images, BATCH))
+    lightning.Trainer(
+        precision='bf16-true',
+        accelerator='cpu',
+        max_epochs=2,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=tmp_path,
+    ).fit(hashing, torch.utils.data.DataLoader(images, BATCH))
     criterion = hashing.criterion
     assert hashing.loss.isfinite() and hashing.loss.dtype == torch.float32
     if name == 'dcwh':

@@ -1,4 +1,5 @@
 """Every source under every protocol: what is read, what is drawn, and what bad input says."""
+
 import gzip
 import os
 import shutil
@@ -11,22 +12,42 @@ from typer.testing import CliRunner
 
 import dcwh.sources
 from dcwh.cli import app
-from dcwh.data import FORMATS, check, content_hash, load, readable, ImageSet
+from dcwh.config import resolve
+from dcwh.data import FORMATS, ImageSet, check, content_hash, load, readable
 from dcwh.experiment import retrieval_set, run
-from dcwh.sources import (BESIDE, IMAGES, UNREAD, Source, catalogue, digit_pairs, digits,
-                          find_source, from_dataset, lists, number_labels, read_columns, typed, write_table)
-from dcwh.training import resolve
+from dcwh.sources import (
+    BESIDE,
+    IMAGES,
+    UNREAD,
+    Source,
+    catalogue,
+    digit_pairs,
+    digits,
+    find_source,
+    from_dataset,
+    lists,
+    number_labels,
+    read_columns,
+    typed,
+    write_table,
+)
 
 PAIRS, DIGITS = digit_pairs(), digits()
-N = 400   # images of a set; every fifth is a query
+N = 400  # images of a set; every fifth is a query
 
 
 class Refusing:
     "A Dataset of images and labels in which some items must not be asked for."
-    def __init__(self, images, labels, refused): self.images, self.targets, self.refused = images, labels, set(refused.tolist())
-    def __len__(self): return len(self.images)
+
+    def __init__(self, images, labels, refused):
+        self.images, self.targets, self.refused = images, labels, set(refused.tolist())
+
+    def __len__(self):
+        return len(self.images)
+
     def __getitem__(self, i):
-        if i in self.refused: raise AssertionError(f'item {i} was read')
+        if i in self.refused:
+            raise AssertionError(f'item {i} was read')
         return Image.fromarray(self.images[i]), self.targets[i]
 
 
@@ -35,7 +56,8 @@ def write(images, labels, root, query, refused):
     (root / 'img').mkdir(parents=True)
     for i in range(N):
         Image.fromarray(images[i]).save(root / f'img/{i}.png')
-        if refused and i in query: (root / f'img/{i}.png').write_text('must not be read')
+        if refused and i in query:
+            (root / f'img/{i}.png').write_text('must not be read')
     return [f'img/{i}.png' for i in range(N)]
 
 
@@ -43,13 +65,18 @@ def as_folder(root, refused=True):
     for i in range(N):
         file = root / ('test' if i % 5 == 0 else 'train') / str(DIGITS.labels[i]) / f'{i}.png'
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text('must not be read') if refused and i % 5 == 0 else Image.fromarray(DIGITS.images[i]).save(file)
+        file.write_text('must not be read') if refused and i % 5 == 0 else Image.fromarray(
+            DIGITS.images[i]
+        ).save(file)
     return find_source('folder/scans', root)
 
 
 def as_csv(root, refused=True):
     names = write(PAIRS.images, PAIRS.labels, root, range(0, N, 5), refused)
-    rows = [f'{name},{";".join(np.flatnonzero(PAIRS.labels[i]).astype(str))},{"test" if i % 5 == 0 else "train"}' for i, name in enumerate(names)]
+    rows = [
+        f'{name},{";".join(np.flatnonzero(PAIRS.labels[i]).astype(str))},{"test" if i % 5 == 0 else "train"}'
+        for i, name in enumerate(names)
+    ]
     (root / 'pairs.csv').write_text('\n'.join(['path,labels,split', *rows]))
     return find_source('csv/pairs', root / 'pairs.csv')
 
@@ -57,13 +84,22 @@ def as_csv(root, refused=True):
 def as_lists(root, refused=True, labels=PAIRS.labels):
     names = write(PAIRS.images, labels, root, range(0, N, 5), refused)
     line = lambda i: f'{names[i]} {" ".join(map(str, labels[i].astype(int)))}\n'
-    for file, ids in {'test.txt': range(0, N, 5), 'train.txt': [i for i in range(N) if i % 5 and i % 2], 'database.txt': [i for i in range(N) if i % 5]}.items(): (root / file).write_text(''.join(map(line, ids)))
+    for file, ids in {
+        'test.txt': range(0, N, 5),
+        'train.txt': [i for i in range(N) if i % 5 and i % 2],
+        'database.txt': [i for i in range(N) if i % 5],
+    }.items():
+        (root / file).write_text(''.join(map(line, ids)))
     return find_source('lists/pairs', root)
 
 
 def as_dataset(root, refused=True):
     query = np.arange(0, N, 5)
-    return from_dataset(Refusing(DIGITS.images[:N], DIGITS.labels[:N], query if refused else query[:0]), 'anybody', test=np.isin(np.arange(N), query))
+    return from_dataset(
+        Refusing(DIGITS.images[:N], DIGITS.labels[:N], query if refused else query[:0]),
+        'anybody',
+        test=np.isin(np.arange(N), query),
+    )
 
 
 @pytest.mark.parametrize('protocol', ('full', 'official'))
@@ -71,50 +107,100 @@ def as_dataset(root, refused=True):
 def test_validation_never_reads_the_real_queries(source, protocol, tmp_path):
     of = source(tmp_path)
     data = load(of, protocol, evaluate_on='validation').read(16)
-    for role in (data.query, data.train, data.database): assert sum(len(x) for x, _ in role.batches(32, 16)) == len(role)
-    assert not np.isin(of.split.query, np.concatenate([data.query.ids, data.database.ids])).any() and data.protocol.endswith('validation')
-    share = lambda labels: labels.sum(0) if labels.ndim == 2 else np.bincount(labels, minlength=len(of.classes))
-    assert abs(share(data.query.labels) - .1 * (share(data.query.labels) + share(data.train.labels))).max() < 4   # stratified: of every label a tenth, but for a few images
-    with pytest.raises(ValueError, match='80 images'): load(of, protocol).read(16)   # which would have been read otherwise
+    for role in (data.query, data.train, data.database):
+        assert sum(len(x) for x, _ in role.batches(32, 16)) == len(role)
+    assert not np.isin(
+        of.split.query, np.concatenate([data.query.ids, data.database.ids])
+    ).any() and data.protocol.endswith('validation')
+    share = lambda labels: (
+        labels.sum(0) if labels.ndim == 2 else np.bincount(labels, minlength=len(of.classes))
+    )
+    assert (
+        abs(
+            share(data.query.labels) - 0.1 * (share(data.query.labels) + share(data.train.labels))
+        ).max()
+        < 4
+    )  # stratified: of every label a tenth, but for a few images
+    with pytest.raises(ValueError, match='80 images'):
+        load(of, protocol).read(16)  # which would have been read otherwise
 
 
-@pytest.mark.parametrize('source', (DIGITS, PAIRS, np.arange(8).repeat(700)), ids=('digits', 'pairs', 'large'))
+@pytest.mark.parametrize(
+    'source', (DIGITS, PAIRS, np.arange(8).repeat(700)), ids=('digits', 'pairs', 'large')
+)
 @pytest.mark.parametrize('protocol', ('full', 'sampled', 'disjoint'))
 def test_validation_leaves_drawn_queries_out(source, protocol):
-    if not isinstance(source, Source): source = Source('large', np.zeros((len(source), 1, 1, 3), np.uint8), source, tuple('abcdefgh'))
-    if protocol == 'disjoint' and source.name == 'digits': pytest.skip('classes of digits are too small for disjoint')
+    if not isinstance(source, Source):
+        source = Source(
+            'large', np.zeros((len(source), 1, 1, 3), np.uint8), source, tuple('abcdefgh')
+        )
+    if protocol == 'disjoint' and source.name == 'digits':
+        pytest.skip('classes of digits are too small for disjoint')
     real, validation = (load(source, protocol, evaluate_on=on) for on in ('query', 'validation'))
     used = np.concatenate([validation.query.ids, validation.train.ids, validation.database.ids])
-    assert not np.isin(real.query.ids, used).any() and set(used.tolist()) <= set(real.train.ids.tolist()) and validation.top_k == real.top_k
+    assert (
+        not np.isin(real.query.ids, used).any()
+        and set(used.tolist()) <= set(real.train.ids.tolist())
+        and validation.top_k == real.top_k
+    )
 
 
-@pytest.mark.parametrize('source', (as_folder, as_csv, as_lists, as_dataset, lambda root: DIGITS, lambda root: PAIRS), ids=('folder', 'csv', 'lists', 'dataset', 'digits', 'pairs'))
+@pytest.mark.parametrize(
+    'source',
+    (as_folder, as_csv, as_lists, as_dataset, lambda root: DIGITS, lambda root: PAIRS),
+    ids=('folder', 'csv', 'lists', 'dataset', 'digits', 'pairs'),
+)
 @pytest.mark.parametrize('evaluate_on', ('query', 'validation'))
 def test_limited_samples_are_nested_in_every_source(source, evaluate_on, tmp_path):
     of, drawn = source(tmp_path), {}
     for n in (1, 5, 10, 50, 100, 500, 0):
         data = load(of, seed=3, train_per_class=n, evaluate_on=evaluate_on)
         drawn[n] = set(data.train.ids.tolist())
-        counts = data.train.labels.sum(0) if data.train.labels.ndim == 2 else np.bincount(data.train.labels)
-        rest = of.labels[np.array(sorted(set(load(of, seed=3, evaluate_on=evaluate_on).train.ids.tolist())))]
+        counts = (
+            data.train.labels.sum(0)
+            if data.train.labels.ndim == 2
+            else np.bincount(data.train.labels)
+        )
+        rest = of.labels[
+            np.array(sorted(set(load(of, seed=3, evaluate_on=evaluate_on).train.ids.tolist())))
+        ]
         available = rest.sum(0) if rest.ndim == 2 else np.bincount(rest)
-        assert (counts >= np.minimum(n, available)).all() and (rest.ndim == 2 or not n or (counts <= n).all())
+        assert (counts >= np.minimum(n, available)).all() and (
+            rest.ndim == 2 or not n or (counts <= n).all()
+        )
     assert drawn[1] <= drawn[5] <= drawn[10] <= drawn[50] <= drawn[100] <= drawn[500] <= drawn[0]
-    assert drawn[5] != set(load(of, seed=4, train_per_class=5, evaluate_on=evaluate_on).train.ids.tolist())
+    assert drawn[5] != set(
+        load(of, seed=4, train_per_class=5, evaluate_on=evaluate_on).train.ids.tolist()
+    )
 
 
-def test_lists_that_are_known_go_by_the_name_of_the_set_and_others_by_their_sizes(tmp_path, monkeypatch):
+def test_lists_that_are_known_go_by_the_name_of_the_set_and_others_by_their_sizes(
+    tmp_path, monkeypatch
+):
     of = as_lists(tmp_path, refused=False)
-    assert (of.split.name, of.split.top_k) == ('pairs-80-160', None) and len(of.split.database) == 320
+    assert (of.split.name, of.split.top_k) == ('pairs-80-160', None) and len(
+        of.split.database
+    ) == 320
     sums = [dcwh.sources.read_list(tmp_path / f'{role}.txt')[2][:16] for role in ('test', 'train')]
     monkeypatch.setitem(dcwh.sources.BENCHMARKS, 'nuswide21', (10, 5000, *sums))
     known = load('nuswide21', 'official', tmp_path)
-    assert (known.protocol, known.top_k) == ('nuswide21', 5000) and known.describe()['source_hash'] == of.hash
-    (tmp_path / 'train.txt').write_text((tmp_path / 'train.txt').read_text().split('\n', 1)[1])   # one line less: another set
+    assert (known.protocol, known.top_k) == ('nuswide21', 5000) and known.describe()[
+        'source_hash'
+    ] == of.hash
+    (tmp_path / 'train.txt').write_text(
+        (tmp_path / 'train.txt').read_text().split('\n', 1)[1]
+    )  # one line less: another set
     assert load('nuswide21', 'official', tmp_path).protocol == 'nuswide21-80-159'
     (tmp_path / 'img/7.png').unlink()
-    assert load('nuswide21', 'official', tmp_path, missing='skip').protocol == 'nuswide21-80-159, 1 missing'
-    with pytest.raises(FileNotFoundError, match=r'1 of 400 images of nuswide21 are not below .*, the first img/7.png; .*missing=skip'): load('nuswide21', 'official', tmp_path)
+    assert (
+        load('nuswide21', 'official', tmp_path, missing='skip').protocol
+        == 'nuswide21-80-159, 1 missing'
+    )
+    with pytest.raises(
+        FileNotFoundError,
+        match=r'1 of 400 images of nuswide21 are not below .*, the first img/7.png; .*missing=skip',
+    ):
+        load('nuswide21', 'official', tmp_path)
 
 
 def test_lists_may_lie_elsewhere_packed_and_with_one_label_an_image(tmp_path):
@@ -123,27 +209,62 @@ def test_lists_may_lie_elsewhere_packed_and_with_one_label_an_image(tmp_path):
         (tmp_path / f'{file.name}.gz').write_bytes(gzip.compress(file.read_bytes()))
         file.unlink()
     again = lists('lists/pairs', tmp_path / 'images', tmp_path)
-    assert of.labels.ndim == 1 and (again.labels == of.labels).all() and again.hash == of.hash and again.files == of.files
+    assert (
+        of.labels.ndim == 1
+        and (again.labels == of.labels).all()
+        and again.hash == of.hash
+        and again.files == of.files
+    )
 
 
 def test_a_run_on_lists_of_several_labels(tmp_path):
     as_lists(tmp_path, refused=False)
-    config = resolve({'backbone': 'small', 'weights': 'none', 'image_size': 16, 'resize': 16, 'flip': False, 'epochs': 2, 'missing': 'skip'}, dataset='lists/pairs', protocol='official', bits=12, data_dir=str(tmp_path))
+    config = resolve(
+        {
+            'backbone': 'small',
+            'weights': 'none',
+            'image_size': 16,
+            'resize': 16,
+            'flip': False,
+            'epochs': 2,
+            'missing': 'skip',
+        },
+        dataset='lists/pairs',
+        protocol='official',
+        bits=12,
+        data_dir=str(tmp_path),
+    )
     result = run(config, tmp_path / 'runs')
-    assert result['protocol'] == retrieval_set(config).describe() and result['protocol']['labels_per_image'].startswith('1 to 2') and result['metrics']['queries'] == 80
-    assert next((tmp_path / 'runs').rglob('result.json')).parents[1].name == 'pairs-default' and {'map_outputs'} <= result['metrics'].keys()
+    assert (
+        result['protocol'] == retrieval_set(config).describe()
+        and result['protocol']['labels_per_image'].startswith('1 to 2')
+        and result['metrics']['queries'] == 80
+    )
+    assert (
+        next((tmp_path / 'runs').rglob('result.json')).parents[1].name == 'pairs-default'
+        and {'map_outputs'} <= result['metrics'].keys()
+    )
 
 
 def test_decoded_images_are_kept_and_shared(tmp_path, monkeypatch):
     monkeypatch.setenv('DCWH_CACHE', str(tmp_path / 'decoded'))
     first = load(as_folder(tmp_path / 'a', refused=False)).read(16)
-    assert isinstance(first.train.source.images, np.ndarray) and len(list((tmp_path / 'decoded').iterdir())) == 1
-    monkeypatch.setattr('dcwh.data.decode', None)   # nothing is decoded again, wherever the same images are
+    assert (
+        isinstance(first.train.source.images, np.ndarray)
+        and len(list((tmp_path / 'decoded').iterdir())) == 1
+    )
+    monkeypatch.setattr(
+        'dcwh.data.decode', None
+    )  # nothing is decoded again, wherever the same images are
     moved = load(as_folder(tmp_path / 'b', refused=False)).read(16)
-    assert isinstance(moved.train.source.images, np.memmap) and (moved.train.source.images == first.train.source.images).all()
+    assert (
+        isinstance(moved.train.source.images, np.memmap)
+        and (moved.train.source.images == first.train.source.images).all()
+    )
     file = next((tmp_path / 'b/train').rglob('*.png'))
     Image.fromarray(255 - np.asarray(Image.open(file))).save(file)
-    with pytest.raises(TypeError): load(find_source('folder/scans', tmp_path / 'b')).read(16)   # another image: another name
+    with pytest.raises(TypeError):
+        load(find_source('folder/scans', tmp_path / 'b')).read(16)  # another image: another name
 
 
 def test_a_folder_of_decoded_images_that_cannot_be_written_costs_nothing(tmp_path, monkeypatch):
@@ -166,24 +287,41 @@ def test_check_ends_with_1_and_names_what_is_broken(tmp_path):
     assert f'{tmp_path}/img/5.png' in err
     sizes = [line for line in out.splitlines() if line.startswith(('images', 'query', 'train'))]
     assert sizes == ['images            400', 'query             80', 'train             320']
-    for i in range(0, N, 5): Image.fromarray(PAIRS.images[i]).save(tmp_path / f'img/{i}.png')
+    for i in range(0, N, 5):
+        Image.fromarray(PAIRS.images[i]).save(tmp_path / f'img/{i}.png')
     assert shell_check('csv/pairs', tmp_path / 'pairs.csv')[0] == 0
 
 
-@pytest.mark.parametrize('wrong, message', (
-    ({'dataset': 'nuswide'}, 'unknown dataset'), ({'dataset': 'csv/mine', 'data_dir': 'nowhere.csv'}, 'nowhere.csv is not a file'), ({'dataset': 'coco80', 'data_dir': 'nowhere'}, 'has no test.txt, train.txt, database.txt'),
-    ({'dataset': 'digits', 'protocol': 'official'}, 'comes with a split'), ({'dataset': 'digits', 'settings': {'missing': 'ignore'}}, "missing is 'ignore'")))
+@pytest.mark.parametrize(
+    'wrong, message',
+    (
+        ({'dataset': 'nuswide'}, 'unknown dataset'),
+        ({'dataset': 'csv/mine', 'data_dir': 'nowhere.csv'}, 'nowhere.csv is not a file'),
+        ({'dataset': 'coco80', 'data_dir': 'nowhere'}, 'has no test.txt, train.txt, database.txt'),
+        ({'dataset': 'digits', 'protocol': 'official'}, 'comes with a split'),
+        ({'dataset': 'digits', 'settings': {'missing': 'ignore'}}, "missing is 'ignore'"),
+    ),
+)
 def test_bad_input_says_what_to_do(wrong, message):
-    with pytest.raises((ValueError, FileNotFoundError), match=message): retrieval_set(resolve(wrong.pop('settings', None), bits=16, **wrong))
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        retrieval_set(resolve(wrong.pop('settings', None), bits=16, **wrong))
 
 
 def test_a_class_without_training_images_is_named(tmp_path):
     names = write(PAIRS.images, PAIRS.labels, tmp_path, (), False)
-    (tmp_path / 'mine.csv').write_text('path,label,split\n' + ''.join(f'{name},{"only" if i == 0 else i % 2},{"test" if i < 10 else "train"}\n' for i, name in enumerate(names)))
-    with pytest.raises(ValueError, match="1 classes have no training image, the first 'only'"): load('csv/mine', data_dir=tmp_path / 'mine.csv')
+    (tmp_path / 'mine.csv').write_text(
+        'path,label,split\n'
+        + ''.join(
+            f'{name},{"only" if i == 0 else i % 2},{"test" if i < 10 else "train"}\n'
+            for i, name in enumerate(names)
+        )
+    )
+    with pytest.raises(ValueError, match="1 classes have no training image, the first 'only'"):
+        load('csv/mine', data_dir=tmp_path / 'mine.csv')
 
 
 # what results are bound to
+
 
 def filled(root, *names):
     "Files that nobody opens, each of another size."
@@ -197,8 +335,10 @@ TWELVE = [f'img/{i}.png' for i in range(12)]
 PLAIN = [f'{"abc"[i % 3]}/{i}.png' for i in range(12)]
 HALVES = [f'{"test" if i < 3 else "train"}/{"abc"[i % 3]}/{i}.JPEG' for i in range(12)]
 ONE = [f'{name},{("zebra", "10", "é")[i % 3]}' for i, name in enumerate(TWELVE)]
-SEVERAL = [f'{name},{("a", "b;c", "c; a")[i % 3]},{("test", "train", "train", "database")[i % 4]}'
-           for i, name in enumerate(TWELVE)]
+SEVERAL = [
+    f'{name},{("a", "b;c", "c; a")[i % 3]},{("test", "train", "train", "database")[i % 4]}'
+    for i, name in enumerate(TWELVE)
+]
 ROWS = [f'{name} {("1 0 0", "0 1 1", "1 0 1")[i % 3]}\n' for i, name in enumerate(TWELVE)]
 
 
@@ -214,22 +354,50 @@ def as_table(root, *lines):
     return root / 'mine.csv'
 
 
-@pytest.mark.parametrize('of, protocol, source_hash, split_hash', (
-    (lambda root: 'digits', 'full', '62eb172a75fecaf7', 'a4ad1c52aa1e1faa'),
-    (lambda root: 'digit-pairs', 'full', '4fa5860263aa72fc', '53a122186875e8f9'),
-    (lambda root: ('folder/x', filled(root, *PLAIN)), 'full',
-     '4dd72ce00562cfed', 'c8c6a68b0a55a505'),
-    (lambda root: ('folder/x', filled(root, *HALVES)), 'full',
-     'ca2f6496dde6ad11', '578ec8d496c9c0ac'),
-    (lambda root: ('csv/x', as_table(root, 'path,label', *ONE)), 'full',
-     '6edcc52a908996a6', 'e8d9f726dcda5d14'),
-    (lambda root: ('csv/x', as_table(root, 'path,labels,split', *SEVERAL)), 'official',
-     'cd3bace64385f0fd', 'ee3abfd6bcf6c428'),
-    (lambda root: ('lists/x', listed(filled(root, *TWELVE))), 'official',
-     'bbecba2272c835f9', 'febcf04ed0d515bc'),
-    (lambda root: ('lists/x', listed(filled(root, *TWELVE[:-1]))), 'official',
-     '29d217a9e369cb73', 'afa82fa8f8dfc690')),
-    ids=('digits', 'pairs', 'folder', 'halves', 'csv', 'csv of several', 'lists', 'one missing'))
+@pytest.mark.parametrize(
+    'of, protocol, source_hash, split_hash',
+    (
+        (lambda root: 'digits', 'full', '62eb172a75fecaf7', 'a4ad1c52aa1e1faa'),
+        (lambda root: 'digit-pairs', 'full', '4fa5860263aa72fc', '53a122186875e8f9'),
+        (
+            lambda root: ('folder/x', filled(root, *PLAIN)),
+            'full',
+            '4dd72ce00562cfed',
+            'c8c6a68b0a55a505',
+        ),
+        (
+            lambda root: ('folder/x', filled(root, *HALVES)),
+            'full',
+            'ca2f6496dde6ad11',
+            '578ec8d496c9c0ac',
+        ),
+        (
+            lambda root: ('csv/x', as_table(root, 'path,label', *ONE)),
+            'full',
+            '6edcc52a908996a6',
+            'e8d9f726dcda5d14',
+        ),
+        (
+            lambda root: ('csv/x', as_table(root, 'path,labels,split', *SEVERAL)),
+            'official',
+            'cd3bace64385f0fd',
+            'ee3abfd6bcf6c428',
+        ),
+        (
+            lambda root: ('lists/x', listed(filled(root, *TWELVE))),
+            'official',
+            'bbecba2272c835f9',
+            'febcf04ed0d515bc',
+        ),
+        (
+            lambda root: ('lists/x', listed(filled(root, *TWELVE[:-1]))),
+            'official',
+            '29d217a9e369cb73',
+            'afa82fa8f8dfc690',
+        ),
+    ),
+    ids=('digits', 'pairs', 'folder', 'halves', 'csv', 'csv of several', 'lists', 'one missing'),
+)
 def test_hashes_stay_what_results_are_bound_to(of, protocol, source_hash, split_hash, tmp_path):
     name, where = (*np.atleast_1d(of(tmp_path)), tmp_path)[:2]
     data = load(find_source(str(name), where, missing='skip'), protocol)
@@ -243,6 +411,7 @@ def test_the_content_hash_stays_what_it_was(tmp_path):
 
 
 # folders
+
 
 def pictures(root, *names):
     for n, name in enumerate(names):
@@ -260,8 +429,8 @@ def zoo(tmp_path):
 def test_linked_class_folders_are_classes(zoo, tmp_path):
     (zoo / 'owl').rename(tmp_path / 'elsewhere')
     (zoo / 'owl').symlink_to(tmp_path / 'elsewhere')
-    (zoo / 'cat/round').symlink_to(zoo)               # leads back to where we are
-    (tmp_path / 'elsewhere/itself').symlink_to('itself')   # leads nowhere at all
+    (zoo / 'cat/round').symlink_to(zoo)  # leads back to where we are
+    (tmp_path / 'elsewhere/itself').symlink_to('itself')  # leads nowhere at all
     with pytest.raises(OSError, match='itself is a link that leads nowhere'):
         find_source('folder/x', zoo)
     (tmp_path / 'elsewhere/itself').unlink()
@@ -279,30 +448,40 @@ def test_a_class_folder_is_never_counted_twice(zoo):
 
 def test_many_links_are_no_endless_way(zoo):
     for c in ('cat', 'dog', 'owl'):
-        for other in ('cat', 'dog', 'owl'): (zoo / c / f'to-{other}').symlink_to(zoo / other)
+        for other in ('cat', 'dog', 'owl'):
+            (zoo / c / f'to-{other}').symlink_to(zoo / other)
     assert len(catalogue(zoo)[0]) == 12
 
 
-@pytest.mark.parametrize('make, message', (
-    (lambda zoo: (zoo / 'fish').mkdir(), 'the first fish; add images'),
-    (lambda zoo: filled(zoo, 'fish/notes.txt'), 'the first fish; add images'),
-    (lambda zoo: pictures(zoo, 'fish/deep/1.png'), '<class>/<image>, the first fish/deep/1.png'),
-    (lambda zoo: pictures(zoo, '1.png'), 'not at <class>/<image>, the first 1.png'),
-    (lambda zoo: pictures(zoo, 'cat /1.png'), "'cat ' of .* begins or ends with a space"),
-    (lambda zoo: (zoo / 'fish').symlink_to('nowhere'), 'fish is a link that leads nowhere')))
+@pytest.mark.parametrize(
+    'make, message',
+    (
+        (lambda zoo: (zoo / 'fish').mkdir(), 'the first fish; add images'),
+        (lambda zoo: filled(zoo, 'fish/notes.txt'), 'the first fish; add images'),
+        (
+            lambda zoo: pictures(zoo, 'fish/deep/1.png'),
+            '<class>/<image>, the first fish/deep/1.png',
+        ),
+        (lambda zoo: pictures(zoo, '1.png'), 'not at <class>/<image>, the first 1.png'),
+        (lambda zoo: pictures(zoo, 'cat /1.png'), "'cat ' of .* begins or ends with a space"),
+        (lambda zoo: (zoo / 'fish').symlink_to('nowhere'), 'fish is a link that leads nowhere'),
+    ),
+)
 def test_what_a_folder_would_leave_out_is_named(zoo, make, message):
     make(zoo)
-    with pytest.raises((ValueError, OSError), match=message): find_source('folder/x', zoo)
+    with pytest.raises((ValueError, OSError), match=message):
+        find_source('folder/x', zoo)
 
 
 def test_a_folder_that_cannot_be_read_is_named(zoo, monkeypatch):
     scan = os.scandir
 
     def refuse(path):
-        if str(path).endswith('dog'): raise PermissionError(13, 'Permission denied', str(path))
+        if str(path).endswith('dog'):
+            raise PermissionError(13, 'Permission denied', str(path))
         return scan(path)
 
-    monkeypatch.setattr(os, 'scandir', refuse)   # as for a user who may not; root may
+    monkeypatch.setattr(os, 'scandir', refuse)  # as for a user who may not; root may
     for reads in (lambda: find_source('folder/x', zoo), lambda: catalogue(zoo)):
         with pytest.raises(OSError, match=r'folder .*dog cannot be read \(Permission denied\)'):
             reads()
@@ -323,7 +502,8 @@ def test_all_endings_of_photographs_are_read_or_named(zoo, tmp_path):
 @pytest.mark.parametrize('part', ('val', 'valid', 'validation'))
 def test_validation_images_are_learned_from_and_other_folders_named(zoo, part, tmp_path):
     root = tmp_path / 'set'
-    for name in ('train', 'test', part): shutil.copytree(zoo, root / name)
+    for name in ('train', 'test', part):
+        shutil.copytree(zoo, root / name)
     source = find_source('folder/x', root)
     assert len(source.labels) == 36 and len(source.split.query) == 12
     assert {source.files[i].partition('/')[0] for i in source.split.train} == {'train', part}
@@ -347,6 +527,7 @@ def test_half_a_split_is_refused_before_anything_is_trained(zoo, tmp_path):
 
 # what is no image
 
+
 @pytest.fixture
 def traps(zoo):
     "A folder with everything that should not be opened, and how many faults that are."
@@ -358,20 +539,26 @@ def traps(zoo):
     (zoo / 'dog/script.jpg').write_text(script)
     shutil.copy(zoo / 'dog/0.png', os.fsencode(zoo) + b'/dog/caf\xe9\r.png')
     here = os.getcwd()
-    os.chdir(zoo)   # the name of a socket is short
+    os.chdir(zoo)  # the name of a socket is short
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind('owl/socket.png')
         os.chdir(here)
         yield zoo
 
 
-FAULTS = ('pipe.png: it is a pipe', 'zero.png: it is a device', 'gone.png: ',
-          'empty.png: it is no image', 'script.jpg: it is no image', 'socket.png: it is a socket',
-          r'caf\xe9\r.png: its name is not UTF-8')
+FAULTS = (
+    'pipe.png: it is a pipe',
+    'zero.png: it is a device',
+    'gone.png: ',
+    'empty.png: it is no image',
+    'script.jpg: it is no image',
+    'socket.png: it is a socket',
+    r'caf\xe9\r.png: its name is not UTF-8',
+)
 
 
 def test_check_lists_every_fault_in_a_line_and_opens_nothing_that_is_no_file(traps, monkeypatch):
-    monkeypatch.setattr('PIL.EpsImagePlugin.Ghostscript', None)   # called: an error
+    monkeypatch.setattr('PIL.EpsImagePlugin.Ghostscript', None)  # called: an error
     code, out, err = shell_check('folder/x', traps)
     assert code == 1 and 'images            19' in out and 'content_hash' in out
     lines = err.splitlines()
@@ -394,6 +581,7 @@ def test_a_run_names_them_all_before_it_starts(traps):
 
 # tables
 
+
 def test_paths_of_one_file_are_one_file(zoo, tmp_path):
     file = zoo / 'mine.csv'
     names = ['cat/0.png', './cat//1.png', 'dog/../cat/2.png', f'{zoo}/dog/0.png', 'dog/1.png']
@@ -404,12 +592,13 @@ def test_paths_of_one_file_are_one_file(zoo, tmp_path):
     for again in ('./cat/0.png', f'{zoo}/cat/0.png', 'dog/../cat/0.png'):
         file.write_text(f'path,label\ncat/0.png,a\ndog/0.png,b\n{again},c\n')
         for reads in (lambda: find_source('csv/x', file), lambda: catalogue(file)):
-            with pytest.raises(ValueError, match='line 4: cat/0.png stands in line 2'): reads()
+            with pytest.raises(ValueError, match='line 4: cat/0.png stands in line 2'):
+                reads()
     elsewhere = pictures(tmp_path / 'elsewhere', '1.png')
     file.write_text(f'path,label\n{elsewhere}/1.png,a\ncat/0.png,b\n')
     assert all(path.is_file() for path in find_source('csv/x', file).images)
     (zoo / 'link').symlink_to(elsewhere)
-    file.write_text('path,label\nlink/../zoo/cat/0.png,a\ncat/1.png,b\n')   # not ./zoo
+    file.write_text('path,label\nlink/../zoo/cat/0.png,a\ncat/1.png,b\n')  # not ./zoo
     assert all(path.is_file() for path in find_source('csv/x', file).images)
 
 
@@ -429,8 +618,10 @@ WRONG_TABLES = (
     (b'path,label\ncat/0.png, \n', 'line 2: cat/0.png has an empty label'),
     (b'path,labels\ncat/0.png,a;;b\n', 'line 2: cat/0.png has an empty label'),
     (b'path,label\n"",a\n', 'line 2: path is empty'),
-    (b'path,label\n', 'names no images'), (b'', 'line 1: there is no column path'),
-    (b'path;label\n', 'line 1: there is no column path'))
+    (b'path,label\n', 'names no images'),
+    (b'', 'line 1: there is no column path'),
+    (b'path;label\n', 'line 1: there is no column path'),
+)
 
 
 @pytest.mark.parametrize('text, message', WRONG_TABLES, ids=[wrong[1] for wrong in WRONG_TABLES])
@@ -438,14 +629,21 @@ def test_both_readers_of_tables_name_file_and_line(zoo, text, message):
     file = zoo / 'mine.csv'
     file.write_bytes(text)
     for reads in (lambda: find_source('csv/x', file), lambda: catalogue(file)):
-        with pytest.raises(ValueError) as wrong: reads()
+        with pytest.raises(ValueError) as wrong:
+            reads()
         assert str(file) in str(wrong.value) and message in str(wrong.value)
         assert '\n' not in str(wrong.value)
 
 
-@pytest.mark.parametrize('parts, role', (
-    (('train', 'database'), 'query'), (('test', 'database'), 'train'),
-    (('test', 'test'), 'train'), (('database', 'database'), 'query')))
+@pytest.mark.parametrize(
+    'parts, role',
+    (
+        (('train', 'database'), 'query'),
+        (('test', 'database'), 'train'),
+        (('test', 'test'), 'train'),
+        (('database', 'database'), 'query'),
+    ),
+)
 def test_a_column_split_gives_every_role_an_image_or_is_refused(zoo, parts, role):
     rows = [f'{c}/{i}.png,{c},{parts[i % 2]}' for c in ('cat', 'dog') for i in range(4)]
     (zoo / 'mine.csv').write_text('\n'.join(['path,label,split', *rows]))
@@ -479,8 +677,23 @@ def test_a_long_value_cannot_fill_memory(tmp_path):
 
 
 def test_what_is_written_is_read_again(tmp_path):
-    odd = ['a\rb', 'a\nb', 'a\r\nb', 'a,b', '"', '""', ' a', 'a ', '\xa0a', 'é', '\x85', '\u2028',
-           "'", '#', '']
+    odd = [
+        'a\rb',
+        'a\nb',
+        'a\r\nb',
+        'a,b',
+        '"',
+        '""',
+        ' a',
+        'a ',
+        '\xa0a',
+        'é',
+        '\x85',
+        '\u2028',
+        "'",
+        '#',
+        '',
+    ]
     ids = [f'{i}{value}.png' if i % 2 else f'{value}{i}' for i, value in enumerate(odd)]
     columns = {'id': ids, 'a "b", c': list(map(str.strip, odd))}
     (tmp_path / 'mine.csv').write_bytes(write_table(columns))
@@ -499,7 +712,8 @@ WRONG_LISTS = (
     ('train.txt', './img/0.png 1 0'.encode('utf-16'), 'train.txt, line 1: a zero byte'),
     ('database.txt', b'./img//0.png 1 0\n', 'database.txt, line 1: img/0.png is a query too'),
     ('test.txt.gz', gzip.compress(b'img/0.png 1 0\n' * 50)[:-9], 'test.txt.gz is no whole gzip'),
-    ('test.txt.gz', b'img/0.png 1 0\n', 'test.txt.gz is no whole gzip file'))
+    ('test.txt.gz', b'img/0.png 1 0\n', 'test.txt.gz is no whole gzip file'),
+)
 
 
 @pytest.mark.parametrize('name, content, message', WRONG_LISTS, ids=[w[2] for w in WRONG_LISTS])
@@ -507,9 +721,11 @@ def test_lists_name_file_and_line(tmp_path, name, content, message):
     for file in ('test', 'train', 'database'):
         row = 'img/0.png 1 0\n' if file == 'test' else 'img/1.png 0 1\n'
         (tmp_path / f'{file}.txt').write_text(row)
-    if name.endswith('.gz'): (tmp_path / name.removesuffix('.gz')).unlink()
+    if name.endswith('.gz'):
+        (tmp_path / name.removesuffix('.gz')).unlink()
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(ValueError) as wrong: find_source('lists/x', tmp_path)
+    with pytest.raises(ValueError) as wrong:
+        find_source('lists/x', tmp_path)
     assert f'{tmp_path}/{message}' in str(wrong.value) and '\n' not in str(wrong.value)
 
 

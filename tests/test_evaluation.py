@@ -1,4 +1,5 @@
 "Properties of dcwh.evaluation that hold for any codes: counts and AP against plain loops."
+
 import os
 import subprocess
 import sys
@@ -8,46 +9,74 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from dcwh import evaluation
 from dcwh.codes import Codes
-from dcwh.evaluation import (IMAGES, QUERIES, WARPS, _count_by_torch, _kernel, _ranked,
-                             _ranked_by_torch, ap_in_order, average_precision, evaluate, found_at,
-                             histograms, ndcg)
+from dcwh.counting import IMAGES, QUERIES, WARPS, _count_by_torch, _kernel, histograms
+from dcwh.evaluation import (
+    _ranked,
+    _ranked_by_torch,
+    ap_in_order,
+    average_precision,
+    evaluate,
+    found_at,
+    ndcg,
+)
 
-quick = settings(max_examples=60, deadline=None)   # the first example compiles the kernels
+quick = settings(max_examples=60, deadline=None)  # the first example compiles the kernels
 normalisers = ('found', 'min', 'all')
 
 
 @st.composite
 def sides(draw, least=1, most=130):
     "Query and database of any length, with one label an image or several; few distinct codes, so that distance 0 occurs."
-    bits, several, seed = draw(st.integers(least, most)), draw(st.booleans()), draw(st.integers(0, 2**32 - 1))
+    bits, several, seed = (
+        draw(st.integers(least, most)),
+        draw(st.booleans()),
+        draw(st.integers(0, 2**32 - 1)),
+    )
     sizes, classes = (draw(st.integers(1, 4)), draw(st.integers(1, 40))), draw(st.integers(1, 70))
     rng = np.random.default_rng(seed)
     pool = rng.normal(size=(draw(st.integers(1, 50)), bits))
-    labels = [rng.random((n, classes)) < .1 if several else rng.integers(0, 5, n) for n in sizes]
-    return tuple(Codes.from_bits(pool[rng.integers(0, len(pool), n)] >= 0, y) for n, y in zip(sizes, labels))
+    labels = [rng.random((n, classes)) < 0.1 if several else rng.integers(0, 5, n) for n in sizes]
+    return tuple(
+        Codes.from_bits(pool[rng.integers(0, len(pool), n)] >= 0, y) for n, y in zip(sizes, labels)
+    )
 
 
-groups = st.lists(st.integers(0, 4).flatmap(lambda n: st.tuples(st.just(n), st.integers(0, n))), min_size=1, max_size=4).filter(lambda g: 0 < sum(n for n, _ in g))
+groups = st.lists(
+    st.integers(0, 4).flatmap(lambda n: st.tuples(st.just(n), st.integers(0, n))),
+    min_size=1,
+    max_size=4,
+).filter(lambda g: 0 < sum(n for n, _ in g))
 cuts = st.one_of(st.none(), st.integers(1, 20))
 
 
 @st.composite
 def rows(draw):
     "Histograms of a few queries over one database size, with groups of thousands."
-    rng, queries, bins = np.random.default_rng(draw(st.integers(0, 2**32 - 1))), draw(st.integers(1, 5)), draw(st.integers(1, 20))
-    items = rng.multinomial(draw(st.integers(1, 20_000)), rng.dirichlet(np.full(bins, draw(st.sampled_from([.1, 1, 10])))), size=queries)
+    rng, queries, bins = (
+        np.random.default_rng(draw(st.integers(0, 2**32 - 1))),
+        draw(st.integers(1, 5)),
+        draw(st.integers(1, 20)),
+    )
+    items = rng.multinomial(
+        draw(st.integers(1, 20_000)),
+        rng.dirichlet(np.full(bins, draw(st.sampled_from([0.1, 1, 10])))),
+        size=queries,
+    )
     return items, rng.binomial(items, rng.random((queries, bins)) ** draw(st.sampled_from([1, 8])))
 
 
 def precision_sum(ranked, top_k, normaliser):
     "AP of one ranking by its definition; with shared labels in place of 0 and 1, weighted AP."
     seen, R = ranked[:top_k], sum(map(bool, ranked))
-    precisions = [sum(seen[:i + 1]) / (i + 1) for i, hit in enumerate(seen) if hit]
-    return sum(precisions) / max(1, {'found': len(precisions), 'min': min(R, len(seen)), 'all': R}[normaliser])
+    precisions = [sum(seen[: i + 1]) / (i + 1) for i, hit in enumerate(seen) if hit]
+    return sum(precisions) / max(
+        1, {'found': len(precisions), 'min': min(R, len(seen)), 'all': R}[normaliser]
+    )
 
 
 def orders(groups):
@@ -63,7 +92,10 @@ def test_histograms_are_counts(pair):
     most = max(1, query.labels.sum(1).max()) if query.labels.ndim == 2 else 1
     naive = np.zeros((len(query), most + 1, query.bits + 1), int)
     for i, j in product(range(len(query)), range(len(database))):
-        d = sum(bin(a ^ b).count('1') for a, b in zip(query.packed[i].tolist(), database.packed[j].tolist()))
+        d = sum(
+            bin(a ^ b).count('1')
+            for a, b in zip(query.packed[i].tolist(), database.packed[j].tolist())
+        )
         a, b = query.labels[i], database.labels[j]
         naive[i, int((a & b).sum() if a.ndim else a == b), d] += 1
     graded, plain = histograms(query, database, graded=True), histograms(query, database)
@@ -75,7 +107,7 @@ def test_histograms_are_counts(pair):
 @given(sides(most=1024), st.booleans(), st.tuples(st.integers(1, 9), st.integers(1, 40)))
 def test_both_paths_count_the_same(pair, graded, tile):
     counts = histograms(*pair, graded)
-    for room in (2**28, 3 * counts[0].size):   # in one part, and in parts of three queries
+    for room in (2**28, 3 * counts[0].size):  # in one part, and in parts of three queries
         found = _count_by_torch(*pair, np.zeros_like(counts), 'cpu', tile, room)
         assert (found == counts).all()
 
@@ -84,8 +116,12 @@ def test_the_kernel_counts_the_same():
     "In Triton's interpreter, which a process of its own has from the start."
     pytest.importorskip('triton')
     environment = os.environ | {'TRITON_INTERPRET': '1'}
-    done = subprocess.run([sys.executable, Path(__file__).with_name('kernel.py')], env=environment,
-                          capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, Path(__file__).with_name('kernel.py')],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
     assert done.stdout == 'the same\n', done.stderr
 
 
@@ -95,13 +131,20 @@ def test_the_kernel_compiles_for_a_gpu(words, several, bins):
     triton = pytest.importorskip('triton')
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
+
     tensors = ('query', 'database', 'query_labels', 'database_labels', 'counts')
-    fixed = {'W': words, 'L': 1, 'several': several, 'bins': bins, 'images': IMAGES,
-             'queries': QUERIES}
+    fixed = {
+        'W': words,
+        'L': 1,
+        'several': several,
+        'bins': bins,
+        'images': IMAGES,
+        'queries': QUERIES,
+    }
     form = dict.fromkeys(tensors, '*i32') | dict.fromkeys(('Q', 'N', 'n', 'bits', 'most'), 'i32')
     source = ASTSource(_kernel(), form | dict.fromkeys(fixed, 'constexpr'), fixed)
     made = triton.compile(source, GPUTarget('cuda', 90, 32), {'num_warps': WARPS})
-    assert 'popc' in made.asm['ptx']   # one instruction for the ones of a word
+    assert 'popc' in made.asm['ptx']  # one instruction for the ones of a word
     assert made.metadata.shared == 4 * bins
 
 
@@ -127,24 +170,39 @@ def test_ap_is_that_of_the_listed_orders(groups, top_k, normaliser):
     items, relevant = np.array(groups).T[:, None]
     first = sum(((1,) * r + (0,) * (n - r) for n, r in groups), ())
     last = sum(((0,) * (n - r) + (1,) * r for n, r in groups), ())
-    listed = {'expected': np.mean([precision_sum(ranked, top_k, normaliser) for ranked in orders(groups)]),
-              'optimistic': precision_sum(first, top_k, normaliser), 'pessimistic': precision_sum(last, top_k, normaliser)}
-    assert {ties: average_precision(items, relevant, top_k, normaliser, ties)[0] for ties in listed} == pytest.approx(listed, abs=1e-12)
+    listed = {
+        'expected': np.mean(
+            [precision_sum(ranked, top_k, normaliser) for ranked in orders(groups)]
+        ),
+        'optimistic': precision_sum(first, top_k, normaliser),
+        'pessimistic': precision_sum(last, top_k, normaliser),
+    }
+    assert {
+        ties: average_precision(items, relevant, top_k, normaliser, ties)[0] for ties in listed
+    } == pytest.approx(listed, abs=1e-12)
 
 
 @quick
 @given(rows(), st.one_of(st.none(), st.integers(1, 25_000)), st.sampled_from(normalisers))
 def test_ap_lies_between_its_bounds(histogram, top_k, normaliser):
-    low, mid, high = (average_precision(*histogram, top_k, normaliser, ties) for ties in ('pessimistic', 'expected', 'optimistic'))
-    for ap in (low, mid, high): assert (ap > -1e-9).all() and (ap < 1 + 1e-9).all()
-    if top_k is None or normaliser != 'found': assert (low <= mid + 1e-9).all() and (mid <= high + 1e-9).all()
+    low, mid, high = (
+        average_precision(*histogram, top_k, normaliser, ties)
+        for ties in ('pessimistic', 'expected', 'optimistic')
+    )
+    for ap in (low, mid, high):
+        assert (ap > -1e-9).all() and (ap < 1 + 1e-9).all()
+    if top_k is None or normaliser != 'found':
+        assert (low <= mid + 1e-9).all() and (mid <= high + 1e-9).all()
 
 
 def test_found_in_top_k_has_no_bounds():
     "Relevant first scores below relevant last: 1, then two misses, then a tie of one and one, cut in its middle."
     items, relevant = np.array([[1, 2, 2]]), np.array([[1, 0, 1]])
-    first, last = (average_precision(items, relevant, 4, 'found', ties)[0] for ties in ('optimistic', 'pessimistic'))
-    assert (first, last) == pytest.approx((.75, 1)) and first < last
+    first, last = (
+        average_precision(items, relevant, 4, 'found', ties)[0]
+        for ties in ('optimistic', 'pessimistic')
+    )
+    assert (first, last) == pytest.approx((0.75, 1)) and first < last
 
 
 @quick
@@ -153,12 +211,18 @@ def test_expected_ap_is_near_the_mean_of_random_orders(histogram, seed):
     "On groups too large to list: the mean of 200 shuffles, within six standard errors."
     rng, (items, relevant) = np.random.default_rng(seed), (x[:1] for x in histogram)
     n, r = items[0][items[0] > 0], relevant[0][items[0] > 0]
-    if not r.sum(): return
+    if not r.sum():
+        return
     drawn = []
     for _ in range(200):
-        ranked = np.concatenate([rng.permutation(np.arange(size) < hits) for size, hits in zip(n, r)])
+        ranked = np.concatenate(
+            [rng.permutation(np.arange(size) < hits) for size, hits in zip(n, r)]
+        )
         drawn.append((ranked.cumsum() / np.arange(1, len(ranked) + 1))[ranked].mean())
-    assert abs(average_precision(items, relevant)[0] - np.mean(drawn)) <= 6 * np.std(drawn) / 200**.5 + 1e-9
+    assert (
+        abs(average_precision(items, relevant)[0] - np.mean(drawn))
+        <= 6 * np.std(drawn) / 200**0.5 + 1e-9
+    )
 
 
 @quick
@@ -166,7 +230,9 @@ def test_expected_ap_is_near_the_mean_of_random_orders(histogram, seed):
 def test_a_cut_at_the_end_is_no_cut(histogram):
     N = int(histogram[0][0].sum())
     for ties, normaliser in product(('pessimistic', 'expected', 'optimistic'), normalisers):
-        assert average_precision(*histogram, N, normaliser, ties) == pytest.approx(average_precision(*histogram, ties=ties), abs=1e-9)
+        assert average_precision(*histogram, N, normaliser, ties) == pytest.approx(
+            average_precision(*histogram, ties=ties), abs=1e-9
+        )
     assert found_at(*histogram, [N])[:, 0] == pytest.approx(histogram[1].sum(1))
 
 
@@ -181,11 +247,19 @@ def test_graded_measures_are_means_over_all_orders(groups, top_k, normaliser):
     listed = [sum(parts, ()) for parts in product(*(list(permutations(group)) for group in groups))]
     gain = lambda ranked: sum((2**s - 1) / np.log2(i + 2) for i, s in enumerate(ranked[:top_k]))
     best = gain(sorted(listed[0], reverse=True)) or 1
-    assert ndcg(counts, top_k)[0] == pytest.approx(np.mean([gain(ranked) for ranked in listed]) / best, abs=1e-12)
-    weighted = average_precision(counts.sum(1), counts[:, 1:].sum(1), top_k, normaliser, gains=np.arange(4) @ counts)[0]
-    assert weighted == pytest.approx(np.mean([precision_sum(ranked, top_k, normaliser) for ranked in listed]), abs=1e-12)
+    assert ndcg(counts, top_k)[0] == pytest.approx(
+        np.mean([gain(ranked) for ranked in listed]) / best, abs=1e-12
+    )
+    weighted = average_precision(
+        counts.sum(1), counts[:, 1:].sum(1), top_k, normaliser, gains=np.arange(4) @ counts
+    )[0]
+    assert weighted == pytest.approx(
+        np.mean([precision_sum(ranked, top_k, normaliser) for ranked in listed]), abs=1e-12
+    )
     k = min(top_k or len(listed[0]), len(listed[0]))
-    assert found_at(counts.sum(1), np.arange(4) @ counts, k)[0, 0] == pytest.approx(np.mean([sum(ranked[:k]) for ranked in listed]), abs=1e-12)
+    assert found_at(counts.sum(1), np.arange(4) @ counts, k)[0, 0] == pytest.approx(
+        np.mean([sum(ranked[:k]) for ranked in listed]), abs=1e-12
+    )
 
 
 @quick
@@ -194,7 +268,9 @@ def test_found_at_is_that_of_the_listed_orders(groups):
     items, relevant = np.array(groups).T[:, None]
     listed = [np.cumsum(ranked) for ranked in orders(groups)]
     for ties, over in (('expected', np.mean), ('optimistic', np.max), ('pessimistic', np.min)):
-        assert found_at(items, relevant, range(1, items.sum() + 1), ties)[0] == pytest.approx(over(listed, 0), abs=1e-12)
+        assert found_at(items, relevant, range(1, items.sum() + 1), ties)[0] == pytest.approx(
+            over(listed, 0), abs=1e-12
+        )
 
 
 @quick
@@ -202,7 +278,10 @@ def test_found_at_is_that_of_the_listed_orders(groups):
 def test_the_order_of_the_database_changes_nothing(pair, top_k, random):
     query, database = pair
     order = random.sample(range(len(database)), len(database))
-    assert evaluate(query, database[order], top_k, graded=True).to_dict() == evaluate(query, database, top_k, graded=True).to_dict()
+    assert (
+        evaluate(query, database[order], top_k, graded=True).to_dict()
+        == evaluate(query, database, top_k, graded=True).to_dict()
+    )
 
 
 @quick
@@ -210,18 +289,27 @@ def test_the_order_of_the_database_changes_nothing(pair, top_k, random):
 def test_ap_in_order_follows_a_stable_sort(pair, top_k, normaliser):
     query, database = pair
     for i, ap in enumerate(ap_in_order(query, database, top_k, normaliser)):
-        d = [sum(bin(a ^ b).count('1') for a, b in zip(query.packed[i].tolist(), row)) for row in database.packed.tolist()]
-        same = (query.labels[i] & database.labels).any(1) if query.labels.ndim == 2 else query.labels[i] == database.labels
+        d = [
+            sum(bin(a ^ b).count('1') for a, b in zip(query.packed[i].tolist(), row))
+            for row in database.packed.tolist()
+        ]
+        same = (
+            (query.labels[i] & database.labels).any(1)
+            if query.labels.ndim == 2
+            else query.labels[i] == database.labels
+        )
         ranked = [int(same[j]) for j in sorted(range(len(d)), key=d.__getitem__)]
         assert ap == pytest.approx(precision_sum(ranked, top_k, normaliser), abs=1e-12)
 
 
 def test_torch_counts_where_the_kernel_does_not_run(monkeypatch):
-    def broken(*_): raise RuntimeError('Failed to find C compiler\nmore')
+    def broken(*_):
+        raise RuntimeError('Failed to find C compiler\nmore')
+
     monkeypatch.setattr(evaluation, '_count_by_triton', broken)
     monkeypatch.setattr(evaluation, '_count_by_torch', lambda *_: 'torch')
     monkeypatch.setattr(evaluation, 'find_spec', lambda _: True)
     with pytest.warns(UserWarning, match='takes longer: Failed to find C compiler$'):
         assert evaluation._count_on_device(None, None, None, torch.device('cuda')) == 'torch'
-    monkeypatch.setattr(evaluation, 'find_spec', lambda _: None)   # no Triton, no warning
+    monkeypatch.setattr(evaluation, 'find_spec', lambda _: None)  # no Triton, no warning
     assert evaluation._count_on_device(None, None, None, torch.device('cuda')) == 'torch'

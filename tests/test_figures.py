@@ -1,14 +1,15 @@
 """Figures on files and on many classes, the same each time; what is missing for them is said."""
-from pathlib import Path
+
 import io
 import subprocess
 import sys
+from pathlib import Path
 
 import matplotlib
 import numpy as np
-from PIL import Image
 import pandas as pd
 import pytest
+from PIL import Image
 
 matplotlib.use('agg')
 import matplotlib.pyplot as plt
@@ -51,17 +52,33 @@ def test_the_map_of_codes_is_the_same_each_time():
     codes = Codes.from_outputs(rng.normal(size=(200, 24)), np.arange(200) % 30)
     centres = rng.normal(size=(30, 24))
     files = [io.BytesIO(), io.BytesIO()]
-    for file in files: figures.code_map(codes, centres).savefig(file, format='png')
+    for file in files:
+        figures.code_map(codes, centres).savefig(file, format='png')
     assert files[0].getvalue() == files[1].getvalue()
 
 
 @pytest.mark.parametrize('number', [1, 6, 7, 20])
 def test_at_most_six_lines_have_a_colour(number):
-    table = pd.DataFrame([{
-        'dataset': 'digits', 'protocol': 'full', 'train_per_class': 0, 'top_k': pd.NA,
-        'method': f'm{m}', 'setting': 'default', 'shared': 'default', 'backbone': 'small',
-        'bits': bits, 'n': 2, 'map': (m + 1) / 21, 'interval': .1,
-    } for m in range(number) for bits in (16, 32)])
+    table = pd.DataFrame(
+        [
+            {
+                'dataset': 'digits',
+                'protocol': 'full',
+                'train_per_class': 0,
+                'top_k': pd.NA,
+                'method': f'm{m}',
+                'setting': 'default',
+                'shared': 'default',
+                'backbone': 'small',
+                'bits': bits,
+                'n': 2,
+                'map': (m + 1) / 21,
+                'interval': 0.1,
+            }
+            for m in range(number)
+            for bits in (16, 32)
+        ]
+    )
     ax = figures.map_by_bits(comparison(table), main='m0').axes[0]
     names = [text.get_text() for text in ax.get_legend().get_texts()]
     coloured = [name for name in names if name != 'other methods']

@@ -1,6 +1,5 @@
 """Grids of runs: what is done is not done again, what fails or is killed stops nothing else."""
-from pathlib import Path
-from types import SimpleNamespace
+
 import importlib.util
 import json
 import math
@@ -12,6 +11,8 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -23,8 +24,13 @@ pytest.importorskip('snakemake', reason=NEEDED)
 
 ROOT = Path(__file__).parents[1]
 GRIDS = sorted((ROOT / 'workflow/grids').glob('*.yaml'))
-COMMAND = [str(Path(sys.executable).with_name('snakemake')),
-           '--snakefile', str(ROOT / 'workflow/Snakefile'), '--cores', '2']
+COMMAND = [
+    str(Path(sys.executable).with_name('snakemake')),
+    '--snakefile',
+    str(ROOT / 'workflow/Snakefile'),
+    '--cores',
+    '2',
+]
 ENV = {**os.environ, 'PATH': f'{Path(sys.executable).parent}:{os.environ["PATH"]}'}
 
 
@@ -32,7 +38,8 @@ def start(folder, file, *more):
     "Run a grid file in a folder; the repository's templates and recipes are linked into it."
     folder.mkdir(exist_ok=True)
     for name in ('nbs', 'data'):
-        if not (folder / name).exists(): (folder / name).symlink_to(ROOT / name)
+        if not (folder / name).exists():
+            (folder / name).symlink_to(ROOT / name)
     words = [*COMMAND, '--directory', str(folder), '--configfile', str(file), *more]
     return subprocess.run(words, capture_output=True, text=True, env=ENV)
 
@@ -50,7 +57,8 @@ def rows(folder):
     return {row['run']: row for row in read_table(table)} if table.is_file() else {}
 
 
-def begun(folder): return sorted((folder / 'runs').rglob('log.txt'))
+def begun(folder):
+    return sorted((folder / 'runs').rglob('log.txt'))
 
 
 QUICK = {'dataset': 'digits', 'bits': 16, 'recipe': 'quick', 'epochs': 2}
@@ -65,8 +73,9 @@ def test_the_smoke_grid_runs_as_it_is_shipped_and_is_not_run_again(tmp_path):
     # a fresh clone has the table and the comparison, with any times, and nothing else
     clone, smoke = tmp_path / 'b', yaml.safe_load(grid.read_text())['grid']
     (clone / 'reports').mkdir(parents=True)
-    for name in ('digits.csv', 'compare.ipynb'): shutil.copy(shipped / name, clone / 'reports')
-    os.utime(clone / 'reports/compare.ipynb', (0, 0))   # older than all
+    for name in ('digits.csv', 'compare.ipynb'):
+        shutil.copy(shipped / name, clone / 'reports')
+    os.utime(clone / 'reports/compare.ipynb', (0, 0))  # older than all
     again = snakemake(clone, smoke)
     assert again.returncode == 0 and 'Nothing to be done' in again.stderr, again.stderr[-3000:]
     # only the run that is new
@@ -74,7 +83,7 @@ def test_the_smoke_grid_runs_as_it_is_shipped_and_is_not_run_again(tmp_path):
     assert more.returncode == 0, more.stderr[-3000:]
     assert len(rows(clone)) == 5 and len(begun(clone)) == 1
     # a run that is finished and lost its row, as when it was killed between the two: recorded
-    log, = begun(clone)
+    (log,) = begun(clone)
     result = log.with_name('result.json')
     finished = result.read_bytes()
     others = [row for run, row in rows(clone).items() if run not in str(log)]
@@ -105,14 +114,15 @@ def test_a_killed_grid_goes_on(tmp_path):
     words = [*COMMAND, '--directory', str(tmp_path), '--configfile', str(tmp_path / 'grid.yaml')]
     silent = {'stdout': subprocess.DEVNULL, 'stderr': subprocess.DEVNULL}
     with subprocess.Popen(words, env=ENV, **silent, start_new_session=True) as process:
-        while not rows(tmp_path) and process.poll() is None: time.sleep(.1)
+        while not rows(tmp_path) and process.poll() is None:
+            time.sleep(0.1)
         os.killpg(process.pid, signal.SIGKILL)
     first = rows(tmp_path)
-    assert 1 <= len(first) < 3   # it was killed before its end
+    assert 1 <= len(first) < 3  # it was killed before its end
     again = snakemake(tmp_path, grid)
     assert again.returncode == 0, again.stderr[-3000:]
     assert len(rows(tmp_path)) == 3
-    assert {name: rows(tmp_path)[name] for name in first} == first   # seconds, too
+    assert {name: rows(tmp_path)[name] for name in first} == first  # seconds, too
 
 
 def test_code_with_changes_is_refused_before_anything_runs(checked, monkeypatch):
@@ -128,7 +138,7 @@ def test_every_grid_can_be_planned(grid, tmp_path):
     plan = start(tmp_path, grid, '--dry-run', '--printshellcmds', '--config', 'modified=true')
     assert plan.returncode == 0, plan.stderr[-3000:]
     listed = re.findall('^rule run:', plan.stdout, re.MULTILINE)
-    assert len(listed) == sum(map(runs_of, asked['grid']))   # a run for each combination
+    assert len(listed) == sum(map(runs_of, asked['grid']))  # a run for each combination
     assert ('on_gpu.py 1 dcwh run' in plan.stdout) == ('gpu' in asked)
     assert ('ESTIMATE' in plan.stderr) == ('cost' in asked)
 
@@ -155,7 +165,7 @@ def test_the_paper_s_grid_can_be_planned_for_a_cluster(tmp_path):
 
 
 def test_runs_begin_in_the_order_of_the_file_each_on_a_gpu_of_its_own(tmp_path):
-    stand_in = tmp_path / 'bin/dcwh'   # says what it was called with, instead of running
+    stand_in = tmp_path / 'bin/dcwh'  # says what it was called with, instead of running
     stand_in.parent.mkdir()
     stand_in.write_text('#!/bin/sh\necho "$CUDA_VISIBLE_DEVICES $*" >> calls\n')
     stand_in.chmod(0o755)
@@ -169,8 +179,12 @@ def test_runs_begin_in_the_order_of_the_file_each_on_a_gpu_of_its_own(tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     calls = [line for line in (tmp_path / 'calls').read_text().splitlines() if ' run ' in line]
     asked = [re.findall('^GPU-a|--(?:bits|method|seed) [^ ]+', line) for line in calls]
-    assert asked == [['GPU-a', '--bits 48', '--seed 2'], ['GPU-a', '--bits 16'],
-                     ['GPU-a', '--bits 24'], ['GPU-a', '--bits 48', '--method ce']]
+    assert asked == [
+        ['GPU-a', '--bits 48', '--seed 2'],
+        ['GPU-a', '--bits 16'],
+        ['GPU-a', '--bits 24'],
+        ['GPU-a', '--bits 48', '--method ce'],
+    ]
 
 
 def test_a_run_on_two_gpus_has_two_processes(checked):
@@ -193,13 +207,25 @@ def on_gpu(monkeypatch, tmp_path):
     return module
 
 
-@pytest.mark.parametrize(('given', 'names'), [
-    ('0', ['0']), ('3,1', ['3', '1']), (' 0, 1 ', ['0', '1']), ('0,0', ['0']), ('', []),
-    ('-1', []), ('2,-1,3', ['2']), ('0,,1', ['0']), ('NoDevFiles', []),
-    ('GPU-8932f937,MIG-1b', ['GPU-8932f937', 'MIG-1b']), (None, ['0', '1']),
-])
+@pytest.mark.parametrize(
+    ('given', 'names'),
+    [
+        ('0', ['0']),
+        ('3,1', ['3', '1']),
+        (' 0, 1 ', ['0', '1']),
+        ('0,0', ['0']),
+        ('', []),
+        ('-1', []),
+        ('2,-1,3', ['2']),
+        ('0,,1', ['0']),
+        ('NoDevFiles', []),
+        ('GPU-8932f937,MIG-1b', ['GPU-8932f937', 'MIG-1b']),
+        (None, ['0', '1']),
+    ],
+)
 def test_the_gpus_that_may_be_used_are_those_that_cuda_would_see(given, names, on_gpu, monkeypatch):
-    if given is not None: monkeypatch.setenv('CUDA_VISIBLE_DEVICES', given)
+    if given is not None:
+        monkeypatch.setenv('CUDA_VISIBLE_DEVICES', given)
     assert on_gpu.devices({'0': 'GPU-aa', '1': 'GPU-bb'}) == names
 
 
@@ -208,7 +234,7 @@ def test_a_gpu_has_one_lock_under_all_its_names(on_gpu, monkeypatch):
     assert {on_gpu.lock_of(name, known) for name in ('0', 'GPU-8932', 'GPU-89')} == {'GPU-8932'}
     assert on_gpu.lock_of('1', known) == 'GPU-77'
     assert on_gpu.lock_of('MIG-GPU-8932/1/0', known) == 'all-MIG-GPU-8932_1_0'
-    monkeypatch.setenv('SLURM_JOB_ID', '12')   # GPU 0 of one job is not GPU 0 of another
+    monkeypatch.setenv('SLURM_JOB_ID', '12')  # GPU 0 of one job is not GPU 0 of another
     assert on_gpu.lock_of('0', {}) == '12-0'
 
 
@@ -216,22 +242,36 @@ def test_two_gpus_are_taken_together_or_not_at_all(on_gpu, tmp_path):
     files = {name: tmp_path / name for name in ('0', '1', '2')}
     first = on_gpu.take(files, 2)
     assert list(first) == ['0', '1']
-    assert on_gpu.take(files, 2) == {}   # and lets the third go again
+    assert on_gpu.take(files, 2) == {}  # and lets the third go again
     second = on_gpu.take(files, 1)
     assert list(second) == ['2'] and on_gpu.take(files, 1) == {}
     os.close(first['1'])
     assert list(on_gpu.take(files, 1)) == ['1']
 
 
-@pytest.mark.parametrize(('given', 'words', 'said'), [
-    (None, ['1', 'true'], 'a run asks for 1 GPU, and there is none here; without one, say gpu: 0'),
-    ('', ['1', 'true'], "there is none here (CUDA_VISIBLE_DEVICES is '')"),
-    ('5', ['2', 'true'], "a run asks for 2 GPU, and those there are: 5 (CUDA_VISIBLE_DEVICES is"),
-    (None, ['one', 'true'], 'give a number of GPUs'), (None, ['1'], 'give a number of GPUs'),
-])
+@pytest.mark.parametrize(
+    ('given', 'words', 'said'),
+    [
+        (
+            None,
+            ['1', 'true'],
+            'a run asks for 1 GPU, and there is none here; without one, say gpu: 0',
+        ),
+        ('', ['1', 'true'], "there is none here (CUDA_VISIBLE_DEVICES is '')"),
+        (
+            '5',
+            ['2', 'true'],
+            'a run asks for 2 GPU, and those there are: 5 (CUDA_VISIBLE_DEVICES is',
+        ),
+        (None, ['one', 'true'], 'give a number of GPUs'),
+        (None, ['1'], 'give a number of GPUs'),
+    ],
+)
 def test_gpus_that_are_not_there_are_named(given, words, said, on_gpu, monkeypatch):
-    if given is not None: monkeypatch.setenv('CUDA_VISIBLE_DEVICES', given)
-    with pytest.raises(ValueError) as error: on_gpu.main(words)
+    if given is not None:
+        monkeypatch.setenv('CUDA_VISIBLE_DEVICES', given)
+    with pytest.raises(ValueError) as error:
+        on_gpu.main(words)
     assert said in str(error.value) and '\n' not in str(error.value)
 
 
@@ -244,7 +284,8 @@ def on_gpus(count, visible, folder):
     return subprocess.Popen(words, stdin=pipe, stdout=pipe, stderr=pipe, text=True, env=env)
 
 
-def has(process): return process.stdout.readline().strip()
+def has(process):
+    return process.stdout.readline().strip()
 
 
 def end(*processes):
@@ -264,7 +305,8 @@ def test_each_of_many_has_a_gpu_of_its_own_and_a_killed_one_gives_it_back(tmp_pa
         named = Path(f'/proc/{freed.pid}/environ').read_bytes().decode()
         os.kill(freed.pid, signal.SIGKILL)
         assert f'CUDA_VISIBLE_DEVICES={has(running[-1])}\0' in named
-    finally: end(*running)
+    finally:
+        end(*running)
 
 
 def test_one_waits_until_both_gpus_are_free(tmp_path):
@@ -273,9 +315,11 @@ def test_one_waits_until_both_gpus_are_free(tmp_path):
         assert sorted(map(has, running)) == ['0', '1']
         running.append(on_gpus(2, '0,1', tmp_path))
         assert 'waiting for 2' in running[2].stderr.readline()
-        for process in running[:2]: process.communicate('\n')   # they end by themselves
+        for process in running[:2]:
+            process.communicate('\n')  # they end by themselves
         assert has(running[2]) == '0,1'
-    finally: end(*running)
+    finally:
+        end(*running)
 
 
 def test_without_a_gpu_asked_for_the_command_is_simply_run(tmp_path):
@@ -284,29 +328,42 @@ def test_without_a_gpu_asked_for_the_command_is_simply_run(tmp_path):
     assert process.returncode == 0 and not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(('content', 'said'), [
-    ('grid:', 'grid is null'), ('grid: []', 'grid is []'), ('grid: digits', 'grid is "digits"'),
-    ('grid: {bits: 16}', 'a list of blocks'), ('grid: [bits]', 'block 1 is "bits"'),
-    ('grid: [{bits: 16}, {}]', 'block 2 is {}'), ('grid: [{bits: }]', 'bits is null'),
-    ('grid: [{bits: []}]', 'bits is []'), ('grid: [{bits: many}]', 'bits is'),
-    ('grid: [{bites: 16}]', "unknown setting 'bites'"), ('grid: [{lr: .inf}]', 'lr is Infinity'),
-    ('grid: [{epochs: 2026-01-01}]', 'epochs is "2026-01-01"'),
-    ('grid: [{bits: 16}]\ncores: 2', 'unknown in a grid file: "cores"'),
-    ('grid: [{bits: 16}]\ndetail: long', 'none, brief or full'),
-    ('grid: [{bits: 16}]\nthreads: 0', 'threads is 0'),
-    ('grid: [{bits: 16}]\ngpu: -1', 'gpu is -1'),
-    ('grid: [{dataset: folder/x, data_dir: [a, b], bits: 16}]', 'asked for twice, from other'),
-    ('grid: [{bits: 16}]\nminutes: soon', 'minutes is "soon"'),
-    ('grid: [{bits: 16}]\nreports: [a]', 'reports is ["a"]'),
-    ('grid: [{bits: 16}]\nstudy: My trials', 'study is "My trials"'),
-    ('grid: [{bits: 16}]\nmodified: 1', 'modified is 1'),
-    ('grid: [{bits: 16}]\nruns: "{a}"', 'without braces'),
-    ('grid: [{bits: 16}]\ncost: cheap', 'cost is "cheap"'),
-    ('grid: [{bits: 16}]\ncost: {basis: a, ms_per_image: {}, images: {}}',
-     'no numbers for small on digits'),
-], ids=lambda text: text[:30].replace('\n', ' '))
+@pytest.mark.parametrize(
+    ('content', 'said'),
+    [
+        ('grid:', 'grid is null'),
+        ('grid: []', 'grid is []'),
+        ('grid: digits', 'grid is "digits"'),
+        ('grid: {bits: 16}', 'a list of blocks'),
+        ('grid: [bits]', 'block 1 is "bits"'),
+        ('grid: [{bits: 16}, {}]', 'block 2 is {}'),
+        ('grid: [{bits: }]', 'bits is null'),
+        ('grid: [{bits: []}]', 'bits is []'),
+        ('grid: [{bits: many}]', 'bits is'),
+        ('grid: [{bites: 16}]', "unknown setting 'bites'"),
+        ('grid: [{lr: .inf}]', 'lr is Infinity'),
+        ('grid: [{epochs: 2026-01-01}]', 'epochs is "2026-01-01"'),
+        ('grid: [{bits: 16}]\ncores: 2', 'unknown in a grid file: "cores"'),
+        ('grid: [{bits: 16}]\ndetail: long', 'none, brief or full'),
+        ('grid: [{bits: 16}]\nthreads: 0', 'threads is 0'),
+        ('grid: [{bits: 16}]\ngpu: -1', 'gpu is -1'),
+        ('grid: [{dataset: folder/x, data_dir: [a, b], bits: 16}]', 'asked for twice, from other'),
+        ('grid: [{bits: 16}]\nminutes: soon', 'minutes is "soon"'),
+        ('grid: [{bits: 16}]\nreports: [a]', 'reports is ["a"]'),
+        ('grid: [{bits: 16}]\nstudy: My trials', 'study is "My trials"'),
+        ('grid: [{bits: 16}]\nmodified: 1', 'modified is 1'),
+        ('grid: [{bits: 16}]\nruns: "{a}"', 'without braces'),
+        ('grid: [{bits: 16}]\ncost: cheap', 'cost is "cheap"'),
+        (
+            'grid: [{bits: 16}]\ncost: {basis: a, ms_per_image: {}, images: {}}',
+            'no numbers for small on digits',
+        ),
+    ],
+    ids=lambda text: text[:30].replace('\n', ' '),
+)
 def test_a_grid_file_that_is_wrong_is_told_so(content, said, checked):
-    with pytest.raises(checked.error) as error: checked(content)
+    with pytest.raises(checked.error) as error:
+        checked(content)
     assert said in str(error.value)
     assert '\n' not in str(error.value) and 'object' not in str(error.value)
 
@@ -315,13 +372,19 @@ def test_a_grid_file_that_is_wrong_is_told_so(content, said, checked):
 def checked(tmp_path, monkeypatch):
     "The first part of the Snakefile, up to its rules, in this process: a snakemake takes seconds."
     from snakemake.exceptions import WorkflowError
+
     monkeypatch.chdir(tmp_path)
     code = (ROOT / 'workflow/Snakefile').read_text().partition('\nlocalrules:')[0]
+
     def run(content):
-        names = {'config': yaml.safe_load(content), 'WorkflowError': WorkflowError,
-                 'workflow': SimpleNamespace(basedir=ROOT / 'workflow')}
+        names = {
+            'config': yaml.safe_load(content),
+            'WorkflowError': WorkflowError,
+            'workflow': SimpleNamespace(basedir=ROOT / 'workflow'),
+        }
         exec(code, names)
         return names
+
     run.error = WorkflowError
     return run
 
@@ -331,7 +394,7 @@ def test_folders_keep_their_names_in_the_shell(folder, checked):
     grid = [{'bits': 16, 'epochs': 1, 'method_settings': {}}]
     asked = {'modified': True, 'reports': folder, 'runs': folder, 'grid': grid}
     names = checked(json.dumps(asked))
-    (name, _), = names['RUNS'].items()
+    ((name, _),) = names['RUNS'].items()
     line = names['command'](SimpleNamespace(name=name))
     first, _, second = line.partition(' || ')
     words = shlex.split(first)

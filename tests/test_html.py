@@ -1,20 +1,24 @@
 """Every notebook is valid and reads as HTML: tables are tables, no row of one stands as text."""
-from pathlib import Path
-import re
 
-from nbconvert import HTMLExporter
+import re
+from pathlib import Path
+
 import nbformat
 import pytest
+from nbconvert import HTMLExporter
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted(
-    path for folder in ('nbs', 'reports') for path in (ROOT / folder).rglob('*.ipynb')
+    path
+    for folder in ('nbs', 'reports')
+    for path in (ROOT / folder).rglob('*.ipynb')
     if not any(part.startswith(('.', '_')) for part in path.relative_to(ROOT).parts)
 )
 MARKDOWN = 'text/markdown'
 
 
-def name(path): return path.relative_to(ROOT).as_posix()
+def name(path):
+    return path.relative_to(ROOT).as_posix()
 
 
 def markdown(notebook):

@@ -1,4 +1,5 @@
 """dcwh.metrics where it is meant to work: in several processes, in Lightning, in accelerate."""
+
 import socket
 from itertools import product
 
@@ -20,7 +21,7 @@ def images(several, sizes=(37, 301)):
     rng = np.random.default_rng(0)
     centres = np.random.default_rng(1).normal(size=(12, 20))
     for n in sizes:
-        y = rng.random((n, 12)) < .2 if several else rng.integers(0, 5, n)
+        y = rng.random((n, 12)) < 0.2 if several else rng.integers(0, 5, n)
         x = (y.astype(float) if several else np.eye(12)[y]) @ centres + rng.normal(size=(n, 20))
         yield torch.from_numpy(x).float(), torch.from_numpy(y), torch.arange(n)
 
@@ -31,22 +32,25 @@ def at_once(several, top_k=100):
 
 
 SIDES = ('query', 'database')
-WITHOUT = [(), ('query',), ('database',), SIDES]   # what a process has seen no batch of
-MODES = list(product((False, True), (False, True), WITHOUT))   # several labels, ids, sides missed
+WITHOUT = [(), ('query',), ('database',), SIDES]  # what a process has seen no batch of
+MODES = list(product((False, True), (False, True), WITHOUT))  # several labels, ids, sides missed
 
 
 def share(n, rank, world, without, ids):
     "Positions that a process sees. With ids, image 0 comes from all, as a padding sampler has it."
     last = world - 1
-    if without: mine = torch.arange(rank, n, last) if rank < last else torch.arange(0)
-    else: mine = torch.arange(rank, n, world)
+    if without:
+        mine = torch.arange(rank, n, last) if rank < last else torch.arange(0)
+    else:
+        mine = torch.arange(rank, n, world)
     return torch.cat([mine, torch.tensor([0])]) if ids and len(mine) else mine
 
 
 def one_of_several(rank, world, port, results):
     "The process that misses a side is the last, then the first."
-    distributed.init_process_group('gloo', init_method=f'tcp://127.0.0.1:{port}', rank=rank,
-                                   world_size=world)
+    distributed.init_process_group(
+        'gloo', init_method=f'tcp://127.0.0.1:{port}', rank=rank, world_size=world
+    )
     for mode, turned in product(range(len(MODES)), (False, True)):
         several, with_ids, without = MODES[mode]
         metric = HashRetrieval(top_k=100, graded=several)
@@ -57,7 +61,7 @@ def one_of_several(rank, world, port, results):
                 metric.update(x[part], y[part], side, ids[part] if with_ids else None)
         own = len(metric.query_packed)
         results[mode, turned, rank] = metric.compute()
-        assert len(metric.query_packed) == own   # its own batches again
+        assert len(metric.query_packed) == own  # its own batches again
     distributed.destroy_process_group()
 
 
@@ -77,7 +81,8 @@ def test_several_processes_give_what_one_gives(world):
         several, with_ids, _ = MODES[mode]
         known = {name: expected[several][name] for name in numbers}
         # without ids, queries come in another order, and their mean may differ in its last digit
-        if not with_ids: known = pytest.approx(known, rel=1e-12)
+        if not with_ids:
+            known = pytest.approx(known, rel=1e-12)
         assert numbers == known, (MODES[mode], turned, rank)
 
 
@@ -87,7 +92,7 @@ def test_all_is_missing():
 
 
 def test_lightning_logs_the_numbers(tmp_path):
-    import lightning   # here, so that the processes above need not
+    import lightning  # here, so that the processes above need not
 
     class Hashing(lightning.LightningModule):
         def __init__(self):
@@ -96,7 +101,9 @@ def test_lightning_logs_the_numbers(tmp_path):
 
         def validation_step(self, batch, batch_idx, dataloader_idx):
             x, y, ids = batch
-            self.retrieval.update(self.net(x), y, side=('query', 'database')[dataloader_idx], ids=ids)
+            self.retrieval.update(
+                self.net(x), y, side=('query', 'database')[dataloader_idx], ids=ids
+            )
 
         def on_validation_epoch_end(self):
             self.log_dict(self.retrieval.compute())
@@ -104,8 +111,13 @@ def test_lightning_logs_the_numbers(tmp_path):
 
     loaders = [DataLoader(TensorDataset(*side), 32) for side in images(False)]
     trainer = lightning.Trainer(
-        accelerator='cpu', logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, default_root_dir=tmp_path)
+        accelerator='cpu',
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=tmp_path,
+    )
     logged = trainer.validate(Hashing(), loaders, verbose=False)
     assert logged[0]['map'] == pytest.approx(at_once(False)['map'], abs=1e-6)
     assert logged[0]['queries'] == 37
@@ -115,5 +127,6 @@ def test_an_accelerate_loop_gives_the_numbers():
     metric = HashRetrieval(top_k=100)
     for side, data in zip(('query', 'database'), images(False)):
         loader = Accelerator(cpu=True).prepare(DataLoader(TensorDataset(*data), 32))
-        for x, y, ids in loader: metric.update(x, y, side, ids)
+        for x, y, ids in loader:
+            metric.update(x, y, side, ids)
     assert metric.compute().items() <= at_once(False).items()

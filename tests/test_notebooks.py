@@ -1,11 +1,12 @@
 """Every notebook runs from top to bottom; dcwh/ and README.md are what the notebooks say; the house rules that a machine can see."""
-from pathlib import Path
+
 import ast
 import os
 import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import nbformat
 import pytest
@@ -15,44 +16,66 @@ NUMBERED = sorted((ROOT / 'nbs').glob('[0-9][0-9]_*.ipynb'))
 OTHERS = 'index.ipynb', 'experiments/*.ipynb', 'tutorials/*.ipynb'
 NOTEBOOKS = [*NUMBERED, *(p for others in OTHERS for p in sorted((ROOT / 'nbs').glob(others)))]
 FLOOR = {p.stem.split('_', 1)[1]: int(p.stem[:2]) for p in NUMBERED}
-ALL = sorted(p for p in (ROOT / 'nbs').rglob('*.ipynb') if not any(part.startswith(('.', '_')) for part in p.relative_to(ROOT).parts))
+ALL = sorted(
+    p
+    for p in (ROOT / 'nbs').rglob('*.ipynb')
+    if not any(part.startswith(('.', '_')) for part in p.relative_to(ROOT).parts)
+)
 MODULES = sorted((ROOT / 'dcwh').glob('*.py'))
-LONGEST = 60   # lines of an exported cell
+LONGEST = 60  # lines of an exported cell
 
 # one process a notebook, as a reader has: what one of them imports or seeds cannot help the next
-RUN = '''
+RUN = """
 import sys
 from pathlib import Path
 from nbdev.config import get_config
 from nbdev.test import test_nb
 ok, seconds = test_nb(Path(sys.argv[1]), skip_flags=get_config().tst_flags.split(), basepath=get_config().config_path)
 sys.exit(not ok)
-'''
+"""
 
 
-def name(path): return path.relative_to(ROOT).as_posix()
+def name(path):
+    return path.relative_to(ROOT).as_posix()
 
 
 def run(args, cwd, **env):
     "Run Python; fail with what it said if it fails."
     env = {**{k: v for k, v in os.environ.items() if k != 'IN_TEST'}, **env}
-    done = subprocess.run([sys.executable, *map(str, args)], cwd=cwd, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=900)
-    if done.returncode: pytest.fail(f'{args[-1]} failed:\n{done.stdout[-6000:]}', pytrace=False)
+    done = subprocess.run(
+        [sys.executable, *map(str, args)],
+        cwd=cwd,
+        env=env,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        timeout=900,
+    )
+    if done.returncode:
+        pytest.fail(f'{args[-1]} failed:\n{done.stdout[-6000:]}', pytrace=False)
 
 
 def exported(path):
     "The exported cells of a notebook, without their directives."
     for cell in nbformat.read(path, as_version=4).cells:
-        if cell.cell_type == 'code' and re.match(r'\s*(#\|.*\n\s*)*#\|\s*export[is]?\b', cell.source): yield re.sub(r'^\s*#\|.*\n?', '', cell.source, flags=re.MULTILINE)
+        if cell.cell_type == 'code' and re.match(
+            r'\s*(#\|.*\n\s*)*#\|\s*export[is]?\b', cell.source
+        ):
+            yield re.sub(r'^\s*#\|.*\n?', '', cell.source, flags=re.MULTILINE)
 
 
 def imported(tree, package='dcwh'):
     "The full names of all modules that a piece of code imports, at the top or inside functions."
     for node in ast.walk(tree):
-        if isinstance(node, ast.Import): yield from (alias.name for alias in node.names)
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
         if isinstance(node, ast.ImportFrom):
             module = '.'.join(filter(None, [package if node.level else '', node.module]))
-            yield from (f'{module}.{alias.name}' for alias in node.names) if module == package else [module]
+            yield from (
+                (f'{module}.{alias.name}' for alias in node.names)
+                if module == package
+                else [module]
+            )
 
 
 @pytest.mark.parametrize('path', NOTEBOOKS, ids=name)
@@ -67,7 +90,8 @@ def test_runs(path):
 def copy(tmp_path_factory):
     "What the notebooks, exported and cleaned on their own, give."
     root = tmp_path_factory.mktemp('project')
-    for file in ('settings.ini', 'pyproject.toml'): shutil.copy(ROOT / file, root)
+    for file in ('settings.ini', 'pyproject.toml'):
+        shutil.copy(ROOT / file, root)
     shutil.copytree(ROOT / 'nbs', root / 'nbs')
     (root / 'dcwh').mkdir()
     run(['-c', 'from nbdev.doclinks import nbdev_export; nbdev_export.__wrapped__()'], root)
@@ -76,37 +100,62 @@ def copy(tmp_path_factory):
 
 
 def test_package_is_what_notebooks_export(copy):
-    here, there = ({p.name: p.read_text() for p in (root / 'dcwh').glob('*.py')} for root in (ROOT, copy))
-    here.pop('__main__.py')   # python -m dcwh: of no notebook, which is __main__ itself
+    here, there = (
+        {p.name: p.read_text() for p in (root / 'dcwh').glob('*.py')} for root in (ROOT, copy)
+    )
+    here.pop('__main__.py')  # python -m dcwh: of no notebook, which is __main__ itself
     there.pop('__main__.py', None)
-    assert here.keys() == there.keys(), 'dcwh/ and the notebooks differ in their modules; run: make export'
-    assert [m for m in here if here[m] != there[m]] == [], 'these modules differ from their notebooks; run: make export'
-    assert (ROOT / 'pyproject.toml').read_text() == (copy / 'pyproject.toml').read_text(), 'run: make export'
+    assert here.keys() == there.keys(), (
+        'dcwh/ and the notebooks differ in their modules; run: make export'
+    )
+    assert [m for m in here if here[m] != there[m]] == [], (
+        'these modules differ from their notebooks; run: make export'
+    )
+    assert (ROOT / 'pyproject.toml').read_text() == (copy / 'pyproject.toml').read_text(), (
+        'run: make export'
+    )
 
 
 @pytest.mark.parametrize('path', ALL, ids=name)
 def test_is_clean(path, copy):
     dirty = path.read_text() != (copy / name(path)).read_text()
-    assert not dirty, 'the notebook holds counters, run times or other noise; run: make clean-notebooks'
+    assert not dirty, (
+        'the notebook holds counters, run times or other noise; run: make clean-notebooks'
+    )
 
 
 @pytest.mark.parametrize('path', NUMBERED, ids=name)
 def test_imports_from_lower_numbers_only(path):
     number = int(path.stem[:2])
-    modules = {m.split('.')[1] for cell in exported(path) for m in imported(ast.parse(cell)) if m.startswith('dcwh.') and m != 'dcwh.recipes'}
+    modules = {
+        m.split('.')[1]
+        for cell in exported(path)
+        for m in imported(ast.parse(cell))
+        if m.startswith('dcwh.') and m != 'dcwh.recipes'
+    }
     wrong = {m for m in modules if FLOOR.get(m, 99) >= number}
-    assert not wrong, f'{path.name} imports dcwh.{", dcwh.".join(sorted(wrong))}, which does not stand lower'
+    assert not wrong, (
+        f'{path.name} imports dcwh.{", dcwh.".join(sorted(wrong))}, which does not stand lower'
+    )
 
 
 @pytest.mark.parametrize('path', NUMBERED, ids=name)
 def test_exported_cells_are_short(path):
-    long = {cell.split('\n')[0]: n for cell in exported(path) if (n := sum(bool(line.strip()) for line in cell.splitlines())) > LONGEST}
+    long = {
+        cell.split('\n')[0]: n
+        for cell in exported(path)
+        if (n := sum(bool(line.strip()) for line in cell.splitlines())) > LONGEST
+    }
     assert not long, f'exported cells of {path.name} with more than {LONGEST} lines: {long}'
 
 
 @pytest.mark.parametrize('path', MODULES, ids=name)
 def test_needs_nothing_of_development(path):
-    wrong = {m for m in imported(ast.parse(path.read_text())) if m.split('.')[0] in ('fastcore', 'nbdev', 'execnb')}
+    wrong = {
+        m
+        for m in imported(ast.parse(path.read_text()))
+        if m.split('.')[0] in ('fastcore', 'nbdev', 'execnb')
+    }
     assert not wrong, f'{path.name} imports {", ".join(sorted(wrong))}; users do not have it'
 
 

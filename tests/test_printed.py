@@ -1,11 +1,12 @@
 """What is printed works: README's code runs as it stands, notebooks are valid and become pages without raw tables."""
-from configparser import ConfigParser
-from pathlib import Path
+
 import html
 import os
 import re
 import shlex
 import subprocess
+from configparser import ConfigParser
+from pathlib import Path
 
 import nbformat
 import pytest
@@ -17,14 +18,18 @@ from dcwh.results import read_results, summary
 ROOT = Path(__file__).parents[1]
 README = (ROOT / 'README.md').read_text()
 COMMITTED = sorted({*(ROOT / 'nbs').rglob('*.ipynb'), *(ROOT / 'reports').rglob('*.ipynb')})
-NOTEBOOKS = [p for p in COMMITTED if not any(part.startswith('.') for part in p.relative_to(ROOT).parts)]
+NOTEBOOKS = [
+    p for p in COMMITTED if not any(part.startswith('.') for part in p.relative_to(ROOT).parts)
+]
 TABLE = re.compile(r'^\|.*\|$')
 
 
-def name(path): return path.relative_to(ROOT).as_posix()
+def name(path):
+    return path.relative_to(ROOT).as_posix()
 
 
-def blocks(language): return re.findall(rf'^```{language}\n(.*?)^```', README, re.MULTILINE | re.DOTALL)
+def blocks(language):
+    return re.findall(rf'^```{language}\n(.*?)^```', README, re.MULTILINE | re.DOTALL)
 
 
 def tables(markdown):
@@ -34,33 +39,46 @@ def tables(markdown):
     return [run.strip().splitlines() for run in runs]
 
 
-def cells(line): return len(re.split(r'(?<!\\)\|', re.sub(r'`[^`]*`', '', line.strip().strip('|'))))
+def cells(line):
+    return len(re.split(r'(?<!\\)\|', re.sub(r'`[^`]*`', '', line.strip().strip('|'))))
 
 
 @pytest.fixture(scope='module')
-def notebooks(): return {path: nbformat.read(path, as_version=nbformat.NO_CONVERT) for path in NOTEBOOKS}
+def notebooks():
+    return {path: nbformat.read(path, as_version=nbformat.NO_CONVERT) for path in NOTEBOOKS}
 
 
 @pytest.mark.parametrize('device', ['cpu', *['cuda'] * torch.cuda.is_available()])
 def test_readme_s_loop_trains_and_evaluates(device):
     loop, scores = blocks('python')
     images = torch.randn(64, 1, 8, 8)
-    loader = [(images[i:i + 16], torch.arange(i, i + 16) % 4) for i in range(0, 64, 16)]
+    loader = [(images[i : i + 16], torch.arange(i, i + 16) % 4) for i in range(0, 64, 16)]
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 48)).to(device)
     before = model[1].weight.detach().clone()
-    given = {'model': model, 'device': device, 'loader': loader, 'epochs': 2, 'query_loader': loader[:1], 'database_loader': loader[1:]}
+    given = {
+        'model': model,
+        'device': device,
+        'loader': loader,
+        'epochs': 2,
+        'query_loader': loader[:1],
+        'database_loader': loader[1:],
+    }
     exec(loop, given)
     assert not torch.equal(before, model[1].weight)
     *_, last = scores.strip().splitlines()
     exec(scores.replace(last, f'metrics = {last}'), given)
-    assert 0 < given['metrics']['map'] <= 1 and given['metrics']['queries'] == 16 and given['metrics']['database'] == 48
+    assert (
+        0 < given['metrics']['map'] <= 1
+        and given['metrics']['queries'] == 16
+        and given['metrics']['database'] == 48
+    )
 
 
 def test_readme_says_what_to_clone_and_to_activate_before_any_other_command():
     ini = ConfigParser(delimiters=['='])
     ini.read(ROOT / 'settings.ini')
     first, *_ = blocks('')
-    assert f"git clone {ini['DEFAULT']['git_url']}" in first and 'make report' in first
+    assert f'git clone {ini["DEFAULT"]["git_url"]}' in first and 'make report' in first
     bare = re.search(r'^(dcwh|papermill|snakemake) ', README, re.MULTILINE).start()
     assert README.index('source .venv/bin/activate') < bare
 
@@ -73,19 +91,27 @@ def test_readme_s_papermill_writes_below_runs():
 
 
 def test_readme_links_to_files_that_are_there():
-    targets = re.findall(r'\]\(([^)#:\s]+)(?:#[^)]*)?\)', re.sub(r'```.*?```', '', README, flags=re.DOTALL))
+    targets = re.findall(
+        r'\]\(([^)#:\s]+)(?:#[^)]*)?\)', re.sub(r'```.*?```', '', README, flags=re.DOTALL)
+    )
     assert len(targets) > 20 and [t for t in targets if not (ROOT / t).exists()] == []
     assert README.count('(reports/compare.ipynb)') == 2
 
 
 @pytest.mark.parametrize('path', NOTEBOOKS, ids=name)
-def test_is_a_valid_notebook(path, notebooks): nbformat.validate(notebooks[path])
+def test_is_a_valid_notebook(path, notebooks):
+    nbformat.validate(notebooks[path])
 
 
 @pytest.mark.parametrize('path', NOTEBOOKS, ids=name)
 def test_tables_have_as_many_cells_as_their_head(path, notebooks):
     texts = [c.source for c in notebooks[path].cells if c.cell_type == 'markdown']
-    texts += [o.data['text/markdown'] for c in notebooks[path].cells for o in c.get('outputs', []) if 'text/markdown' in o.get('data', {})]
+    texts += [
+        o.data['text/markdown']
+        for c in notebooks[path].cells
+        for o in c.get('outputs', [])
+        if 'text/markdown' in o.get('data', {})
+    ]
     for text in texts:
         for head, *rows in tables(text):
             assert [row for row in rows if cells(row) != cells(head)] == [], head
@@ -94,7 +120,8 @@ def test_tables_have_as_many_cells_as_their_head(path, notebooks):
 @pytest.mark.parametrize('path', NOTEBOOKS, ids=name)
 def test_formulas_are_closed_and_escaped_once(path, notebooks):
     for cell in notebooks[path].cells:
-        if cell.cell_type != 'markdown': continue
+        if cell.cell_type != 'markdown':
+            continue
         prose = re.sub(r'```.*?```|`[^`\n]*`', '', cell.source, flags=re.DOTALL)
         assert len(re.findall(r'(?<!\\)\$', prose)) % 2 == 0, cell.source
         formulas = re.findall(r'\$\$(.+?)\$\$|(?<!\\)\$([^$]+)\$', prose, re.DOTALL)
@@ -120,34 +147,66 @@ def test_examples_of_help_name_models_as_they_may_be_named():
     assert [said for said in names if not said.startswith(('runs/', 'hf://'))] == []
 
 
-@pytest.mark.parametrize('path', [p for p in NOTEBOOKS if p.is_relative_to(ROOT / 'reports')], ids=name)
+@pytest.mark.parametrize(
+    'path', [p for p in NOTEBOOKS if p.is_relative_to(ROOT / 'reports')], ids=name
+)
 def test_a_report_becomes_a_page_with_tables(path, notebooks):
     from nbconvert import HTMLExporter
+
     page, _ = HTMLExporter().from_notebook_node(notebooks[path])
-    body = re.sub(r'<(script|style|pre).*?</\1>', '', page[page.index('<body'):], flags=re.DOTALL)
+    body = re.sub(r'<(script|style|pre).*?</\1>', '', page[page.index('<body') :], flags=re.DOTALL)
     lines = html.unescape(re.sub(r'<[^>]+>', '', body)).splitlines()
     assert '<table' in body and [line for line in lines if TABLE.match(line.strip())] == []
 
 
 def test_the_comparison_shows_all_of_its_rows(notebooks):
     notebook = notebooks[ROOT / 'reports/compare.ipynb']
-    shown = [o.data['text/html'] for c in notebook.cells for o in c.get('outputs', []) if 'text/html' in o.get('data', {})]
+    shown = [
+        o.data['text/html']
+        for c in notebook.cells
+        for o in c.get('outputs', [])
+        if 'text/html' in o.get('data', {})
+    ]
     assert not [table for table in shown if '<td>...</td>' in table or '<th>...</th>' in table]
     table = summary(read_results(ROOT / 'reports'))
-    for n, (dataset, rows) in enumerate(table.groupby('dataset')):   # for each a table, and what it was measured on
-        for row in rows.itertuples(): assert f'{row.map:.3f}' in shown[2 * n] and row.method in shown[2 * n], (dataset, row)
-    assert 'README of github.com/mzhang367/dcwh' in ''.join(shown)   # a published number
+    for n, (dataset, rows) in enumerate(
+        table.groupby('dataset')
+    ):  # for each a table, and what it was measured on
+        for row in rows.itertuples():
+            assert f'{row.map:.3f}' in shown[2 * n] and row.method in shown[2 * n], (dataset, row)
+    assert 'README of github.com/mzhang367/dcwh' in ''.join(shown)  # a published number
 
 
 def test_make_report_takes_one_thread_unless_told():
-    def planned(*more): return subprocess.run(['make', '-p', '-n', 'report', f'VENV={ROOT}', *more], cwd=ROOT, capture_output=True, text=True, env={'PATH': '/usr/bin:/bin'}).stdout
+    def planned(*more):
+        return subprocess.run(
+            ['make', '-p', '-n', 'report', f'VENV={ROOT}', *more],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            env={'PATH': '/usr/bin:/bin'},
+        ).stdout
+
     assert 'report: OMP_NUM_THREADS := 1' in planned() or 'OMP_NUM_THREADS = 1' in planned()
     assert 'OMP_NUM_THREADS = 8' in planned('OMP_NUM_THREADS=8')
 
 
-@pytest.mark.parametrize('user, args, code', [(0, '', 2), (0, '--allow-root', 0), (0, '--ServerApp.allow_root=True', 0), (1000, '', 0)])
+@pytest.mark.parametrize(
+    'user, args, code',
+    [(0, '', 2), (0, '--allow-root', 0), (0, '--ServerApp.allow_root=True', 0), (1000, '', 0)],
+)
 def test_make_lab_says_what_root_has_to_say(tmp_path, user, args, code):
     (tmp_path / 'id').write_text(f'#!/bin/sh\necho {user}\n')
     (tmp_path / 'id').chmod(0o755)
-    done = subprocess.run(['make', 'allowed', f'ARGS={args}'], cwd=ROOT, capture_output=True, text=True, env={**os.environ, 'PATH': f'{tmp_path}:{os.environ["PATH"]}'})
-    assert done.returncode == code and done.stdout == '' and ('make lab ARGS=--allow-root' in done.stderr) == (code > 0), done
+    done = subprocess.run(
+        ['make', 'allowed', f'ARGS={args}'],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env={**os.environ, 'PATH': f'{tmp_path}:{os.environ["PATH"]}'},
+    )
+    assert (
+        done.returncode == code
+        and done.stdout == ''
+        and ('make lab ARGS=--allow-root' in done.stderr) == (code > 0)
+    ), done

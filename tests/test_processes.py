@@ -2,28 +2,30 @@
 
 Processes are started by torchrun and speak by gloo. The smooth network has no corner at which a
 last bit decides, so that all differences are of rounding."""
-from pathlib import Path
+
 import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
-from dcwh.baselines import METHODS
 from dcwh.codes import Codes
+from dcwh.methods import METHODS
 
 pytestmark = pytest.mark.whole
 ALONE = {name: value for name, value in os.environ.items() if not name.startswith('ACCELERATE')}
 ALONE['OMP_NUM_THREADS'] = '1'
 TOGETHER = {**ALONE, 'ACCELERATE_USE_CPU': 'true'}
-EVERY_METHOD = '''
+EVERY_METHOD = """
 import json, sys, torch
 from torch import nn
-from dcwh.baselines import METHODS
+from dcwh.methods import METHODS
 from dcwh.data import load
-from dcwh.training import accelerator_of, resolve, train
+from dcwh.config import resolve
+from dcwh.training import accelerator_of, train
 data, trained = load('digits', train_per_class=20), {}
 asked = [{'method': method} for method in METHODS] + [{'centres': 'exact'}]
 for words in asked:
@@ -35,17 +37,18 @@ for words in asked:
              'criterion': dict(made.criterion.state_dict())}
     trained['exact' if 'centres' in words else words['method']] = parts
 if accelerator_of(config).is_main_process: torch.save(trained, sys.argv[1])
-'''
-NORMALISED = '''
+"""
+NORMALISED = """
 import sys, torch
 from dcwh.data import load
-from dcwh.training import accelerator_of, resolve, train
+from dcwh.config import resolve
+from dcwh.training import accelerator_of, train
 config = resolve(dataset='digits', bits=16, epochs=1, optimizer='sgd', lr=1e-4, batch_size=48)
 made = train(config, load('digits', train_per_class=20), progress=False)
 parts = {'history': made.history, 'weights': dict(made.model.state_dict()), 'criterion': {}}
 if accelerator_of(config).is_main_process: torch.save({'small': parts}, sys.argv[1])
-'''
-DYING = '''
+"""
+DYING = """
 import os, signal, dcwh.model
 from dcwh.cli import app
 steps, forward = iter(range(40)), dcwh.model.HashModel.forward
@@ -54,7 +57,7 @@ def dying(self, x):
     return forward(self, x)
 dcwh.model.HashModel.forward = dying
 app()
-'''
+"""
 
 
 def launch(processes, *words, env=TOGETHER, **options):
@@ -83,12 +86,18 @@ def assert_close(one, many):
         for kind in ('weights', 'criterion'):
             for tensor, value in parts[kind].items():
                 found = many[name][kind][tensor].double()
-                torch.testing.assert_close(found, value.double(), rtol=1e-5, atol=1e-5,
-                                           msg=lambda said: f'{name}, {tensor}: {said}')
+                torch.testing.assert_close(
+                    found,
+                    value.double(),
+                    rtol=1e-5,
+                    atol=1e-5,
+                    msg=lambda said: f'{name}, {tensor}: {said}',
+                )
 
 
 @pytest.fixture(scope='module')
-def of_one(tmp_path_factory): return trained(EVERY_METHOD, 1, tmp_path_factory.mktemp('one'))
+def of_one(tmp_path_factory):
+    return trained(EVERY_METHOD, 1, tmp_path_factory.mktemp('one'))
 
 
 @pytest.mark.parametrize('processes', (2, 3))
@@ -119,16 +128,27 @@ def test_killed_and_resumed(tmp_path):
 
 
 def test_a_run_with_its_report(tmp_path):
-    words = ['run', '--recipe', 'quick', '--set', 'optimizer=sgd', '--set', 'lr=0.01', '--modified',
-             '--record', '--template', Path('nbs/templates/run.ipynb').resolve()]
+    words = [
+        'run',
+        '--recipe',
+        'quick',
+        '--set',
+        'optimizer=sgd',
+        '--set',
+        'lr=0.01',
+        '--modified',
+        '--record',
+        '--template',
+        Path('nbs/templates/run.ipynb').resolve(),
+    ]
     places = ['--detail', 'none', '--runs', 'alone', '--reports', 'one']
     alone = launch(1, '-m', 'dcwh', *words, *places, cwd=tmp_path, env=ALONE)
     together = launch(2, '-m', 'dcwh', *words, '--reports', 'tables', cwd=tmp_path)
     assert not alone.returncode and not together.returncode, together.stderr
-    assert together.stdout.count('mAP') == together.stdout.count('report: ') == 1   # one speaks
+    assert together.stdout.count('mAP') == together.stdout.count('report: ') == 1  # one speaks
     files = [next((tmp_path / runs).rglob('result.json')) for runs in ('runs', 'alone')]
     found = [json.loads(file.read_text())['metrics']['map'] for file in files]
-    assert found[0] == pytest.approx(found[1], abs=.001)
+    assert found[0] == pytest.approx(found[1], abs=0.001)
     assert len((tmp_path / 'tables/digits.csv').read_text().splitlines()) == 2
     assert '"output_type": "error"' not in files[0].with_name('report.ipynb').read_text()
 

@@ -1,15 +1,16 @@
 """The reports of the repository: which there are, which can be made here, what they say beside their tables."""
-from pathlib import Path
+
 import importlib.util
 import runpy
+from pathlib import Path
 
 import nbformat
 import pytest
 import yaml
 
-from dcwh.results import read_table, record, table_of
+from dcwh.config import resolve
 from dcwh.experiment import finished
-from dcwh.training import resolve
+from dcwh.results import read_table, record, table_of
 
 ROOT = Path(__file__).parents[1]
 BLOCKS = yaml.safe_load((ROOT / 'workflow/reports.yaml').read_text())
@@ -21,9 +22,14 @@ def reports(tmp_path, monkeypatch):
     spec = importlib.util.spec_from_file_location('reports', ROOT / 'workflow/reports.py')
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
-    for name in ('nbs', 'data'): (tmp_path / name).symlink_to(ROOT / name)
-    for name in ('workflow', 'reports'): (tmp_path / name).mkdir()
-    blocks = [{'dataset': 'digits', 'recipe': 'quick', 'epochs': 1}, {'dataset': 'folder/birds', 'data_dir': 'nowhere'}]
+    for name in ('nbs', 'data'):
+        (tmp_path / name).symlink_to(ROOT / name)
+    for name in ('workflow', 'reports'):
+        (tmp_path / name).mkdir()
+    blocks = [
+        {'dataset': 'digits', 'recipe': 'quick', 'epochs': 1},
+        {'dataset': 'folder/birds', 'data_dir': 'nowhere'},
+    ]
     (tmp_path / 'workflow/reports.yaml').write_text(yaml.safe_dump(blocks))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(script, 'BITS', (16,))
@@ -38,7 +44,7 @@ def test_reports_are_made_where_images_are(reports, capsys):
     assert 'The row of this run' not in made.read_text() and Path('reports/compare.ipynb').is_file()
     # a row that says something else, as from another processor, is told
     result = finished(resolve(dataset='digits', bits=16, recipe='quick', epochs=1))
-    half = dict.fromkeys(('map', 'map_pessimistic', 'map_optimistic'), .5)
+    half = dict.fromkeys(('map', 'map_pessimistic', 'map_optimistic'), 0.5)
     record({**result, 'metrics': {**result['metrics'], **half}}, modified=True)
     capsys.readouterr()
     reports.main(['digits'])
@@ -46,22 +52,33 @@ def test_reports_are_made_where_images_are(reports, capsys):
     assert 'The row of this run in the table has 0.5000' in made.read_text()
 
 
-def interrupted(*given, **more): raise KeyboardInterrupt
+def interrupted(*given, **more):
+    raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize('script, called, said', [
-    ('reports', 'dcwh.experiment.report', 'stopped; the same command goes on'),
-    ('unions', 'dcwh.results.read_results', 'stopped; reports/unions.csv is as it was'),
-    ('on_gpu', 'subprocess.run', 'on_gpu: stopped')])
-def test_a_script_that_is_stopped_says_so_in_a_line(reports, monkeypatch, capsys, script, called, said):
+@pytest.mark.parametrize(
+    'script, called, said',
+    [
+        ('reports', 'dcwh.experiment.report', 'stopped; the same command goes on'),
+        ('unions', 'dcwh.results.read_results', 'stopped; reports/unions.csv is as it was'),
+        ('on_gpu', 'subprocess.run', 'on_gpu: stopped'),
+    ],
+)
+def test_a_script_that_is_stopped_says_so_in_a_line(
+    reports, monkeypatch, capsys, script, called, said
+):
     monkeypatch.setattr(called, interrupted)
-    monkeypatch.setattr('sys.argv', ['script', *{'reports': ['digits'], 'on_gpu': ['1', 'true']}.get(script, [])])
-    with pytest.raises(SystemExit) as end: runpy.run_path(str(ROOT / f'workflow/{script}.py'), run_name='__main__')
+    monkeypatch.setattr(
+        'sys.argv', ['script', *{'reports': ['digits'], 'on_gpu': ['1', 'true']}.get(script, [])]
+    )
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(str(ROOT / f'workflow/{script}.py'), run_name='__main__')
     assert end.value.code == 130 and capsys.readouterr().err == f'{said}\n'
 
 
 def test_an_unknown_set_is_refused(reports):
-    with pytest.raises(ValueError, match='unknown set fish; known are digits, birds'): reports.main(['fish'])
+    with pytest.raises(ValueError, match='unknown set fish; known are digits, birds'):
+        reports.main(['fish'])
 
 
 @pytest.mark.parametrize('block', BLOCKS, ids=lambda block: block['dataset'])
@@ -71,10 +88,16 @@ def test_every_report_is_there_and_has_its_number(block, bits):
     table = table_of(ROOT / 'reports', config.dataset)
     path = ROOT / 'reports' / table.stem / f'dcwh-{bits}.ipynb'
     (row,) = [row for row in read_table(table) if row['hash'] == config.hash]
-    shown = [output.get('data', {}).get('text/markdown', '') for cell in nbformat.read(path, 4).cells for output in cell.get('outputs', [])]
+    shown = [
+        output.get('data', {}).get('text/markdown', '')
+        for cell in nbformat.read(path, 4).cells
+        for output in cell.get('outputs', [])
+    ]
     (headline,) = [text for text in shown if text.startswith('**mAP')]
-    assert f"{row['map']:.4f}" in headline and f'for {bits} bits' in headline
+    assert f'{row["map"]:.4f}' in headline and f'for {bits} bits' in headline
 
 
 def test_the_folder_of_reports_stays_small():
-    assert sum(path.stat().st_size for path in (ROOT / 'reports').rglob('*') if path.is_file()) < 12e6
+    assert (
+        sum(path.stat().st_size for path in (ROOT / 'reports').rglob('*') if path.is_file()) < 12e6
+    )

@@ -1,5 +1,5 @@
 """From tables to a comparison: what is averaged, what never is, what is refused, what others report."""
-from pathlib import Path
+
 import csv
 import json
 import re
@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,11 +16,11 @@ from typer.testing import CliRunner
 
 from dcwh import results
 from dcwh.cli import app
+from dcwh.config import resolve
 from dcwh.experiment import execute
-from dcwh.training import resolve
 
 ROOT = Path(__file__).parents[1]
-SCORES = {0: .91, 1: .95, 2: .93}   # by seed
+SCORES = {0: 0.91, 1: 0.95, 2: 0.93}  # by seed
 
 
 def result(score, source='digits', protocol='full', **settings):
@@ -28,13 +29,25 @@ def result(score, source='digits', protocol='full', **settings):
     return {
         'config': {**config.model_dump(), 'hash': config.hash},
         'protocol': {
-            'source': source, 'source_hash': 'x', 'missing': 0, 'name': protocol, 'query': 10,
-            'train': 20, 'database': 20, 'classes': 10, 'labels_per_image': 'one', 'top_k': None,
+            'source': source,
+            'source_hash': 'x',
+            'missing': 0,
+            'name': protocol,
+            'query': 10,
+            'train': 20,
+            'database': 20,
+            'classes': 10,
+            'labels_per_image': 'one',
+            'top_k': None,
             'split_hash': f'split {config.seed}',
         },
         'metrics': {
-            'map': score, 'map_optimistic': score + .01, 'map_pessimistic': score - .02,
-            'precision_radius_2': .5, 'queries_empty_radius_2': 0, 'queries_without_relevant': 0,
+            'map': score,
+            'map_optimistic': score + 0.01,
+            'map_pessimistic': score - 0.02,
+            'precision_radius_2': 0.5,
+            'queries_empty_radius_2': 0,
+            'queries_without_relevant': 0,
             'normaliser': 'all',
         },
         'history': [{'epoch': epoch, 'loss': 1 / epoch} for epoch in (1, 2)],
@@ -63,9 +76,9 @@ def folder(tmp_path_factory):
     for seed, score in SCORES.items():
         for bits in (16, 32):
             made(place, score, seed=seed, bits=bits)
-            made(place, score - .05 - seed / 100, seed=seed, bits=bits, method='ce')
-    made(place, .7, epochs=3)
-    made(place, .88, source='folder/cifar10-jpeg', bits=48, method='dcwh-learned')
+            made(place, score - 0.05 - seed / 100, seed=seed, bits=bits, method='ce')
+    made(place, 0.7, epochs=3)
+    made(place, 0.88, source='folder/cifar10-jpeg', bits=48, method='dcwh-learned')
     return place
 
 
@@ -92,12 +105,12 @@ def row(table, **values):
 
 def test_mean_and_interval_over_seeds(table):
     cell, scores = row(table, method='dcwh', bits=16, setting='default'), list(SCORES.values())
-    low, high = stats.t.interval(.95, 2, loc=np.mean(scores), scale=stats.sem(scores))
-    assert cell.n == 3 and cell['map'] == pytest.approx(.93)
+    low, high = stats.t.interval(0.95, 2, loc=np.mean(scores), scale=stats.sem(scores))
+    assert cell.n == 3 and cell['map'] == pytest.approx(0.93)
     assert cell.interval == pytest.approx((high - low) / 2)
-    assert cell.interval == pytest.approx(4.302653 * .02 / 3**.5, rel=1e-6)   # by hand: s is .02
-    assert cell.map_optimistic == pytest.approx(.94)
-    assert cell.map_pessimistic == pytest.approx(.91)
+    assert cell.interval == pytest.approx(4.302653 * 0.02 / 3**0.5, rel=1e-6)  # by hand: s is .02
+    assert cell.map_optimistic == pytest.approx(0.94)
+    assert cell.map_pessimistic == pytest.approx(0.91)
 
 
 def test_one_seed_has_no_interval(table):
@@ -111,16 +124,24 @@ def test_one_seed_has_no_interval(table):
 
 
 CHANGES = (
-    {'epochs': 3}, {'lr': .5}, {'recipe': 'quick'}, {'recipe': 'paper'}, {'backbone': 'resnet18'},
-    {'image_size': 32}, {'settings': {'sigma': 1}}, {'settings': {'centres': 'exact'}},
-    {'train_per_class': 10}, {'weights': 'some.safetensors'},
+    {'epochs': 3},
+    {'lr': 0.5},
+    {'recipe': 'quick'},
+    {'recipe': 'paper'},
+    {'backbone': 'resnet18'},
+    {'image_size': 32},
+    {'settings': {'sigma': 1}},
+    {'settings': {'centres': 'exact'}},
+    {'train_per_class': 10},
+    {'weights': 'some.safetensors'},
 )
+
 
 @pytest.mark.parametrize('change', CHANGES, ids=str)
 def test_two_settings_never_share_a_cell(tmp_path, change):
-    made(tmp_path, .9)
-    made(tmp_path, .8, seed=1)
-    made(tmp_path, .5, seed=1, **change)
+    made(tmp_path, 0.9)
+    made(tmp_path, 0.8, seed=1)
+    made(tmp_path, 0.5, seed=1, **change)
     table = results.summary(results.read_results(tmp_path))
     assert sorted(table.n) == [1, 2]
     assert len(table[['protocol', 'setting']].drop_duplicates()) == 2
@@ -130,13 +151,13 @@ def test_two_settings_never_share_a_cell(tmp_path, change):
 
 
 def test_seed_place_and_workers_do_share_one(tmp_path):
-    made(tmp_path, .9)
-    made(tmp_path, .8, seed=1, data_dir='elsewhere', workers=7)
+    made(tmp_path, 0.9)
+    made(tmp_path, 0.8, seed=1, data_dir='elsewhere', workers=7)
     assert results.summary(results.read_results(tmp_path)).n.tolist() == [2]
 
 
 def test_few_training_images_are_another_protocol(tmp_path, others):
-    made(tmp_path, .9, source='cifar10', train_per_class=10, bits=48)
+    made(tmp_path, 0.9, source='cifar10', train_per_class=10, bits=48)
     table = results.summary(results.read_results(tmp_path))
     assert table.protocol.tolist() == ['full, 10 training images a class']
     assert results.beside(table, others).empty
@@ -146,49 +167,75 @@ def test_few_training_images_are_another_protocol(tmp_path, others):
 
 
 def test_torn_and_foreign_files_are_named(tmp_path):
-    for seed in (0, 1, 2): file = left(tmp_path / 'runs', .5, seed=seed)
+    for seed in (0, 1, 2):
+        file = left(tmp_path / 'runs', 0.5, seed=seed)
     whole = file.read_text()
     texts = {'torn': whole[:300], 'list': '[1, 2]', 'other': '{"config": {}, "history": []}'}
     for name, text in texts.items():
         (tmp_path / 'runs' / name).mkdir()
         (tmp_path / 'runs' / name / 'result.json').write_text(text)
-    with pytest.raises(ValueError) as error: results.read_results(tmp_path / 'runs')
+    with pytest.raises(ValueError) as error:
+        results.read_results(tmp_path / 'runs')
     said = str(error.value).splitlines()
     assert len(said) == 3
-    for name in texts: assert any(f'{name}/result.json' in line for line in said)
+    for name in texts:
+        assert any(f'{name}/result.json' in line for line in said)
 
 
 LIES = (
-    ('config', 'bits', 64), ('config', 'method', 'dpsh'), ('config', 'hash', '0' * 16),
-    ('config', 'bits', None), ('metrics', 'map', 1.5), ('metrics', 'map', 'high'),
-    ('metrics', 'map', None), ('protocol', 'source', 7),
+    ('config', 'bits', 64),
+    ('config', 'method', 'dpsh'),
+    ('config', 'hash', '0' * 16),
+    ('config', 'bits', None),
+    ('metrics', 'map', 1.5),
+    ('metrics', 'map', 'high'),
+    ('metrics', 'map', None),
+    ('protocol', 'source', 7),
 )
+
 
 @pytest.mark.parametrize('part, name, value', LIES, ids=str)
 def test_a_changed_result_is_no_result(tmp_path, part, name, value):
-    file = left(tmp_path, .5, seed=9)
+    file = left(tmp_path, 0.5, seed=9)
     lie = json.loads(file.read_text())
     lie[part][name] = value
     file.write_text(json.dumps(lie))
-    with pytest.raises(ValueError) as error: results.read_results(tmp_path)
+    with pytest.raises(ValueError) as error:
+        results.read_results(tmp_path)
     assert str(file) in str(error.value) and '\n' not in str(error.value)
 
 
-IMPOSSIBLE = {   # column: values that no run could have
-    'top_k': ('10', '0'), 'classes': ('0', '1', '21'), 'query': ('0', '-3'), 'train': ('0', '9'),
-    'missing_images': ('-1',), 'queries_empty_radius_2': ('11', '-1'),
-    'queries_without_relevant': ('11',), 'distinct_codes': ('21',), 'epochs_held': ('-4', '31'),
-    'centres_found': ('31',), 'normaliser': ('foo', 'found', ''), 'split_hash': ('',),
-    'seconds_training': ('1e999', 'inf', '-1', 'nan'), 'peak_memory_mb': ('-1',),
-    'map': ('1.5', '-.1', '.2', '.95'), 'map_optimistic': ('.8', '1.1'),
-    'map_pessimistic': ('.95', '-.2'), 'map_with_relevant': ('2',), 'overlap': ('1.2',),
-    'precision_radius_2': ('1.01',), 'distance_within': ('17', '-1', '1e999'), 'passed': ('1.1',),
-    'gradient_first': ('-1', '1e999'), 'protocol_name': ('sampled', 'official'),
+IMPOSSIBLE = {  # column: values that no run could have
+    'top_k': ('10', '0'),
+    'classes': ('0', '1', '21'),
+    'query': ('0', '-3'),
+    'train': ('0', '9'),
+    'missing_images': ('-1',),
+    'queries_empty_radius_2': ('11', '-1'),
+    'queries_without_relevant': ('11',),
+    'distinct_codes': ('21',),
+    'epochs_held': ('-4', '31'),
+    'centres_found': ('31',),
+    'normaliser': ('foo', 'found', ''),
+    'split_hash': ('',),
+    'seconds_training': ('1e999', 'inf', '-1', 'nan'),
+    'peak_memory_mb': ('-1',),
+    'map': ('1.5', '-.1', '.2', '.95'),
+    'map_optimistic': ('.8', '1.1'),
+    'map_pessimistic': ('.95', '-.2'),
+    'map_with_relevant': ('2',),
+    'overlap': ('1.2',),
+    'precision_radius_2': ('1.01',),
+    'distance_within': ('17', '-1', '1e999'),
+    'passed': ('1.1',),
+    'gradient_first': ('-1', '1e999'),
+    'protocol_name': ('sampled', 'official'),
 }
+
 
 @pytest.mark.parametrize('column, value', [(c, v) for c in IMPOSSIBLE for v in IMPOSSIBLE[c]])
 def test_numbers_that_no_run_could_have_are_no_row(tmp_path, column, value):
-    made(tmp_path, .9)
+    made(tmp_path, 0.9)
     (texts,) = csv.DictReader((tmp_path / 'digits.csv').read_text().splitlines())
     assert texts['labels_per_image'] == 'one'
     texts[column] = value
@@ -196,55 +243,67 @@ def test_numbers_that_no_run_could_have_are_no_row(tmp_path, column, value):
         writer = csv.DictWriter(file, list(texts))
         writer.writeheader()
         writer.writerow(texts)
-    with pytest.raises(ValueError) as error: results.read_table(tmp_path / 'digits.csv')
+    with pytest.raises(ValueError) as error:
+        results.read_table(tmp_path / 'digits.csv')
     assert 'digits.csv, line 2: ' in str(error.value) and '\n' not in str(error.value)
     short = column.removeprefix('seconds_').removeprefix('protocol_').removesuffix('_images')
     assert short in str(error.value) or value in str(error.value)
 
 
-NAMED = (   # data set, protocol, its name in a result, k
-    ('nuswide21', 'official', 'nuswide21', 5000), ('coco80', 'official', 'coco80-80-159', 5000),
+NAMED = (  # data set, protocol, its name in a result, k
+    ('nuswide21', 'official', 'nuswide21', 5000),
+    ('coco80', 'official', 'coco80-80-159', 5000),
     ('nuswide21', 'official', 'nuswide21-80-159, 1 missing, validation', 5000),
-    ('lists/pairs', 'official', 'pairs-80-159', None), ('csv/mine', 'official', 'official', None),
-    ('digits', 'sampled', 'sampled-50-100', None), ('cifar10', 'sampled', 'sampled', None),
-    ('cifar10', 'disjoint', 'disjoint, validation', None), ('coco80', 'full', 'full', None),
+    ('lists/pairs', 'official', 'pairs-80-159', None),
+    ('csv/mine', 'official', 'official', None),
+    ('digits', 'sampled', 'sampled-50-100', None),
+    ('cifar10', 'sampled', 'sampled', None),
+    ('cifar10', 'disjoint', 'disjoint, validation', None),
+    ('coco80', 'full', 'full', None),
 )
+
 
 @pytest.mark.parametrize('source, protocol, name, k', NAMED)
 def test_every_protocol_can_be_recorded(tmp_path, source, protocol, name, k):
-    found = result(.9, source, name)
+    found = result(0.9, source, name)
     config = resolve(dataset=source, bits=16, settings={'protocol': protocol})
     found['config'] = {**config.model_dump(), 'hash': config.hash}
     found['protocol']['top_k'] = k
     found['metrics']['normaliser'] = 'found' if k else 'all'
     file = results.record(found, tmp_path)
     assert results.read_table(file)[0]['protocol_name'] == name
-    if k:   # what is cut at k has ends that are no bounds
-        found['metrics'] |= {'map_optimistic': .8, 'map_pessimistic': .95}
+    if k:  # what is cut at k has ends that are no bounds
+        found['metrics'] |= {'map_optimistic': 0.8, 'map_pessimistic': 0.95}
         results.check_result(found)
     found['protocol']['top_k'] = 10
-    with pytest.raises(ValueError, match='top_k is 10'): results.check_result(found)
+    with pytest.raises(ValueError, match='top_k is 10'):
+        results.check_result(found)
 
 
 def test_a_table_of_another_ending_is_not_passed_by(tmp_path):
-    made(tmp_path, .9)
+    made(tmp_path, 0.9)
     (tmp_path / 'digits.csv').rename(tmp_path / 'digits.CSV')
     config = resolve(dataset='digits', bits=16)
-    readers = (lambda: results.read_results(tmp_path), lambda: results.tables_hash(tmp_path),
-               lambda: results.row_of_config(config, tmp_path), lambda: made(tmp_path, .9))
+    readers = (
+        lambda: results.read_results(tmp_path),
+        lambda: results.tables_hash(tmp_path),
+        lambda: results.row_of_config(config, tmp_path),
+        lambda: made(tmp_path, 0.9),
+    )
     for read in readers:
-        with pytest.raises(ValueError, match='digits.CSV: the name of a table ends in .csv'): read()
+        with pytest.raises(ValueError, match='digits.CSV: the name of a table ends in .csv'):
+            read()
     assert [file.name for file in tmp_path.glob('d*')] == ['digits.CSV']
 
 
 def test_what_record_refuses_is_named_by_its_file(tmp_path):
-    odd = {'passed': [], 'gradient': 'x', 'class_gradient': -1., 'held': 'yes'}
+    odd = {'passed': [], 'gradient': 'x', 'class_gradient': -1.0, 'held': 'yes'}
     for seed, (name, value) in enumerate(odd.items()):
-        file = left(tmp_path / 'runs', .5, seed=seed)
+        file = left(tmp_path / 'runs', 0.5, seed=seed)
         found = json.loads(file.read_text())
         found['history'][-1][name] = value
         file.write_text(json.dumps(found))
-    file = left(tmp_path / 'runs', .5, seed=7)
+    file = left(tmp_path / 'runs', 0.5, seed=7)
     (tmp_path / 'runs/digits-default/file').write_text('')
     words = ['record', str(tmp_path / 'runs'), '--reports', str(tmp_path / 'reports')]
     done = CliRunner().invoke(app, words)
@@ -252,7 +311,7 @@ def test_what_record_refuses_is_named_by_its_file(tmp_path):
     for line, name in zip(sorted(done.stderr.splitlines()), odd):
         assert 'result.json: ' in line and f'history.1.{name} is ' in line
     found = json.loads(file.read_text())
-    found['metrics']['map'] = .505
+    found['metrics']['map'] = 0.505
     file.write_text(json.dumps(found))
     done = CliRunner().invoke(app, words)
     assert f'{file}: ' in done.stderr and 'is recorded in' in done.stderr
@@ -260,33 +319,54 @@ def test_what_record_refuses_is_named_by_its_file(tmp_path):
 
 def test_a_result_of_arrays_is_refused_in_one_line():
     for part, name in (('metrics', 'normaliser'), ('config', 'hash'), ('protocol', 'source')):
-        found = result(.9)
+        found = result(0.9)
         found[part][name] = np.eye(30)
-        with pytest.raises(ValueError, match=name) as error: results.check_result(found)
+        with pytest.raises(ValueError, match=name) as error:
+            results.check_result(found)
         assert '\n' not in str(error.value)
 
 
 @pytest.mark.parametrize('wrong', [None, 3, b'a', {}, 'x' * 300], ids=repr)
 def test_what_is_no_path_and_no_table_is_said(wrong):
-    for read in (results.read_results, results.read_table, results.read_result, results.tables_in,
-                 results.tables_hash, results.published):
-        with pytest.raises((ValueError, OSError), match='give') as error: read(wrong)
+    for read in (
+        results.read_results,
+        results.read_table,
+        results.read_result,
+        results.tables_in,
+        results.tables_hash,
+        results.published,
+    ):
+        with pytest.raises((ValueError, OSError), match='give') as error:
+            read(wrong)
         assert '\n' not in str(error.value) and 'Errno' not in str(error.value)
-    frames = (results.summary, results.protocols, results.comparison,
-              lambda table: results.paired(table, 'a', 'b'), lambda t: results.standings(t, 'a'))
+    frames = (
+        results.summary,
+        results.protocols,
+        results.comparison,
+        lambda table: results.paired(table, 'a', 'b'),
+        lambda t: results.standings(t, 'a'),
+    )
     for sum_up in frames:
-        with pytest.raises(ValueError, match='give what'): sum_up(wrong)
+        with pytest.raises(ValueError, match='give what'):
+            sum_up(wrong)
 
 
 def test_a_table_without_rows_is_said(tmp_path, monkeypatch):
     monkeypatch.setattr('dcwh.experiment.execute', lambda *given, **more: None)
-    made(tmp_path / 'reports', .9)
+    made(tmp_path / 'reports', 0.9)
     file = tmp_path / 'reports/digits.csv'
     file.write_text(file.read_text().splitlines()[0])
     assert results.read_table(file) == []
-    words = ['compare', str(tmp_path / 'reports'), '--out', str(tmp_path / 'out.ipynb'),
-             '--published', str(ROOT / 'data/published.csv'),
-             '--template', str(ROOT / 'nbs/templates/compare.ipynb')]
+    words = [
+        'compare',
+        str(tmp_path / 'reports'),
+        '--out',
+        str(tmp_path / 'out.ipynb'),
+        '--published',
+        str(ROOT / 'data/published.csv'),
+        '--template',
+        str(ROOT / 'nbs/templates/compare.ipynb'),
+    ]
     done = CliRunner().invoke(app, words)
     assert done.exit_code == 0 and done.stderr == f'{file} has no row\n', done.output
 
@@ -294,17 +374,28 @@ def test_a_table_without_rows_is_said(tmp_path, monkeypatch):
 def test_a_run_with_other_numbers_than_its_row_is_told(tmp_path, monkeypatch):
     monkeypatch.setattr('dcwh.experiment.execute', lambda *given, **more: None)
     reports, runs = tmp_path / 'reports', tmp_path / 'runs'
-    for seed in (0, 1): made(reports, .9, seed=seed)
-    words = ['compare', str(reports), str(runs), '--out', str(tmp_path / 'out.ipynb'),
-             '--published', str(ROOT / 'data/published.csv'),
-             '--template', str(ROOT / 'nbs/templates/compare.ipynb')]
-    left(runs, .9)
+    for seed in (0, 1):
+        made(reports, 0.9, seed=seed)
+    words = [
+        'compare',
+        str(reports),
+        str(runs),
+        '--out',
+        str(tmp_path / 'out.ipynb'),
+        '--published',
+        str(ROOT / 'data/published.csv'),
+        '--template',
+        str(ROOT / 'nbs/templates/compare.ipynb'),
+    ]
+    left(runs, 0.9)
     assert CliRunner().invoke(app, words).stderr == ''
-    left(runs, .85, seed=1)
+    left(runs, 0.85, seed=1)
     said = CliRunner().invoke(app, words).stderr
-    assert said == ('finished runs that have other numbers than their rows in the tables: 1; '
-                    'the rows are shown\n')
-    assert results.read_results(reports, runs)['map'].tolist() == [.9, .9]
+    assert said == (
+        'finished runs that have other numbers than their rows in the tables: 1; '
+        'the rows are shown\n'
+    )
+    assert results.read_results(reports, runs)['map'].tolist() == [0.9, 0.9]
 
 
 def test_a_folder_that_is_not_there_is_refused(tmp_path):
@@ -317,30 +408,34 @@ def test_a_folder_that_is_not_there_is_refused(tmp_path):
     assert nothing.empty and results.summary(nothing).empty
 
 
-@pytest.mark.parametrize('part, name, said', [
-    ('protocol', 'source_hash', 'data set of one name, digits'),
-    ('manifest', 'weights_sha256', 'file of weights of one name'),
-])
+@pytest.mark.parametrize(
+    'part, name, said',
+    [
+        ('protocol', 'source_hash', 'data set of one name, digits'),
+        ('manifest', 'weights_sha256', 'file of weights of one name'),
+    ],
+)
 def test_one_name_for_two_sets_of_images_or_weights_is_refused(tmp_path, part, name, said):
     for seed in (0, 1):
-        file = left(tmp_path, .5, seed=seed)
+        file = left(tmp_path, 0.5, seed=seed)
         changed = json.loads(file.read_text())
         changed[part][name] = str(seed) * 16
         file.write_text(json.dumps(changed))
-    with pytest.raises(ValueError, match=said): results.read_results(tmp_path)
+    with pytest.raises(ValueError, match=said):
+        results.read_results(tmp_path)
 
 
 def test_the_same_run_in_two_tables_is_refused(tmp_path):
-    made(tmp_path / 'a', .91)
-    made(tmp_path / 'b', .91)
+    made(tmp_path / 'a', 0.91)
+    made(tmp_path / 'b', 0.91)
     with pytest.raises(ValueError, match='a/digits.csv and in .*b/digits.csv; keep one'):
         results.read_results(tmp_path / 'a', tmp_path / 'b')
 
 
 def test_tuning_and_ablation_are_left_out_unless_asked_for(tmp_path):
-    made(tmp_path, .9)
-    made(tmp_path, .1, 'tuning', seed=7)
-    made(tmp_path, .1, 'ablation', seed=8)
+    made(tmp_path, 0.9)
+    made(tmp_path, 0.1, 'tuning', seed=7)
+    made(tmp_path, 0.1, 'ablation', seed=8)
     assert results.read_results(tmp_path)['seed'].tolist() == [0]
     assert results.read_results(tmp_path, studies=('tuning',))['seed'].tolist() == [7]
     assert len(results.read_results(tmp_path, studies=('comparison', 'ablation'))) == 2
@@ -348,8 +443,8 @@ def test_tuning_and_ablation_are_left_out_unless_asked_for(tmp_path):
 
 def test_paired_difference_is_smaller_than_the_intervals_say(runs):
     pair = row(results.paired(runs, 'dcwh', 'ce'), bits=16)
-    half = stats.t.ppf(.975, 2) * stats.sem([.05, .06, .07])
-    assert pair.n == 3 and pair.difference == pytest.approx(.06)
+    half = stats.t.ppf(0.975, 2) * stats.sem([0.05, 0.06, 0.07])
+    assert pair.n == 3 and pair.difference == pytest.approx(0.06)
     assert pair.interval == pytest.approx(half)
     assert results.paired(runs, 'dcwh-learned', 'ce').empty
 
@@ -360,14 +455,17 @@ def test_published_numbers_stand_beside_with_their_differences(table, others):
     assert set(theirs.dataset) == {'folder/cifar10-jpeg'} and set(theirs.protocol) == {'full'}
     quoted = row(cells, method='DCWH (paper as quoted)', bits=48)
     assert quoted.text == '0.952'
-    assert quoted.group.startswith('full, published (README of github.com/mzhang367/dcwh): '
-                                   'images of cifar10; backbone googlenet')
+    assert quoted.group.startswith(
+        'full, published (README of github.com/mzhang367/dcwh): '
+        'images of cifar10; backbone googlenet'
+    )
     lines = cells[cells.dataset == 'folder/cifar10-jpeg'].group.drop_duplicates().tolist()
     assert 'published' not in lines[0] and all('published' in line for line in lines[1:])
 
 
 def test_intervals_end_at_one(tmp_path):
-    for seed, score in enumerate((.9, .999, .99)): made(tmp_path, score - .02, seed=seed)
+    for seed, score in enumerate((0.9, 0.999, 0.99)):
+        made(tmp_path, score - 0.02, seed=seed)
     cells = results.comparison(results.summary(results.read_results(tmp_path)))
     assert re.fullmatch(r'0\.943 \(0\.\d{3} to 1\)', cells.text[0])
 
@@ -416,7 +514,7 @@ def test_the_committed_comparison_is_small_and_of_these_tables():
 RECORDING = """
 import json, sys
 from dcwh.results import record
-from dcwh.training import resolve
+from dcwh.config import resolve
 result = json.loads(sys.stdin.readline())
 for seed in range(1000):
     config = resolve(dataset='digits', bits=16, seed=seed)
@@ -428,16 +526,20 @@ for seed in range(1000):
 
 @pytest.mark.parametrize('after', [1, 4])
 def test_a_kill_loses_no_row(tmp_path, after):
-    process = subprocess.Popen([sys.executable, '-c', RECORDING, tmp_path], text=True,
-                               stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    process.stdin.write(json.dumps(result(.9)) + '\n')
+    process = subprocess.Popen(
+        [sys.executable, '-c', RECORDING, tmp_path],
+        text=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    process.stdin.write(json.dumps(result(0.9)) + '\n')
     process.stdin.flush()
     said = [int(process.stdout.readline()) for _ in range(after)]
     process.send_signal(signal.SIGKILL)
     process.wait()
     kept = [row['seed'] for row in results.read_table(tmp_path / 'digits.csv')]
     assert set(said) <= set(kept) and len(kept) == len(set(kept))
-    made(tmp_path, .9, seed=2000)   # and others go on
+    made(tmp_path, 0.9, seed=2000)  # and others go on
     assert len(results.read_table(tmp_path / 'digits.csv')) == len(kept) + 1
     assert not list(tmp_path.glob('*.part')) and not list(tmp_path.glob('.*.part'))
 
@@ -445,12 +547,18 @@ def test_a_kill_loses_no_row(tmp_path, after):
 def test_two_people_add_rows_without_a_conflict(tmp_path):
     def git(*words):
         names = ['-c', 'user.name=a', '-c', 'user.email=a@b', '-c', 'init.defaultBranch=main']
-        return subprocess.run(['git', *names, *words], cwd=tmp_path, check=True, capture_output=True)
+        return subprocess.run(
+            ['git', *names, *words], cwd=tmp_path, check=True, capture_output=True
+        )
+
     shutil.copy(ROOT / '.gitattributes', tmp_path)
     git('init')
+
     def commit(branch, *seeds):
-        for seed in seeds: made(tmp_path / 'reports', .9, seed=seed)
+        for seed in seeds:
+            made(tmp_path / 'reports', 0.9, seed=seed)
         git('add', '.'), git('commit', '-m', branch)
+
     commit('both', 0, 9)
     before = (tmp_path / 'reports/digits.csv').read_text().splitlines()
     git('checkout', '-b', 'one'), commit('one', 4)
@@ -480,11 +588,16 @@ import sys
 sys.modules['pandas'] = None
 from dcwh.experiment import recorded
 from dcwh.results import read_results
-from dcwh.training import resolve
+from dcwh.config import resolve
 print(recorded(resolve(dataset='digits', bits=16), sys.argv[1], sys.argv[2])[0]['metrics']['map'])
 try: read_results(sys.argv[1])
 except ImportError as e: print(e)
 """
-    made(tmp_path, .9)
-    done = subprocess.run([sys.executable, '-c', code, tmp_path, tmp_path], capture_output=True, text=True)
-    assert done.stdout.startswith('0.9\npandas is missing') and "pip install '.[report]'" in done.stdout, done.stderr
+    made(tmp_path, 0.9)
+    done = subprocess.run(
+        [sys.executable, '-c', code, tmp_path, tmp_path], capture_output=True, text=True
+    )
+    assert (
+        done.stdout.startswith('0.9\npandas is missing')
+        and "pip install '.[report]'" in done.stdout
+    ), done.stderr

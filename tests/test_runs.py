@@ -1,4 +1,5 @@
 """Whole runs: the template, the runner, interruptions, and what happens to bad input."""
+
 import csv
 import io
 import json
@@ -12,17 +13,17 @@ from pathlib import Path
 import nbformat
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from sklearn.datasets import load_digits
-import torch
 from typer.testing import CliRunner
 
 from dcwh.cli import app
 from dcwh.codes import Codes
+from dcwh.config import resolve
 from dcwh.experiment import finished, recorded, report, run, template_parameters
 from dcwh.model import HashModel
 from dcwh.results import read_result, read_table, record, row_of_config, run_name
-from dcwh.training import resolve
 
 ROOT = Path(__file__).parents[1]
 TEMPLATE = ROOT / 'nbs/templates/run.ipynb'
@@ -41,84 +42,188 @@ def folder(tmp_path_factory):
 
 
 def of_folder(root, **settings):
-    return resolve({'backbone': 'small', 'weights': 'none', 'image_size': 16, 'resize': 16, 'flip': False, 'epochs': 2, **settings}, dataset='folder/scans', bits=12, data_dir=str(root))
+    return resolve(
+        {
+            'backbone': 'small',
+            'weights': 'none',
+            'image_size': 16,
+            'resize': 16,
+            'flip': False,
+            'epochs': 2,
+            **settings,
+        },
+        dataset='folder/scans',
+        bits=12,
+        data_dir=str(root),
+    )
 
 
 def codes_of(config, runs):
-    return [np.load(f'{runs}/{run_name(config)}/{file}') for file in ('query-outputs.npy', 'database-outputs.npy')] + \
-           [Codes.load(f'{runs}/{run_name(config)}/{side}.npz').packed for side in ('query', 'database')]
+    return [
+        np.load(f'{runs}/{run_name(config)}/{file}')
+        for file in ('query-outputs.npy', 'database-outputs.npy')
+    ] + [
+        Codes.load(f'{runs}/{run_name(config)}/{side}.npz').packed for side in ('query', 'database')
+    ]
 
 
-def results(where): return sorted(Path(where).rglob('result.json'))
+def results(where):
+    return sorted(Path(where).rglob('result.json'))
 
 
 def asked(config, where):
     "Both ways to ask for a run whose folders are below `where`."
-    return (lambda: recorded(config, where / 'reports', where / 'runs')[0],
-            lambda: run(config, where / 'runs'))
+    return (
+        lambda: recorded(config, where / 'reports', where / 'runs')[0],
+        lambda: run(config, where / 'runs'),
+    )
 
 
-def same(a, b): return all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))
+def same(a, b):
+    return all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))
 
 
 # the template and its runner
 
+
 def test_papermill_from_the_repository_root(tmp_path):
     output = tmp_path / 'dcwh-24-seed0.ipynb'
-    subprocess.run([sys.executable, '-m', 'papermill', 'nbs/templates/run.ipynb', output, '-p', 'dataset', 'digits', '-p', 'bits', '24', '-p', 'recipe', 'quick',
-                    '-p', 'detail', 'brief', '-p', 'runs', tmp_path / 'runs'], cwd=ROOT, check=True, capture_output=True)
+    subprocess.run(
+        [
+            sys.executable,
+            '-m',
+            'papermill',
+            'nbs/templates/run.ipynb',
+            output,
+            '-p',
+            'dataset',
+            'digits',
+            '-p',
+            'bits',
+            '24',
+            '-p',
+            'recipe',
+            'quick',
+            '-p',
+            'detail',
+            'brief',
+            '-p',
+            'runs',
+            tmp_path / 'runs',
+        ],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+    )
     result = read_result(*results(tmp_path))
     assert list(result) == ['config', 'protocol', 'metrics', 'history', 'manifest']
-    assert result['config']['bits'] == 24 and result['protocol']['query'] + result['protocol']['train'] == 1797
-    assert result['metrics']['map_pessimistic'] <= result['metrics']['map'] <= result['metrics']['map_optimistic'] and result['metrics']['map'] > .5
-    assert len(result['history']) == 4 and {'class', 'cube', 'vertex', 'stage', 'lr', 'least_centre_distance'} <= result['history'][0].keys()
-    assert f"mAP {result['metrics']['map']:.4f}" in output.read_text()
+    assert (
+        result['config']['bits'] == 24
+        and result['protocol']['query'] + result['protocol']['train'] == 1797
+    )
+    assert (
+        result['metrics']['map_pessimistic']
+        <= result['metrics']['map']
+        <= result['metrics']['map_optimistic']
+        and result['metrics']['map'] > 0.5
+    )
+    assert (
+        len(result['history']) == 4
+        and {'class', 'cube', 'vertex', 'stage', 'lr', 'least_centre_distance'}
+        <= result['history'][0].keys()
+    )
+    assert f'mAP {result["metrics"]["map"]:.4f}' in output.read_text()
 
 
 def test_reports_are_whole_and_identical(tmp_path):
     options = {**QUICK, 'runs': str(tmp_path / 'runs')}
     path = report(TEMPLATE, **options)
-    first, figures = path.read_bytes(), [o for c in nbformat.read(path, 4).cells for o in c.get('outputs', []) if {'image/png', 'image/jpeg'} & o.get('data', {}).keys()]
-    assert len(figures) >= 8 and path == tmp_path / 'runs' / run_name(resolve(**QUICK)) / 'report.ipynb'
+    first, figures = (
+        path.read_bytes(),
+        [
+            o
+            for c in nbformat.read(path, 4).cells
+            for o in c.get('outputs', [])
+            if {'image/png', 'image/jpeg'} & o.get('data', {}).keys()
+        ],
+    )
+    assert (
+        len(figures) >= 8
+        and path == tmp_path / 'runs' / run_name(resolve(**QUICK)) / 'report.ipynb'
+    )
     before = read_result(path.with_name('result.json'))
     assert report(TEMPLATE, tmp_path / 'elsewhere/mine.ipynb', **options).read_bytes() == first
     assert report(TEMPLATE, force=True, **options).read_bytes() == first
     after = read_result(path.with_name('result.json'))
-    assert {**after, 'manifest': 0} == {**before, 'manifest': 0} and after['manifest'] != before['manifest']
+    assert {**after, 'manifest': 0} == {**before, 'manifest': 0} and after['manifest'] != before[
+        'manifest'
+    ]
 
 
-@pytest.mark.parametrize('wrong, message', [
-    ({'bitz': 8}, 'unknown parameters bitz'), ({'bits': '16'}, 'bits is'), ({'bits': 0}, 'bits is'), ({'method': 'dhn'}, 'unknown method'), ({'settings': {'sigmoid': 1}}, 'unknown setting'),
-    ({'detail': 'none'}, 'unknown detail'), ({'resume': 'yes'}, 'resume is'), ({'precision': 'int8'}, 'precision is'), ({'protocol': 'half'}, 'protocol is'), ({'recipe': 'slow'}, 'unknown recipe'),
-    ({'evaluate_on': 'test'}, 'evaluate_on is'), ({'dataset': 'digitz'}, 'unknown dataset'), ({'backbone': 'resnet19'}, 'unknown backbone'), ({'backbone': 'timm/no_such_net'}, 'unknown backbone')])
+@pytest.mark.parametrize(
+    'wrong, message',
+    [
+        ({'bitz': 8}, 'unknown parameters bitz'),
+        ({'bits': '16'}, 'bits is'),
+        ({'bits': 0}, 'bits is'),
+        ({'method': 'dhn'}, 'unknown method'),
+        ({'settings': {'sigmoid': 1}}, 'unknown setting'),
+        ({'detail': 'none'}, 'unknown detail'),
+        ({'resume': 'yes'}, 'resume is'),
+        ({'precision': 'int8'}, 'precision is'),
+        ({'protocol': 'half'}, 'protocol is'),
+        ({'recipe': 'slow'}, 'unknown recipe'),
+        ({'evaluate_on': 'test'}, 'evaluate_on is'),
+        ({'dataset': 'digitz'}, 'unknown dataset'),
+        ({'backbone': 'resnet19'}, 'unknown backbone'),
+        ({'backbone': 'timm/no_such_net'}, 'unknown backbone'),
+    ],
+)
 def test_parameters_are_refused_before_anything_starts(tmp_path, wrong, message):
-    with pytest.raises(ValueError, match=message): report(TEMPLATE, **{**QUICK, 'runs': str(tmp_path / 'runs'), **wrong})
+    with pytest.raises(ValueError, match=message):
+        report(TEMPLATE, **{**QUICK, 'runs': str(tmp_path / 'runs'), **wrong})
     assert not list(tmp_path.iterdir())
 
 
 def test_parameters_of_the_template_are_those_of_the_configuration():
-    from dcwh.training import Config
-    assert template_parameters(TEMPLATE).keys() - Config.model_fields.keys() == {'settings', 'detail', 'resume', 'runs', 'reports'}
+    from dcwh.config import Config
+
+    assert template_parameters(TEMPLATE).keys() - Config.model_fields.keys() == {
+        'settings',
+        'detail',
+        'resume',
+        'runs',
+        'reports',
+    }
 
 
 def test_a_failing_run_leaves_its_report_and_no_result(tmp_path):
     with pytest.raises(Exception, match='not a folder'):
-        report(TEMPLATE, dataset='folder/none', bits=8, weights='none', data_dir=str(tmp_path / 'none'), runs=str(tmp_path / 'runs'))
-    assert 'not a folder' in next((tmp_path / 'runs').rglob('report.ipynb')).read_text() and not results(tmp_path)
+        report(
+            TEMPLATE,
+            dataset='folder/none',
+            bits=8,
+            weights='none',
+            data_dir=str(tmp_path / 'none'),
+            runs=str(tmp_path / 'runs'),
+        )
+    assert 'not a folder' in next(
+        (tmp_path / 'runs').rglob('report.ipynb')
+    ).read_text() and not results(tmp_path)
 
 
 # interruptions
 
 RUN = 'import sys; from dcwh.training import resolve; from dcwh.experiment import run; run(resolve(dataset="digits", bits=16, recipe="quick"), sys.argv[1])'
-KILL_IN_EPOCH = '''
+KILL_IN_EPOCH = """
 import os, signal, dcwh.model
 steps, forward = iter(range(40)), dcwh.model.HashModel.forward
 def dying(self, x):
     if next(steps, None) is None: os.kill(os.getpid(), signal.SIGKILL)
     return forward(self, x)
 dcwh.model.HashModel.forward = dying
-'''
-KILL_IN_CHECKPOINT = '''
+"""
+KILL_IN_CHECKPOINT = """
 import os, signal, torch
 saves, save = iter(range(2)), torch.save
 def dying(state, file):
@@ -126,11 +231,11 @@ def dying(state, file):
         file.write(b'half a checkpoint'); file.flush(); os.kill(os.getpid(), signal.SIGKILL)
     save(state, file)
 torch.save = dying
-'''
-KILL_IN_CODES = '''
+"""
+KILL_IN_CODES = """
 import os, signal, dcwh.codes
 dcwh.codes.Codes.save = lambda self, path: os.kill(os.getpid(), signal.SIGKILL)
-'''
+"""
 
 
 @pytest.fixture(scope='module')
@@ -139,7 +244,11 @@ def uninterrupted(tmp_path_factory):
     return run(config, where / 'runs'), codes_of(config, where / 'runs')
 
 
-@pytest.mark.parametrize('death', [KILL_IN_EPOCH, KILL_IN_CHECKPOINT, KILL_IN_CODES], ids=['inside an epoch', 'while a checkpoint is written', 'before codes are saved'])
+@pytest.mark.parametrize(
+    'death',
+    [KILL_IN_EPOCH, KILL_IN_CHECKPOINT, KILL_IN_CODES],
+    ids=['inside an epoch', 'while a checkpoint is written', 'before codes are saved'],
+)
 def test_killed_and_resumed_is_the_same_to_the_bit(tmp_path, uninterrupted, death):
     runs, config = tmp_path / 'runs', resolve(**QUICK)
     killed = subprocess.run([sys.executable, '-c', death + RUN, runs])
@@ -151,7 +260,10 @@ def test_killed_and_resumed_is_the_same_to_the_bit(tmp_path, uninterrupted, deat
 
 
 def test_a_method_that_remembers_outputs_resumes_the_same_to_the_bit(tmp_path):
-    config, script = resolve(**QUICK, method='dsdh'), RUN.replace('recipe="quick"', 'recipe="quick", method="dsdh"')
+    config, script = (
+        resolve(**QUICK, method='dsdh'),
+        RUN.replace('recipe="quick"', 'recipe="quick", method="dsdh"'),
+    )
     whole, runs = run(config, tmp_path / 'whole'), tmp_path / 'runs'
     killed = subprocess.run([sys.executable, '-c', KILL_IN_EPOCH + script, runs])
     assert killed.returncode == -signal.SIGKILL
@@ -161,7 +273,9 @@ def test_a_method_that_remembers_outputs_resumes_the_same_to_the_bit(tmp_path):
 
 
 def test_results_do_not_depend_on_workers(tmp_path, folder, monkeypatch):
-    monkeypatch.setattr('dcwh.data.memory_for_images', lambda: 0)   # nothing is kept in memory: every batch comes from the workers
+    monkeypatch.setattr(
+        'dcwh.data.memory_for_images', lambda: 0
+    )  # nothing is kept in memory: every batch comes from the workers
     codes = []
     for workers in (0, 2):
         run(of_folder(folder, workers=workers), tmp_path / f'runs{workers}', resume=False)
@@ -171,11 +285,17 @@ def test_results_do_not_depend_on_workers(tmp_path, folder, monkeypatch):
 
 # methods, precisions, roles
 
+
 def test_methods_and_precision(tmp_path):
-    for words in ({'method': 'ce'}, {'method': 'dcwh-learned'}, {'method': 'dch', 'settings': {'method_settings': {'gamma': 10}}},
-                  {'settings': {'centres': 'exact', 'optimizer': 'sgd', 'schedule': 'step', 'lr': .05}}, {'precision': 'bf16'}):
+    for words in (
+        {'method': 'ce'},
+        {'method': 'dcwh-learned'},
+        {'method': 'dch', 'settings': {'method_settings': {'gamma': 10}}},
+        {'settings': {'centres': 'exact', 'optimizer': 'sgd', 'schedule': 'step', 'lr': 0.05}},
+        {'precision': 'bf16'},
+    ):
         result = run(resolve(**QUICK, **words), tmp_path / 'runs')
-        assert result['metrics']['map'] > .5, words
+        assert result['metrics']['map'] > 0.5, words
     assert len(results(tmp_path)) == 5  # never two under one name
 
 
@@ -188,26 +308,33 @@ def test_a_precision_that_is_not_computed_in_is_refused(tmp_path):
 
 def test_a_saved_model_gives_the_codes_of_its_run(tmp_path):
     from dcwh.data import load
+
     for precision in ('fp32', 'bf16'):
         config = resolve(**QUICK, precision=precision)
         run(config, tmp_path / 'runs')
         model = HashModel.from_pretrained(tmp_path / 'runs' / run_name(config) / 'model')
-        assert np.array_equal(model.encode(load('digits').query).packed, codes_of(config, tmp_path / 'runs')[2]), precision
+        assert np.array_equal(
+            model.encode(load('digits').query).packed, codes_of(config, tmp_path / 'runs')[2]
+        ), precision
 
 
 def test_another_folder_under_the_same_name_is_not_the_same_run(tmp_path, folder):
     other, nowhere = tmp_path / 'other', tmp_path / 'nowhere'
     shutil.copytree(folder, other)
-    for file in sorted((other / 'train').rglob('*.png'))[::2]: file.unlink()
+    for file in sorted((other / 'train').rglob('*.png'))[::2]:
+        file.unlink()
     first = run(of_folder(folder), tmp_path / 'runs')
     before = {path: path.read_bytes() for path in tmp_path.rglob('*') if path.is_file()}
     for n in range(2):
-        with pytest.raises(ValueError, match='of other images .*--force'): asked(of_folder(other), tmp_path)[n]()
-        with pytest.raises(FileNotFoundError): asked(of_folder(nowhere), tmp_path)[n]()
+        with pytest.raises(ValueError, match='of other images .*--force'):
+            asked(of_folder(other), tmp_path)[n]()
+        with pytest.raises(FileNotFoundError):
+            asked(of_folder(nowhere), tmp_path)[n]()
         assert asked(of_folder(folder), tmp_path)[n]() == first
     assert {path: path.read_bytes() for path in before} == before
     table = record(first, tmp_path / 'reports', modified=True)
-    with pytest.raises(ValueError, match=f'{table} is of other images .*--reports.*--force'): recorded(of_folder(other), tmp_path / 'reports', tmp_path / 'none')
+    with pytest.raises(ValueError, match=f'{table} is of other images .*--reports.*--force'):
+        recorded(of_folder(other), tmp_path / 'reports', tmp_path / 'none')
     assert run(of_folder(other), tmp_path / 'runs', resume=False)['protocol']['train'] == 120
 
 
@@ -218,7 +345,7 @@ def test_a_run_without_its_codes_is_not_finished(tmp_path, gone):
     assert recorded(config, reports, runs)[0] == first
     (folder / gone).unlink()
     assert recorded(config, reports, runs) is None
-    table = record(first, reports, modified=True)   # a row needs no codes
+    table = record(first, reports, modified=True)  # a row needs no codes
     assert recorded(config, reports, runs)[1] == table
     assert run(config, runs)['metrics'] == first['metrics'] and (folder / gone).is_file()
     assert recorded(config, reports, runs)[1] == folder / 'result.json'
@@ -233,36 +360,65 @@ def test_the_command_line_ends_with_one_line(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     images, none = tmp_path / 'images', ['--detail', 'none']
     images.mkdir()
-    for words in (['--dataset', 'digitz'], ['--dataset', 'folder/x', '--set', f'data_dir={images}', '--set', 'weights=none'],
-                  ['--set', 'sigmoid=1', *none], ['--set', 'lr=1e9', '--recipe', 'quick', *none], ['--seed', '9' * 23, *none],
-                  ['--set', 'sigma=1e400', *none], ['--set', 'resize=1000000', *none], ['--set', 'precision=fp8', *none]):
-        done = CliRunner().invoke(app, ['run', *words, '--reports', str(tmp_path / 'reports'), '--runs', str(tmp_path / 'runs')])
-        assert done.exit_code == 2 and len(done.stderr.strip().splitlines()) == 1, (words, done.output)
+    for words in (
+        ['--dataset', 'digitz'],
+        ['--dataset', 'folder/x', '--set', f'data_dir={images}', '--set', 'weights=none'],
+        ['--set', 'sigmoid=1', *none],
+        ['--set', 'lr=1e9', '--recipe', 'quick', *none],
+        ['--seed', '9' * 23, *none],
+        ['--set', 'sigma=1e400', *none],
+        ['--set', 'resize=1000000', *none],
+        ['--set', 'precision=fp8', *none],
+    ):
+        done = CliRunner().invoke(
+            app,
+            [
+                'run',
+                *words,
+                '--reports',
+                str(tmp_path / 'reports'),
+                '--runs',
+                str(tmp_path / 'runs'),
+            ],
+        )
+        assert done.exit_code == 2 and len(done.stderr.strip().splitlines()) == 1, (
+            words,
+            done.output,
+        )
 
 
 def test_validation_never_reads_the_queries(tmp_path, folder):
     images = tmp_path / 'images'
     subprocess.run(['cp', '-r', folder, images], check=True)
-    for file in (images / 'test').rglob('*.png'): file.write_bytes(b'no image')
+    for file in (images / 'test').rglob('*.png'):
+        file.write_bytes(b'no image')
     result = run(of_folder(images, evaluate_on='validation'), tmp_path / 'runs')
-    assert result['protocol']['name'] == 'full, validation' and result['protocol']['query'] + result['protocol']['train'] == 240
+    assert (
+        result['protocol']['name'] == 'full, validation'
+        and result['protocol']['query'] + result['protocol']['train'] == 240
+    )
 
 
 # bad input
+
 
 def test_unreadable_images_are_all_listed_before_training(tmp_path, folder):
     images = tmp_path / 'images'
     subprocess.run(['cp', '-r', folder, images], check=True)
     broken = sorted(images.rglob('*.png'))[10:200:60]
-    for n, file in enumerate(broken): file.write_bytes(file.read_bytes()[:70] if n % 2 else b'')
-    with pytest.raises(ValueError, match=f'{len(broken)} images') as error: run(of_folder(images), tmp_path / 'runs')
+    for n, file in enumerate(broken):
+        file.write_bytes(file.read_bytes()[:70] if n % 2 else b'')
+    with pytest.raises(ValueError, match=f'{len(broken)} images') as error:
+        run(of_folder(images), tmp_path / 'runs')
     assert all(str(file) in str(error.value) for file in broken)
     assert not [path for path in (tmp_path / 'runs').rglob('*.*') if path.suffix != '.lock']
 
 
 def test_folders_that_are_no_image_set(tmp_path, folder):
     def fails(root, message, kind=ValueError):
-        with pytest.raises(kind, match=message): run(of_folder(root), tmp_path / 'runs')
+        with pytest.raises(kind, match=message):
+            run(of_folder(root), tmp_path / 'runs')
+
     fails(tmp_path / 'nowhere', 'not a folder', FileNotFoundError)
     empty = tmp_path / 'empty'
     empty.mkdir()
@@ -278,63 +434,98 @@ def test_folders_that_are_no_image_set(tmp_path, folder):
     fails(gap, "no training image, the first '3'")
 
 
-@pytest.mark.parametrize('words, message', [
-    ({**QUICK, 'bits': 3}, 'too few for 10 classes'), ({**QUICK, 'weights': 'default'}, 'no pretrained weights'), ({**QUICK, 'protocol': 'disjoint'}, 'more than 600')])
+@pytest.mark.parametrize(
+    'words, message',
+    [
+        ({**QUICK, 'bits': 3}, 'too few for 10 classes'),
+        ({**QUICK, 'weights': 'default'}, 'no pretrained weights'),
+        ({**QUICK, 'protocol': 'disjoint'}, 'more than 600'),
+    ],
+)
 def test_what_the_configuration_alone_cannot_know(tmp_path, words, message):
-    with pytest.raises(ValueError, match=message): run(resolve(**words), tmp_path / 'runs')
+    with pytest.raises(ValueError, match=message):
+        run(resolve(**words), tmp_path / 'runs')
 
 
 def test_weights_of_another_model(tmp_path):
     run(resolve(**QUICK), tmp_path / 'runs')
     weights = str(next(tmp_path.rglob('model.safetensors')))
-    for words in ({'bits': 24}, {'backbone': 'alexnet', 'image_size': 64, 'settings': {'resize': 64}}):
-        with pytest.raises(ValueError, match='another architecture or bit length'): run(resolve(**{**QUICK, 'weights': weights, **words}), tmp_path / 'runs')
+    for words in (
+        {'bits': 24},
+        {'backbone': 'alexnet', 'image_size': 64, 'settings': {'resize': 64}},
+    ):
+        with pytest.raises(ValueError, match='another architecture or bit length'):
+            run(resolve(**{**QUICK, 'weights': weights, **words}), tmp_path / 'runs')
 
 
 def test_other_weights_at_one_place_are_another_run(tmp_path):
     config = resolve(**QUICK, weights=str(tmp_path / 'weights.safetensors'), settings={'epochs': 1})
+
     def place(seed):
         torch.manual_seed(seed)
-        HashModel('small', config.bits, 'none', config.image_size).save_pretrained(tmp_path / f'model{seed}')
+        HashModel('small', config.bits, 'none', config.image_size).save_pretrained(
+            tmp_path / f'model{seed}'
+        )
         shutil.copy(tmp_path / f'model{seed}/model.safetensors', config.weights)
+
     place(0)
     result = run(config, tmp_path / 'runs')
-    for ask in asked(config, tmp_path): assert ask() == result
+    for ask in asked(config, tmp_path):
+        assert ask() == result
     place(1)
     for ask in asked(config, tmp_path):
-        with pytest.raises(ValueError, match='began with other weights .* --force'): ask()
+        with pytest.raises(ValueError, match='began with other weights .* --force'):
+            ask()
     Path(config.weights).unlink()
-    assert asked(config, tmp_path)[0]() == result   # they need not be there to read a result
+    assert asked(config, tmp_path)[0]() == result  # they need not be there to read a result
 
 
 def test_a_folder_that_cannot_be_written(tmp_path, monkeypatch):
-    def refuse(*_, dir, **__): raise PermissionError(13, 'Permission denied', str(dir))   # as for a user who may not; root may
+    def refuse(*_, dir, **__):
+        raise PermissionError(
+            13, 'Permission denied', str(dir)
+        )  # as for a user who may not; root may
+
     monkeypatch.setattr('tempfile.TemporaryFile', refuse)
-    with pytest.raises(OSError, match='Permission denied.*give another place'): run(resolve(**QUICK), tmp_path / 'runs')
+    with pytest.raises(OSError, match='Permission denied.*give another place'):
+        run(resolve(**QUICK), tmp_path / 'runs')
 
 
-@pytest.mark.parametrize('place', ['runs', f'runs/{run_name(resolve(**QUICK))}', f'runs/{run_name(resolve(**QUICK))}/model'])
+@pytest.mark.parametrize(
+    'place',
+    ['runs', f'runs/{run_name(resolve(**QUICK))}', f'runs/{run_name(resolve(**QUICK))}/model'],
+)
 def test_a_file_where_a_folder_should_be(tmp_path, place):
     (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / place).write_text('')
-    with pytest.raises(OSError, match='give another place'): run(resolve(**QUICK), tmp_path / 'runs')
+    with pytest.raises(OSError, match='give another place'):
+        run(resolve(**QUICK), tmp_path / 'runs')
 
 
 # what is there already
 
+
 def damaged(path, how):
     "A result file with something wrong in it."
     result = json.loads(path.read_text())
-    if how == 'torn': return path.write_bytes(path.read_bytes()[:200])
-    if how == 'empty': return path.write_bytes(b'')
-    if how == 'a list': result = [1]
-    if how == 'no metrics': del result['metrics']
-    if how == 'other bits': result['config']['bits'] = 48
-    if how == 'no configuration': result['config'] = 'quick'
+    if how == 'torn':
+        return path.write_bytes(path.read_bytes()[:200])
+    if how == 'empty':
+        return path.write_bytes(b'')
+    if how == 'a list':
+        result = [1]
+    if how == 'no metrics':
+        del result['metrics']
+    if how == 'other bits':
+        result['config']['bits'] = 48
+    if how == 'no configuration':
+        result['config'] = 'quick'
     path.write_text(json.dumps(result))
 
 
-@pytest.mark.parametrize('how', ['torn', 'empty', 'a list', 'no metrics', 'other bits', 'no configuration'])
+@pytest.mark.parametrize(
+    'how', ['torn', 'empty', 'a list', 'no metrics', 'other bits', 'no configuration']
+)
 def test_a_damaged_result_is_named_and_stays(tmp_path, uninterrupted, how):
     config = resolve(**QUICK)
     file = tmp_path / 'runs' / run_name(config) / 'result.json'
@@ -344,43 +535,98 @@ def test_a_damaged_result_is_named_and_stays(tmp_path, uninterrupted, how):
     damaged(file, how)
     before = file.read_bytes()
     for ask in asked(config, tmp_path):
-        with pytest.raises(ValueError, match='result.json.*delete it, or make it again') as error: ask()
+        with pytest.raises(ValueError, match='result.json.*delete it, or make it again') as error:
+            ask()
         assert '\n' not in str(error.value) and file.read_bytes() == before
 
 
 def test_every_committed_row_is_read():
-    tables = [ROOT / f'reports/{name}.csv' for name in ('digits', 'digit-pairs', 'cifar10-jpeg', 'tiny-imagenet100')]
+    tables = [
+        ROOT / f'reports/{name}.csv'
+        for name in ('digits', 'digit-pairs', 'cifar10-jpeg', 'tiny-imagenet100')
+    ]
     assert sum(len(read_table(table)) for table in tables) >= 1607
 
 
 def test_a_recorded_run_is_not_made_again_and_its_row_stays(tmp_path, uninterrupted, monkeypatch):
     config, reports, runs = resolve(**QUICK), tmp_path / 'reports', tmp_path / 'runs'
-    half = dict.fromkeys(('map', 'map_pessimistic', 'map_optimistic'), .5)
-    other = {**uninterrupted[0], 'metrics': {**uninterrupted[0]['metrics'], **half}}   # as of another processor
+    half = dict.fromkeys(('map', 'map_pessimistic', 'map_optimistic'), 0.5)
+    other = {
+        **uninterrupted[0],
+        'metrics': {**uninterrupted[0]['metrics'], **half},
+    }  # as of another processor
     before = record(other, reports, modified=True).read_bytes()
     monkeypatch.chdir(ROOT)
-    words = ['run', '--recipe', 'quick', '--reports', str(reports), '--runs', str(runs), '--detail', 'none']
+    words = [
+        'run',
+        '--recipe',
+        'quick',
+        '--reports',
+        str(reports),
+        '--runs',
+        str(runs),
+        '--detail',
+        'none',
+    ]
     done = CliRunner().invoke(app, words)
     assert done.exit_code == 0 and not runs.exists()
-    assert done.stdout.startswith(f'recorded: mAP 0.5000, in {reports}/digits.csv, commit ') and '--force runs it again' in done.stdout
+    assert (
+        done.stdout.startswith(f'recorded: mAP 0.5000, in {reports}/digits.csv, commit ')
+        and '--force runs it again' in done.stdout
+    )
     forced = CliRunner().invoke(app, [*words, '--force'])
-    assert forced.exit_code == 0 and (reports / 'digits.csv').read_bytes() == before and codes_of(config, runs)
-    refused = CliRunner().invoke(app, ['record', str(runs), '--reports', str(reports), '--modified'])
-    assert refused.exit_code == 1 and 'with map 0.5, here it is' in refused.stderr and (reports / 'digits.csv').read_bytes() == before
-    replaced = CliRunner().invoke(app, ['record', str(runs), '--reports', str(reports), '--modified', '--force'])
-    assert replaced.exit_code == 0 and row_of_config(config, reports)['map'] == uninterrupted[0]['metrics']['map']
+    assert (
+        forced.exit_code == 0
+        and (reports / 'digits.csv').read_bytes() == before
+        and codes_of(config, runs)
+    )
+    refused = CliRunner().invoke(
+        app, ['record', str(runs), '--reports', str(reports), '--modified']
+    )
+    assert (
+        refused.exit_code == 1
+        and 'with map 0.5, here it is' in refused.stderr
+        and (reports / 'digits.csv').read_bytes() == before
+    )
+    replaced = CliRunner().invoke(
+        app, ['record', str(runs), '--reports', str(reports), '--modified', '--force']
+    )
+    assert (
+        replaced.exit_code == 0
+        and row_of_config(config, reports)['map'] == uninterrupted[0]['metrics']['map']
+    )
 
 
 def test_code_with_changes_is_recorded_only_if_asked(tmp_path, uninterrupted, monkeypatch):
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr('dcwh.experiment.commit', lambda: 'abc-modified')
     reports, runs = tmp_path / 'reports', tmp_path / 'runs'
-    words = ['run', '--recipe', 'quick', '--reports', str(reports), '--runs', str(runs), '--detail', 'none', '--record']
+    words = [
+        'run',
+        '--recipe',
+        'quick',
+        '--reports',
+        str(reports),
+        '--runs',
+        str(runs),
+        '--detail',
+        'none',
+        '--record',
+    ]
     refused = CliRunner().invoke(app, words)
-    assert refused.exit_code == 2 and 'changes that are in no commit' in refused.stderr and not runs.exists()   # before the work
+    assert (
+        refused.exit_code == 2
+        and 'changes that are in no commit' in refused.stderr
+        and not runs.exists()
+    )  # before the work
     done = CliRunner().invoke(app, [*words, '--modified', '--study', 'trial'])
     row = row_of_config(resolve(**QUICK), reports)
-    assert done.exit_code == 0 and row['modified'] and row['commit'] == 'abc' and row['study'] == 'trial'
+    assert (
+        done.exit_code == 0
+        and row['modified']
+        and row['commit'] == 'abc'
+        and row['study'] == 'trial'
+    )
 
 
 def test_what_kills_have_left_is_removed(tmp_path, uninterrupted):
@@ -388,7 +634,8 @@ def test_what_kills_have_left_is_removed(tmp_path, uninterrupted):
     result = run(config, tmp_path / 'runs')
     home = tmp_path / 'runs' / run_name(config)
     for ask in asked(config, tmp_path):
-        for name in ('checkpoint.pt', '.checkpoint.pt.0123abcd.part'): (home / name).write_bytes(b'left')
+        for name in ('checkpoint.pt', '.checkpoint.pt.0123abcd.part'):
+            (home / name).write_bytes(b'left')
         assert ask() == result
         assert not [path.name for path in home.iterdir() if 'checkpoint' in path.name]
 
@@ -397,29 +644,48 @@ def test_two_processes_on_one_run(tmp_path):
     both = [subprocess.Popen([sys.executable, '-c', RUN, tmp_path / 'runs']) for _ in range(2)]
     assert [process.wait() for process in both] == [0, 0]
     assert len(results(tmp_path)) == 1 and asked(resolve(**QUICK), tmp_path)[0]()
-    assert not list((tmp_path / 'runs').rglob('*checkpoint*')) and not list(tmp_path.rglob('*.part'))
+    assert not list((tmp_path / 'runs').rglob('*checkpoint*')) and not list(
+        tmp_path.rglob('*.part')
+    )
 
 
 def test_killed_before_the_report(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     result = run(resolve(**QUICK), tmp_path / 'runs')
     path = results(tmp_path)[0].with_name('report.ipynb')
-    path.write_text('{"cells": [{"outputs": [{"output_type": "error"}]}]}')   # as a run that failed leaves it
+    path.write_text(
+        '{"cells": [{"outputs": [{"output_type": "error"}]}]}'
+    )  # as a run that failed leaves it
     written = path.with_name('result.json').read_bytes()
-    words = ['run', '--recipe', 'quick', '--reports', str(tmp_path / 'reports'), '--runs', str(tmp_path / 'runs'), '--detail', 'brief']
+    words = [
+        'run',
+        '--recipe',
+        'quick',
+        '--reports',
+        str(tmp_path / 'reports'),
+        '--runs',
+        str(tmp_path / 'runs'),
+        '--detail',
+        'brief',
+    ]
     for said in (f'report: {path}', 'finished: mAP '):
         done = CliRunner().invoke(app, words)
         assert done.exit_code == 0 and said in done.stdout, done.output
-    assert f"mAP {result['metrics']['map']:.4f}" in path.read_text() and path.with_name('result.json').read_bytes() == written
+    assert (
+        f'mAP {result["metrics"]["map"]:.4f}' in path.read_text()
+        and path.with_name('result.json').read_bytes() == written
+    )
 
 
 @pytest.mark.parametrize('content', ['', '{}', '[1]', '{"cells": []}', 'notebook'])
 def test_a_template_that_is_none(tmp_path, content):
     (tmp_path / 'template.ipynb').write_text(content)
-    with pytest.raises(ValueError, match='template.ipynb'): report(tmp_path / 'template.ipynb', **QUICK)
+    with pytest.raises(ValueError, match='template.ipynb'):
+        report(tmp_path / 'template.ipynb', **QUICK)
 
 
 # checkpoints and model folders that are damaged
+
 
 def test_a_damaged_checkpoint_says_what_to_do(tmp_path):
     config = resolve(**QUICK)
@@ -427,7 +693,10 @@ def test_a_damaged_checkpoint_says_what_to_do(tmp_path):
     file.parent.mkdir(parents=True)
     for content in (b'', b'PK', *(whole(state) for state in ({'a': 1}, [1], torch.zeros(3), None))):
         file.write_bytes(content)
-        with pytest.raises(ValueError, match='checkpoint.pt is of no use.*delete it to start anew') as error: run(config, tmp_path / 'runs')
+        with pytest.raises(
+            ValueError, match='checkpoint.pt is of no use.*delete it to start anew'
+        ) as error:
+            run(config, tmp_path / 'runs')
         assert '\n' not in str(error.value)
 
 
@@ -440,50 +709,72 @@ def whole(state):
 
 def test_models_of_a_run_follow_the_umask(tmp_path):
     before = os.umask(0o077)
-    try: HashModel('small', 8, 'none', image_size=16).save_pretrained(tmp_path / 'model')
-    finally: os.umask(before)
-    assert {oct(path.stat().st_mode & 0o777) for path in (tmp_path / 'model').iterdir()} == {'0o600'}
+    try:
+        HashModel('small', 8, 'none', image_size=16).save_pretrained(tmp_path / 'model')
+    finally:
+        os.umask(before)
+    assert {oct(path.stat().st_mode & 0o777) for path in (tmp_path / 'model').iterdir()} == {
+        '0o600'
+    }
     HashModel('small', 8, 'none', image_size=16).save_pretrained(tmp_path / 'open')
-    assert {path.stat().st_mode & 0o777 for path in (tmp_path / 'open').iterdir()} == {0o666 & ~before}
+    assert {path.stat().st_mode & 0o777 for path in (tmp_path / 'open').iterdir()} == {
+        0o666 & ~before
+    }
 
 
 def test_only_a_name_that_says_so_is_looked_for_on_the_hub(tmp_path, monkeypatch):
     asked = []
+
     def fetched(name, file, **options):
         asked.append((name, file, options))
         return tmp_path / 'model' / file
+
     monkeypatch.setattr('dcwh.model.hf_hub_download', fetched)
     for where in ('me/my-model', 'runs/nowhere/model', 'my-model', tmp_path / 'nowhere'):
-        with pytest.raises(FileNotFoundError, match='is not there'): HashModel.from_pretrained(where)
+        with pytest.raises(FileNotFoundError, match='is not there'):
+            HashModel.from_pretrained(where)
     assert not asked
     model = HashModel('small', 8, 'none', image_size=16)
     model.save_pretrained(tmp_path / 'model')
-    assert HashModel.from_pretrained('hf://me/my-model', revision='v1').identity() == model.identity()
-    assert asked == [('me/my-model', file, {'revision': 'v1'}) for file in ('model.safetensors', 'config.json')]
+    assert (
+        HashModel.from_pretrained('hf://me/my-model', revision='v1').identity() == model.identity()
+    )
+    assert asked == [
+        ('me/my-model', file, {'revision': 'v1'}) for file in ('model.safetensors', 'config.json')
+    ]
 
 
 def test_no_weights_are_downloaded_for_a_saved_model(tmp_path, monkeypatch):
     model = HashModel('resnet18', 8, 'none', image_size=32)
     model.save_pretrained(tmp_path)
     held = json.loads((tmp_path / 'config.json').read_text())
-    (tmp_path / 'config.json').write_text(json.dumps({**held, 'weights': 'default'}))   # as a stranger may write it
-    monkeypatch.setattr('torch.hub.load_state_dict_from_url', lambda *_, **__: pytest.fail('a download'))
+    (tmp_path / 'config.json').write_text(
+        json.dumps({**held, 'weights': 'default'})
+    )  # as a stranger may write it
+    monkeypatch.setattr(
+        'torch.hub.load_state_dict_from_url', lambda *_, **__: pytest.fail('a download')
+    )
     assert HashModel.from_pretrained(tmp_path).identity() == model.identity()
 
 
 # what is seen while a run goes on
 
+
 def test_epochs_are_told_and_tracked(tmp_path, capsys):
     pytest.importorskip('tensorboard')
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
     words = ['run', '--recipe', 'quick', '--detail', 'none', '--runs', str(tmp_path)]
     made = CliRunner().invoke(app, [*words, '--tracker', 'tensorboard'])
     assert not made.exit_code, made.output
     folder = next(tmp_path.rglob('result.json')).parent
     history = read_result(folder / 'result.json')['history']
-    assert [line[:14] for line in made.stderr.splitlines()] == [f'epoch {n} of 4: ' for n in (1, 2, 3, 4)]
+    assert [line[:14] for line in made.stderr.splitlines()] == [
+        f'epoch {n} of 4: ' for n in (1, 2, 3, 4)
+    ]
     assert f'model: {folder / "model"}' in made.stdout
-    with open(folder / 'history.csv') as file: rows = list(csv.DictReader(file))
+    with open(folder / 'history.csv') as file:
+        rows = list(csv.DictReader(file))
     assert [float(row['loss']) for row in rows] == [epoch['loss'] for epoch in history]
     events = EventAccumulator(str(folder / 'tensorboard')).Reload().Scalars('loss')
     assert [event.step for event in events] == [1, 2, 3, 4]
@@ -496,17 +787,31 @@ def test_a_row_an_epoch_while_it_goes_on_and_where_it_was_resumed(tmp_path):
     config = resolve(**QUICK)
     killed = subprocess.run([sys.executable, '-c', KILL_IN_EPOCH + RUN, tmp_path])
     assert killed.returncode == -signal.SIGKILL
-    assert len(next(tmp_path.rglob('history.csv')).read_text().splitlines()) == 2   # a head, an epoch
-    again = CliRunner().invoke(app, ['run', '--recipe', 'quick', '--bits', str(config.bits),
-                                     '--detail', 'none', '--runs', str(tmp_path)])
+    assert (
+        len(next(tmp_path.rglob('history.csv')).read_text().splitlines()) == 2
+    )  # a head, an epoch
+    again = CliRunner().invoke(
+        app,
+        [
+            'run',
+            '--recipe',
+            'quick',
+            '--bits',
+            str(config.bits),
+            '--detail',
+            'none',
+            '--runs',
+            str(tmp_path),
+        ],
+    )
     assert again.stderr.splitlines()[0] == 'resumed at epoch 2 of 4'
 
 
 @pytest.mark.whole
 def test_a_compiled_network_learns_the_same(tmp_path):
-    plain = run(resolve(**QUICK, optimizer='sgd', lr=.01), tmp_path)
-    compiled = run(resolve({'compile': 'default'}, **QUICK, optimizer='sgd', lr=.01), tmp_path)
+    plain = run(resolve(**QUICK, optimizer='sgd', lr=0.01), tmp_path)
+    compiled = run(resolve({'compile': 'default'}, **QUICK, optimizer='sgd', lr=0.01), tmp_path)
     for one, other in zip(plain['history'], compiled['history'], strict=True):
         assert other['loss'] == pytest.approx(one['loss'], rel=1e-3)
     assert plain['config']['hash'] != compiled['config']['hash']
-    assert compiled['metrics']['map'] == pytest.approx(plain['metrics']['map'], abs=.01)
+    assert compiled['metrics']['map'] == pytest.approx(plain['metrics']['map'], abs=0.01)

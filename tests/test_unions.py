@@ -1,9 +1,10 @@
 """The script behind the table of bits that are unions: codes made by hand, in which it is known
 which are."""
-from pathlib import Path
+
 import csv
 import runpy
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,11 +18,11 @@ SCRIPT = runpy.run_path(str(ROOT / 'workflow/unions.py'))
 @pytest.fixture
 def codes():
     "Five bits: three unions of two classes, one that is none, and one that is always on."
-    labels = np.random.default_rng(0).random((400, 4)) < .5
+    labels = np.random.default_rng(0).random((400, 4)) < 0.5
     labels[:, 0] |= ~labels.any(1)
     union = labels[:, 0] | labels[:, 2]
-    either = labels[:, 1] ^ labels[:, 3]             # no union of classes
-    noisy = union ^ (np.arange(400) % 20 == 0)       # one in twenty flipped
+    either = labels[:, 1] ^ labels[:, 3]  # no union of classes
+    noisy = union ^ (np.arange(400) % 20 == 0)  # one in twenty flipped
     bits = np.stack([union, ~union, noisy, either, np.ones(400, bool)], axis=1)
     return Codes(np.packbits(bits, axis=1), 5, labels, np.arange(400))
 
@@ -35,12 +36,17 @@ def test_writes_a_row_for_each_run_of_the_tables(codes, tmp_path):
     reports, runs = tmp_path / 'reports', tmp_path / 'runs'
     reports.mkdir()
     shutil.copy(ROOT / 'reports/digit-pairs.csv', reports)
-    with pytest.raises(FileNotFoundError, match='query.npz'): SCRIPT['write_table'](reports, runs)
-    with open(ROOT / 'reports/digit-pairs.csv', newline='') as f: rows = list(csv.DictReader(f))
+    with pytest.raises(FileNotFoundError, match='query.npz'):
+        SCRIPT['write_table'](reports, runs)
+    with open(ROOT / 'reports/digit-pairs.csv', newline='') as f:
+        rows = list(csv.DictReader(f))
     for row in rows:
         if row['bits'] == '24' and row['study'] == 'comparison':
             (runs / row['run']).mkdir(parents=True)
             codes.save(runs / row['run'] / 'query.npz')
     SCRIPT['write_table'](reports, runs)
-    def named(file): return [line.split(',')[::2][:2] for line in file.read_text().splitlines()]
+
+    def named(file):
+        return [line.split(',')[::2][:2] for line in file.read_text().splitlines()]
+
     assert named(reports / 'unions.csv') == named(ROOT / 'reports/unions.csv')

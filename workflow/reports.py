@@ -8,14 +8,15 @@ is finished in runs/ is shown, any other is trained first. Where a result is the
 so is its report. Last comes the comparison, which needs no images. The verdicts are made by
 executing nbs/experiments/claims.ipynb.
 """
-from pathlib import Path
+
 import sys
+from pathlib import Path
 
 import yaml
 
+from dcwh.config import resolve
 from dcwh.experiment import execute, finished, report, retrieval_set
 from dcwh.results import METRICS, row_of_config, table_of
-from dcwh.training import resolve
 
 METHOD, BITS = 'dcwh', (16, 24, 32, 48)
 
@@ -26,18 +27,29 @@ def of_repository(wanted: list[str]) -> list[tuple[dict, Path]]:
     sets = {table_of('reports', block['dataset']).stem: block for block in blocks}
     if unknown := [name for name in wanted if name not in sets]:
         raise ValueError(f'unknown set {unknown[0]}; known are {", ".join(sets)}')
-    return [({**sets[name], 'method': METHOD, 'bits': bits},
-             Path('reports') / name / f'{METHOD}-{bits}.ipynb')
-            for name in wanted or sets for bits in BITS]
+    return [
+        (
+            {**sets[name], 'method': METHOD, 'bits': bits},
+            Path('reports') / name / f'{METHOD}-{bits}.ipynb',
+        )
+        for name in wanted or sets
+        for bits in BITS
+    ]
 
 
 def missing(parameters: dict) -> str:
     "Why a report cannot be made here; empty if it can."
     config = resolve(**parameters)
-    try: retrieval_set(config)
-    except (FileNotFoundError, ValueError) as e: return str(e)
+    try:
+        retrieval_set(config)
+    except (FileNotFoundError, ValueError) as e:
+        return str(e)
     pretrained = config.weights not in ('none', 'default')
-    return f'{config.weights} is not there' if pretrained and not Path(config.weights).is_file() else ''
+    return (
+        f'{config.weights} is not there'
+        if pretrained and not Path(config.weights).is_file()
+        else ''
+    )
 
 
 def differing(parameters: dict) -> list[str]:
@@ -62,8 +74,10 @@ def main(wanted: list[str]) -> None:
 
 
 if __name__ == '__main__':
-    try: main(sys.argv[1:])
-    except (ValueError, OSError) as e: sys.exit(str(e))
+    try:
+        main(sys.argv[1:])
+    except (ValueError, OSError) as e:
+        sys.exit(str(e))
     except KeyboardInterrupt:
         print('stopped; the same command goes on', file=sys.stderr)
         sys.exit(130)

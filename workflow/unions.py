@@ -8,24 +8,27 @@ A class owns a bit that is on for four in five of the images with its label. The
 it is on exactly where one of its owners is among an image's labels, for nine images in ten. On and
 off are a matter of sign, so a bit counts if it or its opposite is one.
 """
-from pathlib import Path
+
 import csv
 import io
 import sys
+from pathlib import Path
 
 import numpy as np
 
-from dcwh.codes import Codes, unpack, write_whole
+from dcwh.codes import Codes, unpack
+from dcwh.files import write_whole
 from dcwh.results import read_results
 
-OWNED, UNION = .8, .9
+OWNED, UNION = 0.8, 0.9
 COLUMNS = 'method', 'bits', 'seed', 'unions', 'classes a union'
 
 
 def owners(bit: np.ndarray, labels: np.ndarray) -> int:
     "How many classes a bit (N,) is the union of, given the labels (N, C); 0 if it is none."
     owned = np.array([bit[column].mean() for column in labels.T]) >= OWNED
-    if not owned.any() or owned.all(): return 0
+    if not owned.any() or owned.all():
+        return 0
     union = labels[:, owned].any(1)
     return int(owned.sum()) if (union == bit).mean() >= UNION else 0
 
@@ -45,8 +48,8 @@ def row(method: str, seed: int, codes: Codes) -> list:
 
 
 def write_table(
-    reports: str | Path = 'reports',   # tables of results
-    runs: str | Path = 'runs',         # the codes of their queries, <run>/query.npz
+    reports: str | Path = 'reports',  # tables of results
+    runs: str | Path = 'runs',  # the codes of their queries, <run>/query.npz
 ) -> None:
     "Write reports/unions.csv. Raises FileNotFoundError for a run whose codes are not there."
     results = read_results(reports)
@@ -61,8 +64,10 @@ def write_table(
 
 
 if __name__ == '__main__':
-    try: write_table()
-    except (ValueError, OSError) as e: sys.exit(str(e))
+    try:
+        write_table()
+    except (ValueError, OSError) as e:
+        sys.exit(str(e))
     except KeyboardInterrupt:
         print('stopped; reports/unions.csv is as it was', file=sys.stderr)
         sys.exit(130)
