@@ -14,7 +14,8 @@ cfg = ini['DEFAULT']
 extras = {name: split(cfg[f'{name}_requirements']) for name in cfg['extras'].split()}
 extras['dev'] = split(cfg['dev_requirements']) + [r for reqs in extras.values() for r in reqs]
 
-# PyPI has no files beside the README: its relative links and pictures become absolute (code, the first alternative, is left alone)
+# PyPI has no files beside the README: its relative links and pictures become absolute
+# (code, the first alternative, is left alone)
 there = cfg['git_url'] + '/{}/' + cfg['branch'] + '/'
 readme = re.sub(
     r'```.*?```|`[^`\n]*`|(!?)\[[^]]*\]\((?!#|\w+:)',

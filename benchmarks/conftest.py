@@ -1,4 +1,6 @@
-"""Writes what was measured as a table beside the benchmark: the least time of the rounds, and what the benchmark adds to it. A table is not replaced by a shorter one, of a part of the measurements."""
+"""Writes what was measured as a table beside the benchmark: the least time of the rounds, and
+what the benchmark adds to it. A table is not replaced by a shorter one, of a part of the
+measurements."""
 
 from pathlib import Path
 
@@ -56,7 +58,8 @@ def rows_of_encoding(found):
 
 
 def rows_of_training(found):
-    "Milliseconds of a step, what the loss keeps between steps and, within one, for the backward pass."
+    """Milliseconds of a step, what the loss keeps between steps and, within one, for the
+    backward pass."""
     yield [
         'method',
         'batch',

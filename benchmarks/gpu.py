@@ -158,7 +158,7 @@ def by_slices(images, side, _, draws, padding, flip):
     steps = bordered.shape[-1] - side + 1
     cuts = []
     for image, (top, left), mirrored in zip(
-        bordered, (draws[:, :2] * steps).long().tolist(), (draws[:, 2] < 0.5).tolist()
+        bordered, (draws[:, :2] * steps).long().tolist(), (draws[:, 2] < 0.5).tolist(), strict=True
     ):
         cut = image[:, top : top + side, left : left + side]
         cuts.append(cut.flip(2) if mirrored else cut)
@@ -196,7 +196,7 @@ def waits_of(backbone, images, sizes):
     }
     step.waiting()
     for name, options in waits.items():
-        rate = len(images) / seconds(lambda: step.waiting(**options), rounds=2)
+        rate = len(images) / seconds(partial(step.waiting, **options), rounds=2)
         free = free or rate
         yield f'{backbone}, waits: {name}', rate, 'images per second', rate / free
     if not GPU:
@@ -218,10 +218,7 @@ def cuts(sizes):
             ways['in a loop'] = by_slices
         loop = None
         for way, cut in reversed(ways.items()):
-
-            def work():
-                cut(images, sizes.side, sizes.side, draws, sizes.side // 10, True)
-
+            work = partial(cut, images, sizes.side, sizes.side, draws, sizes.side // 10, True)
             work()
             rate = sizes.batch / seconds(work, rounds=10)
             loop = loop or rate

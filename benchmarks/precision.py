@@ -1,10 +1,11 @@
-"""What another runtime and half the precision do to the codes of one trained network: writes benchmarks/precision.csv.
+"""What another runtime and half the precision do to the codes of one trained network: writes
+benchmarks/precision.csv.
 
-    .venv/bin/python benchmarks/precision.py
+.venv/bin/python benchmarks/precision.py
 
-CIFAR-10 as JPEG (data/README.md) and the model of the result named below, which a run of it leaves in runs/. Every fifth test image is a query, every tenth training image is in the database.
-Where either is missing, the table stays as it is.
-"""
+CIFAR-10 as JPEG (data/README.md) and the model of the result named below, which a run of it
+leaves in runs/. Every fifth test image is a query, every tenth training image is in the
+database. Where either is missing, the table stays as it is."""
 
 from pathlib import Path
 from tempfile import TemporaryDirectory

@@ -1,11 +1,14 @@
-"""What re-ranking a shortlist gains and costs on codes of CIFAR-10 (JPEG): writes benchmarks/reranking.csv.
+"""What re-ranking a shortlist gains and costs on codes of CIFAR-10 (JPEG): writes
+benchmarks/reranking.csv.
 
-    .venv/bin/python benchmarks/reranking.py runs/cifar10-jpeg-default/dcwh-48-seed0-def7e8b6 …
+.venv/bin/python benchmarks/reranking.py runs/cifar10-jpeg-default/dcwh-48-seed0-def7e8b6 …
 
-Given the folders of runs (codes and outputs of query and database). mAP@100 and mAP@1000 (normaliser min) of the first 1,000 queries: by the codes alone (expected over ties), by the shortlist that `CodeIndex.rerank` orders, and by outputs on both sides, which would have to be stored.
-The database is shuffled first: images of a class lie together in it, many have the same code, and the order of ties would otherwise tell classes apart.
-Milliseconds of a query, a hundred at a time, on one thread.
-"""
+Given the folders of runs (codes and outputs of query and database). mAP@100 and mAP@1000
+(normaliser min) of the first 1,000 queries: by the codes alone (expected over ties), by the
+shortlist that `CodeIndex.rerank` orders, and by outputs on both sides, which would have to be
+stored. The database is shuffled first: images of a class lie together in it, many have the same
+code, and the order of ties would otherwise tell classes apart. Milliseconds of a query, a
+hundred at a time, on one thread."""
 
 from pathlib import Path
 from sys import argv

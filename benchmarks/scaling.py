@@ -1,9 +1,10 @@
-"""Time and memory of `evaluate` as the database grows, 1,000 queries, one label of 10 classes an image: writes benchmarks/scaling.csv.
+"""Time and memory of `evaluate` as the database grows, 1,000 queries, one label of 10 classes an
+image: writes benchmarks/scaling.csv.
 
-    .venv/bin/python benchmarks/scaling.py [largest database]
+.venv/bin/python benchmarks/scaling.py [largest database]
 
-Each measurement is a process of its own. Memory is the peak between codes in place and numbers in hand, less what was there before and less the histograms (read from /proc, so on Linux only).
-"""
+Each measurement is a process of its own. Memory is the peak between codes in place and numbers
+in hand, less what was there before and less the histograms (read from /proc, so on Linux only)."""
 
 from itertools import product
 from pathlib import Path

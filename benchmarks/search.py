@@ -1,10 +1,13 @@
-"""What each kind of index costs and finds: writes benchmarks/search.csv, a row as it is measured; rows that are there are not measured again.
+"""What each kind of index costs and finds: writes benchmarks/search.csv, a row as it is
+measured; rows that are there are not measured again.
 
-    .venv/bin/python benchmarks/search.py [most codes]
+.venv/bin/python benchmarks/search.py [most codes]
 
-Codes of 1,000 classes, a tenth of the bits turned; queries of the same classes, that are not among them. Each measurement is a process of its own, on a quiet machine. Building takes all cores; questions are asked one at a time, and a hundred at a time, on one thread.
-Recall is the share of the ten answers that are no farther than the tenth nearest. Memory is what the process has grown by, beyond the codes (read from /proc, so on Linux only); for LanceDB the size on disk.
-"""
+Codes of 1,000 classes, a tenth of the bits turned; queries of the same classes, that are not
+among them. Each measurement is a process of its own, on a quiet machine. Building takes all
+cores; questions are asked one at a time, and a hundred at a time, on one thread. Recall is the
+share of the ten answers that are no farther than the tenth nearest. Memory is what the process
+has grown by, beyond the codes (read from /proc, so on Linux only); for LanceDB the size on disk."""
 
 import json
 from csv import DictReader, DictWriter
@@ -147,5 +150,7 @@ else:
             done = run([executable, __file__, *map(str, point)], capture_output=True, text=True)
             if done.returncode:
                 raise RuntimeError(done.stderr)
-            table.writerow(dict(zip(COLUMNS, point)) | json.loads(done.stdout.splitlines()[-1]))
+            table.writerow(
+                dict(zip(COLUMNS, point, strict=True)) | json.loads(done.stdout.splitlines()[-1])
+            )
             f.flush()

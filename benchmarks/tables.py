@@ -1,4 +1,5 @@
-"""The tables that benchmarks write: whole, after everything is measured, and never a shorter one."""
+"""The tables that benchmarks write: whole, after everything is measured, and never a shorter
+one."""
 
 import csv
 import io

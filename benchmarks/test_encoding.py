@@ -1,10 +1,14 @@
-"""What encoding costs beyond the network itself, and what half the precision and another runtime save.
+"""What encoding costs beyond the network itself, and what half the precision and another runtime
+save.
 
-    make benchmark ARGS="-k encoding"
+make benchmark ARGS="-k encoding"
 
-512 images of 64 pixels, uint8 in memory, in batches of 64, and then one image alone, as a query comes; on one thread; random weights, 48 bits. The measure is the backbone alone (evaluation mode, no gradients) on batches that are floats, normalised and
-channels last beforehand. Seconds are those of the processor, which on one thread are those of the clock unless something else wants the core; least of four rounds, of twenty for one image. The table is benchmarks/encoding.csv.
-"""
+512 images of 64 pixels, uint8 in memory, in batches of 64, and then one image alone, as a query
+comes; on one thread; random weights, 48 bits. The measure is the backbone alone (evaluation
+mode, no gradients) on batches that are floats, normalised and channels last beforehand. Seconds
+are those of the processor, which on one thread are those of the clock unless something else
+wants the core; least of four rounds, of twenty for one image. The table is
+benchmarks/encoding.csv."""
 
 from time import process_time
 

@@ -1,12 +1,12 @@
-"""mAP of 10,000 queries against 50,000 codes of 48 bits in 10 classes: ours beside what people use today.
+"""mAP of 10,000 queries against 50,000 codes of 48 bits in 10 classes: ours beside what people
+use today.
 
-    make benchmark
+make benchmark
 
-The peers are written here after the form that public code has in common. All run in one session on
-the same codes, after a warm-up on few queries: the quick ones three times, of which the least
+The peers are written here after the form that public code has in common. All run in one session
+on the same codes, after a warm-up on few queries: the quick ones three times, of which the least
 counts, the slow ones once. What they return stands beside how long they took. The last two rank
-real-valued outputs of which the codes are the signs. The table is benchmarks/evaluation.csv.
-"""
+real-valued outputs of which the codes are the signs. The table is benchmarks/evaluation.csv."""
 
 import faiss
 import numpy as np
@@ -22,7 +22,8 @@ QUERIES, DATABASE, BITS, CLASSES = 10_000, 50_000, 48, 10
 
 @pytest.fixture(scope='module')
 def sides():
-    "Each class a random corner of the cube, each image that corner with a quarter of its bits flipped."
+    """Each class a random corner of the cube, each image that corner with a quarter of its bits
+    flipped."""
     rng = np.random.default_rng(0)
     corners = rng.choice([-1.0, 1.0], (CLASSES, BITS))
     labels = [rng.integers(0, CLASSES, n) for n in (QUERIES, DATABASE)]
@@ -54,7 +55,7 @@ def loop_of_numpy(query, database):
     "A matrix product, an argsort and a mean of precisions for each query."
     q, d = (unpack(side.packed, side.bits).astype(np.float32) for side in (query, database))
     total = 0.0
-    for code, label in zip(q, query.labels):
+    for code, label in zip(q, query.labels, strict=True):
         relevant = (database.labels == label).astype(np.float32)
         ranked = relevant[np.argsort(0.5 * (BITS - code @ d.T))]
         places = np.flatnonzero(ranked) + 1.0
@@ -67,7 +68,7 @@ def topk_of_torch(query, database, rows=100):
     "Distances of a hundred queries at a time, ranked by a topk over the whole database."
     q, d = (torch.from_numpy(unpack(side.packed, side.bits)).float() for side in (query, database))
     y, z, total = torch.from_numpy(query.labels), torch.from_numpy(database.labels), 0.0
-    for part, labels in zip(q.split(rows), y.split(rows)):
+    for part, labels in zip(q.split(rows), y.split(rows), strict=True):
         _, order = (0.5 * (BITS - part @ d.T)).topk(len(d), largest=False)
         ranked = (labels[:, None] == z).gather(1, order).float()
         precision = ranked.cumsum(1) / torch.arange(1, len(d) + 1)
@@ -99,7 +100,7 @@ def stable_argsort_of_torch(query, database, rows=83):
     "Euclidean distances of 83 queries at a time, ranked by a stable argsort: ours as it was."
     q, d = outputs(query), outputs(database)
     y, z, total = torch.from_numpy(query.labels), torch.from_numpy(database.labels), 0.0
-    for part, labels in zip(q.split(rows), y.split(rows)):
+    for part, labels in zip(q.split(rows), y.split(rows), strict=True):
         order = torch.cdist(part, d).argsort(dim=1, stable=True)
         ranked = (labels[:, None] == z).gather(1, order)
         precision = ranked.cumsum(1).double() / torch.arange(1, len(d) + 1) * ranked

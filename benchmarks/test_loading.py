@@ -1,11 +1,13 @@
-"""Reading, decoding, augmenting and batching images, beside torchvision's ImageFolder and a DataLoader; and what a start costs.
+"""Reading, decoding, augmenting and batching images, beside torchvision's ImageFolder and a
+DataLoader; and what a start costs.
 
-    make benchmark ARGS="-k loading"
+make benchmark ARGS="-k loading"
 
-CIFAR-10 as JPEG (data/README.md), 5,000 of its training images, batches of 64, two workers, one thread each, all in one session: an epoch
-three times, of which the quickest counts. Both sides do the same work: bicubic scaling, a random cut (at 64 pixels from a reflected border of 6),
-mirroring, floats in [0, 1]. Lists are 1.3 million lines of 100 classes, written for the purpose. The table is benchmarks/loading.csv.
-"""
+CIFAR-10 as JPEG (data/README.md), 5,000 of its training images, batches of 64, two workers, one
+thread each, all in one session: an epoch three times, of which the quickest counts. Both sides
+do the same work: bicubic scaling, a random cut (at 64 pixels from a reflected border of 6),
+mirroring, floats in [0, 1]. Lists are 1.3 million lines of 100 classes, written for the purpose.
+The table is benchmarks/loading.csv."""
 
 from pathlib import Path
 

@@ -1,12 +1,15 @@
 """What a step of each loss costs alone, and what the method adds to a whole training step.
 
-    make benchmark ARGS="-k training"
+make benchmark ARGS="-k training"
 
-Losses: forward and backward on random outputs, without a network, on one thread; one number is varied at a time around a batch of 128, 48 bits, 10 classes and
-50,000 training images. `exp, sum, log` is the class-wise loss in the form that public code has; with centres that stay, neither has a gradient of the centres. Whole steps: ResNet-18 at 64 pixels on 512 images of noise, beside a bare
-loop of the same network, cross-entropy and SGD; epochs of the same with centres in closed form, and without; each divided by the number of steps. Steps of the paper's
-grid: its backbones at 224 pixels on a batch of 16. Ends of an epoch: what a method does there with 50,000 outputs. The table is benchmarks/training.csv.
-"""
+Losses: forward and backward on random outputs, without a network, on one thread; one number is
+varied at a time around a batch of 128, 48 bits, 10 classes and 50,000 training images. `exp,
+sum, log` is the class-wise loss in the form that public code has; with centres that stay,
+neither has a gradient of the centres. Whole steps: ResNet-18 at 64 pixels on 512 images of
+noise, beside a bare loop of the same network, cross-entropy and SGD; epochs of the same with
+centres in closed form, and without; each divided by the number of steps. Steps of the paper's
+grid: its backbones at 224 pixels on a batch of 16. Ends of an epoch: what a method does there
+with 50,000 outputs. The table is benchmarks/training.csv."""
 
 from time import perf_counter
 
@@ -40,7 +43,8 @@ VARIED = [
 
 
 class ExpSumLog(nn.Module):
-    "The class-wise loss as public code has it: squared distances by one matrix product, exponentials, their sum, small constants, a logarithm, and a mask."
+    """The class-wise loss as public code has it: squared distances by one matrix product,
+    exponentials, their sum, small constants, a logarithm, and a mask."""
 
     def __init__(self, classes, bits):
         super().__init__()
@@ -125,7 +129,8 @@ def measured(benchmark, name, point, criterion, loss):
 def test_loss(benchmark, one_thread, method, point):
     if METHODS[method].remembers and point['images'] * point['classes'] > 1e7:
         pytest.skip(
-            'the labels that are remembered alone are tens of megabytes and more; fewer classes say enough'
+            'the labels that are remembered alone are tens of megabytes and more; '
+            'fewer classes say enough'
         )
     try:
         criterion = criterion_of(method, point).train()

@@ -1,4 +1,5 @@
-"""One thread a process: small networks are not faster on more, and tests that share a machine with other work stay steady. No folder of decoded images."""
+"""One thread a process: small networks are not faster on more, and tests that share a machine
+with other work stay steady. No folder of decoded images."""
 
 import os
 

@@ -1,4 +1,5 @@
-"""The page in a real browser: headless Chromium drops files on it, filters, clicks, and asks nobody but this machine."""
+"""The page in a real browser: headless Chromium drops files on it, filters, clicks, and asks
+nobody but this machine."""
 
 import json
 import os
@@ -60,7 +61,8 @@ def site(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def chromium(tmp_path_factory):
-    "Headless Chromium that can reach 127.0.0.1 and nothing else, with a log of all that its page asks for."
+    """Headless Chromium that can reach 127.0.0.1 and nothing else, with a log of all that its
+    page asks for."""
     from selenium import webdriver
 
     program = next(
@@ -69,7 +71,8 @@ def chromium(tmp_path_factory):
     driver = shutil.which('chromedriver')
     if not program or not driver:
         pytest.fail(
-            f'{"Chromium" if not program else "chromedriver"} is not there. On Debian: apt-get install chromium chromium-driver, or make test-all',
+            f'{"Chromium" if not program else "chromedriver"} is not there. '
+            'On Debian: apt-get install chromium chromium-driver, or make test-all',
             pytrace=False,
         )
     options = webdriver.ChromeOptions()
@@ -140,14 +143,21 @@ class Visitor:
     @property
     def captions(self):
         return self.browser.execute_script(
-            "return [...document.querySelectorAll('#results .caption-label')].map(e => e.innerText.trim())"
+            "return [...document.querySelectorAll('#results .caption-label')]"
+            '.map(e => e.innerText.trim())'
         )
 
     @property
     def pictures(self):
-        return self.browser.execute_script("""return [...document.querySelectorAll('#results img')].map(i => {
-        const c = document.createElement('canvas'); c.width = i.naturalWidth; c.height = i.naturalHeight; c.getContext('2d').drawImage(i, 0, 0);
-        return i.complete ? [...c.getContext('2d').getImageData(0, 0, c.width, c.height).data].filter((_, n) => n % 4 == 0) : [] })""")
+        return self.browser.execute_script("""
+        return [...document.querySelectorAll('#results img')].map(i => {
+        const c = document.createElement('canvas');
+        c.width = i.naturalWidth; c.height = i.naturalHeight;
+        const drawn = c.getContext('2d');
+        drawn.drawImage(i, 0, 0);
+        if (!i.complete) return [];
+        const values = [...drawn.getImageData(0, 0, c.width, c.height).data];
+        return values.filter((_, n) => n % 4 == 0) })""")
 
 
 @pytest.fixture
@@ -158,7 +168,8 @@ def visitor(chromium, site):
 def expected(index, codes, k=SHOWN, **where):
     distances, ids = index.search(codes, k, where or None)
     return [
-        f'{d} bit{"s" * (d != 1)} · {i[0]}' for d, i in zip(distances[0].tolist(), ids[0])
+        f'{d} bit{"s" * (d != 1)} · {i[0]}'
+        for d, i in zip(distances[0].tolist(), ids[0], strict=True)
     ], ids[0].tolist()
 
 
@@ -190,7 +201,7 @@ def test_an_uploaded_image_finds_itself(visitor, site):
             np.reshape(shown, (160, 160))[::20, ::20]
             == np.asarray(Image.open(root / name).convert('L'))
         ).all()
-        for shown, name in zip(visitor.pictures, ids)
+        for shown, name in zip(visitor.pictures, ids, strict=True)
     )
 
 
@@ -202,7 +213,7 @@ def test_filter_by_label(visitor, site):
         visitor.all('#only-0 input')[0].click()
         visitor.until(lambda: visitor.all('[role=option]'))
         next(o for o in visitor.all('[role=option]') if o.text.strip(' ✓') == label).click()
-        visitor.until(lambda: visitor.note.endswith(f'{label}.'))
+        visitor.until(lambda end=f'{label}.': visitor.note.endswith(end))
     assert visitor.note == f'{SHOWN} images nearest to your image, of those with label 7 or 9.'
     assert (
         visitor.captions
@@ -220,18 +231,14 @@ def test_a_click_goes_on_and_back(visitor, site):
     for position in (5, 5, 9):
         visitor.click(position)
         captions, went = expected(index, index.codes_of([ids[position]]))
-        visitor.until(
-            lambda: (
-                visitor.note == f'{SHOWN} images nearest to {ids[position]}.'
-                and visitor.captions == captions
-            )
-        )
+        then = f'{SHOWN} images nearest to {ids[position]}.', captions
+        visitor.until(lambda then=then: (visitor.note, visitor.captions) == then)
         trail.append(visitor.note)
         ids = went
     for note in trail[-2::-1]:
         visitor.until(lambda: visitor.all('#back')[0].is_enabled())
         visitor.all('#back')[0].click()
-        visitor.until(lambda: visitor.note == note)
+        visitor.until(lambda note=note: visitor.note == note)
     visitor.until(lambda: visitor.captions == first)
     visitor.until(lambda: not visitor.all('#back')[0].is_enabled())
 
@@ -247,7 +254,7 @@ def test_what_is_no_image_is_refused_in_a_sentence(visitor, site, tmp_path):
     for word, data in bad.items():
         (tmp_path / 'bad.png').write_bytes(data)
         visitor.drop(tmp_path / 'bad.png')
-        visitor.until(lambda: word in visitor.text('#note .refused'))
+        visitor.until(lambda word=word: word in visitor.text('#note .refused'))
         assert (
             visitor.captions == before
             and 'Traceback' not in visitor.browser.page_source
@@ -318,7 +325,8 @@ def photos(tmp_path_factory):
 
 
 def of_its_own(folder):
-    "The environment of a page that keeps its files in a folder: not where those of this process are."
+    """The environment of a page that keeps its files in a folder: not where those of this
+    process are."""
     return {k: v for k, v in os.environ.items() if k != 'GRADIO_TEMP_DIR'} | {'TMPDIR': str(folder)}
 
 
@@ -340,9 +348,13 @@ def answered(page, port, path='', **more):
     'number', [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name
 )
 def test_from_a_shell(number, photos, tmp_path):
-    "`dcwh serve` ends by Ctrl-C and by the signals of systemd and of a terminal that is closed; what visitors sent is gone."
+    """`dcwh serve` ends by Ctrl-C and by the signals of systemd and of a terminal that is
+    closed; what visitors sent is gone."""
     port = free_port()
-    body = b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\nmine\r\n--x--\r\n'
+    body = (
+        b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\n'
+        b'mine\r\n--x--\r\n'
+    )
     words = [DCWH, 'serve', 'photos.index', '--model', 'model', '--port', str(port)]
     with subprocess.Popen(
         words,
@@ -404,7 +416,8 @@ def test_another_page_can_neither_upload_nor_ask(visitor, site):
         said = visitor.browser.execute_async_script(
             """const [url, done] = arguments;
             const body = new FormData(); body.append('files', new Blob(['mine']), 'a.png');
-            fetch(url, {method: 'POST', body}).then(r => done(r.status)).catch(() => done('refused'))""",
+            fetch(url, {method: 'POST', body})
+                .then(r => done(r.status)).catch(() => done('refused'))""",
             site[0] + path,
         )
         assert said in ('refused', 403), path

@@ -76,10 +76,10 @@ def test_readme_lists_the_reports_with_what_the_tables_say():
     assert lengths == ['16 bits', '24 bits', '32 bits', '48 bits']
     assert [what.split('`')[1] for what, *_ in rows] == list(SETS)
     assert '' not in rows[0] + rows[1]
-    for name, (_, *cells) in zip(SETS, rows):
+    for name, (_, *cells) in zip(SETS, rows, strict=True):
         own = results[results['dataset'].str.removeprefix('folder/') == name]
         own = own[(own['method'] == 'dcwh') & (own['seed'] == 0)]
-        for length, cell in zip(lengths, cells):
+        for length, cell in zip(lengths, cells, strict=True):
             bits = length.removesuffix(' bits')
             maps = own.loc[own['bits'] == int(bits), 'map'].map('{:.3f}'.format)
             report = f'reports/{name}/dcwh-{bits}.ipynb'

@@ -1,4 +1,5 @@
-"""The command line: what it refuses before any work, what it never writes over, and that text stays text on the way to a number."""
+"""The command line: what it refuses before any work, what it never writes over, and that text
+stays text on the way to a number."""
 
 import json
 import os
@@ -197,12 +198,13 @@ def test_an_odd_name_survives_the_table(place):
 
 
 def by_hand(labels, queries=20, codes=None):
-    "The files of two sides, made elsewhere, with names in tables; and the mAP of the same with numbers."
+    """The files of two sides, made elsewhere, with names in tables; and the mAP of the same with
+    numbers."""
     rng = np.random.default_rng(1)
     names = sorted(set(labels))
     h, y = rng.standard_normal((len(labels), 32)), np.array([names.index(name) for name in labels])
     sides = slice(0, queries), slice(queries, None)
-    for file, part in zip(('q', 'd'), sides):
+    for file, part in zip(('q', 'd'), sides, strict=True):
         Codes.from_outputs(h[part], ids=np.array([f'{file}{i}' for i in range(len(y[part]))])).save(
             f'{file}.npz'
         )
@@ -210,7 +212,7 @@ def by_hand(labels, queries=20, codes=None):
 
 
 def tables(labels, sides, column='label'):
-    for file, part in zip(('q', 'd'), sides):
+    for file, part in zip(('q', 'd'), sides, strict=True):
         write_list(
             f'id,{column}',
             [f'{file}{i},{label}' for i, label in enumerate(labels[part])],
@@ -259,7 +261,10 @@ def test_several_labels_meet_one(tmp_path, monkeypatch):
     member[20:, 0] = True
     codes = [Codes.load(f'{file}.npz') for file in 'qd']
     expected = evaluate(
-        *(Codes(c.packed, c.bits, member[part], c.ids) for c, part in zip(codes, sides))
+        *(
+            Codes(c.packed, c.bits, member[part], c.ids)
+            for c, part in zip(codes, sides, strict=True)
+        )
     ).map
     assert score() == expected
     np.savez('q.npz', packed=codes[0].packed, bits=32, labels=y[sides[0]])  # numbers beside rows
@@ -316,7 +321,7 @@ def test_many_classes_take_no_matrix():
 def test_conditions_and_ids_are_read_by_their_type(place, where):
     rows = [
         f'photos/{c}/{i}.png,{label},20{i}'
-        for c, label in zip(CLASSES, ('7', 'true', 'owl'))
+        for c, label in zip(CLASSES, ('7', 'true', 'owl'), strict=True)
         for i in range(4)
     ]
     write_list('path,label,year', rows)

@@ -74,7 +74,8 @@ def as_folder(root, refused=True):
 def as_csv(root, refused=True):
     names = write(PAIRS.images, PAIRS.labels, root, range(0, N, 5), refused)
     rows = [
-        f'{name},{";".join(np.flatnonzero(PAIRS.labels[i]).astype(str))},{"test" if i % 5 == 0 else "train"}'
+        f'{name},{";".join(np.flatnonzero(PAIRS.labels[i]).astype(str))},'
+        f'{"test" if i % 5 == 0 else "train"}'
         for i, name in enumerate(names)
     ]
     (root / 'pairs.csv').write_text('\n'.join(['path,labels,split', *rows]))
@@ -83,7 +84,10 @@ def as_csv(root, refused=True):
 
 def as_lists(root, refused=True, labels=PAIRS.labels):
     names = write(PAIRS.images, labels, root, range(0, N, 5), refused)
-    line = lambda i: f'{names[i]} {" ".join(map(str, labels[i].astype(int)))}\n'
+
+    def line(i):
+        return f'{names[i]} {" ".join(map(str, labels[i].astype(int)))}\n'
+
     for file, ids in {
         'test.txt': range(0, N, 5),
         'train.txt': [i for i in range(N) if i % 5 and i % 2],
@@ -112,9 +116,12 @@ def test_validation_never_reads_the_real_queries(source, protocol, tmp_path):
     assert not np.isin(
         of.split.query, np.concatenate([data.query.ids, data.database.ids])
     ).any() and data.protocol.endswith('validation')
-    share = lambda labels: (
-        labels.sum(0) if labels.ndim == 2 else np.bincount(labels, minlength=len(of.classes))
-    )
+
+    def share(labels):
+        if labels.ndim == 2:
+            return labels.sum(0)
+        return np.bincount(labels, minlength=len(of.classes))
+
     assert (
         abs(
             share(data.query.labels) - 0.1 * (share(data.query.labels) + share(data.train.labels))
@@ -654,7 +661,7 @@ def test_a_column_split_gives_every_role_an_image_or_is_refused(zoo, parts, role
 def test_text_of_a_table_stays_text(zoo):
     names = ['1.1', '1.10', '1_1', '11', '1e3', '1000', '007', '7', ' 7']
     files = [f'{c}/{i}.png' for c in ('cat', 'dog', 'owl') for i in range(3)]
-    rows = [f'{file},{name}' for file, name in zip(files, names)]
+    rows = [f'{file},{name}' for file, name in zip(files, names, strict=True)]
     (zoo / 'mine.csv').write_text('\n'.join(['path,label', *rows]))
     source = find_source('csv/x', zoo / 'mine.csv')
     assert source.classes == tuple(sorted(names[:-1])) and source.labels[-1] == source.labels[-2]

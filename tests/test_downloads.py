@@ -1,4 +1,5 @@
-"""Downloads from a real server on this machine: cut, wrong, refused, killed, two at once, without room; and a small CIFAR-10 from its archive to its split."""
+"""Downloads from a real server on this machine: cut, wrong, refused, killed, two at once,
+without room; and a small CIFAR-10 from its archive to its split."""
 
 import hashlib
 import io
@@ -15,6 +16,9 @@ from threading import Event, Thread
 
 import numpy as np
 import pytest
+from torchvision.datasets import CIFAR10
+
+from dcwh.sources import cifar, fetch, unpack_archive
 
 pytest.importorskip(
     'pooch', reason="downloads need pooch: pip install '.[data]' in a clone of dcwh"
@@ -23,17 +27,14 @@ resource = pytest.importorskip(
     'resource', reason='a full disk is a limit on the size of files here, which only Unix has'
 )
 
-from torchvision.datasets import CIFAR10
-
-from dcwh.sources import cifar, fetch, unpack_archive
-
 BODY = np.random.default_rng(0).bytes(300_000)
 SHA256 = f'sha256:{hashlib.sha256(BODY).hexdigest()}'
 LONG = 60  # seconds after which an event that has not come will not come
 
 
 class Server(ThreadingTCPServer):
-    "Serves one file under any name, and does to the first, second, … request what the script says; its last word stays."
+    """Serves one file under any name, and does to the first, second, … request what the script
+    says; its last word stays."""
 
     daemon_threads = True
 
@@ -116,7 +117,8 @@ def two(processes, no_proxy):
 
 
 def in_room_for(size, function, *args):
-    "Call a function while no file may be larger than so many bytes: writing on fails as on a full disk."
+    """Call a function while no file may be larger than so many bytes: writing on fails as on a
+    full disk."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:
@@ -159,7 +161,8 @@ def test_what_always_fails_says_so_and_leaves_nothing(server, tmp_path, fault, m
     server.script = [fault]
     with pytest.raises(
         OSError,
-        match=f'{server.url} could not be downloaded in 2 tries .*({message}).* put it at {tmp_path}',
+        match=f'{server.url} could not be downloaded in 2 tries .*({message})'
+        f'.* put it at {tmp_path}',
     ):
         fetch(server.url, SHA256, tmp_path, tries=2)
     assert names(tmp_path) == [] and server.requests == 2
@@ -338,7 +341,10 @@ def small():
     contents = {
         name: {'data': x.transpose(0, 3, 1, 2).reshape(len(x), -1), 'labels': y.tolist()}
         for name, x, y in zip(
-            batches, np.split(images, range(60, 301, 60)), np.split(labels, range(60, 301, 60))
+            batches,
+            np.split(images, range(60, 301, 60)),
+            np.split(labels, range(60, 301, 60)),
+            strict=True,
         )
     }
     with tarfile.open(fileobj=file, mode='w:gz') as tar:

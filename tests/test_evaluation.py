@@ -31,7 +31,8 @@ normalisers = ('found', 'min', 'all')
 
 @st.composite
 def sides(draw, least=1, most=130):
-    "Query and database of any length, with one label an image or several; few distinct codes, so that distance 0 occurs."
+    """Query and database of any length, with one label an image or several; few distinct codes,
+    so that distance 0 occurs."""
     bits, several, seed = (
         draw(st.integers(least, most)),
         draw(st.booleans()),
@@ -42,7 +43,8 @@ def sides(draw, least=1, most=130):
     pool = rng.normal(size=(draw(st.integers(1, 50)), bits))
     labels = [rng.random((n, classes)) < 0.1 if several else rng.integers(0, 5, n) for n in sizes]
     return tuple(
-        Codes.from_bits(pool[rng.integers(0, len(pool), n)] >= 0, y) for n, y in zip(sizes, labels)
+        Codes.from_bits(pool[rng.integers(0, len(pool), n)] >= 0, y)
+        for n, y in zip(sizes, labels, strict=True)
     )
 
 
@@ -50,7 +52,7 @@ groups = st.lists(
     st.integers(0, 4).flatmap(lambda n: st.tuples(st.just(n), st.integers(0, n))),
     min_size=1,
     max_size=4,
-).filter(lambda g: 0 < sum(n for n, _ in g))
+).filter(lambda g: sum(n for n, _ in g) > 0)
 cuts = st.one_of(st.none(), st.integers(1, 20))
 
 
@@ -94,7 +96,7 @@ def test_histograms_are_counts(pair):
     for i, j in product(range(len(query)), range(len(database))):
         d = sum(
             bin(a ^ b).count('1')
-            for a, b in zip(query.packed[i].tolist(), database.packed[j].tolist())
+            for a, b in zip(query.packed[i].tolist(), database.packed[j].tolist(), strict=True)
         )
         a, b = query.labels[i], database.labels[j]
         naive[i, int((a & b).sum() if a.ndim else a == b), d] += 1
@@ -196,7 +198,8 @@ def test_ap_lies_between_its_bounds(histogram, top_k, normaliser):
 
 
 def test_found_in_top_k_has_no_bounds():
-    "Relevant first scores below relevant last: 1, then two misses, then a tie of one and one, cut in its middle."
+    """Relevant first scores below relevant last: 1, then two misses, then a tie of one and one,
+    cut in its middle."""
     items, relevant = np.array([[1, 2, 2]]), np.array([[1, 0, 1]])
     first, last = (
         average_precision(items, relevant, 4, 'found', ties)[0]
@@ -216,7 +219,7 @@ def test_expected_ap_is_near_the_mean_of_random_orders(histogram, seed):
     drawn = []
     for _ in range(200):
         ranked = np.concatenate(
-            [rng.permutation(np.arange(size) < hits) for size, hits in zip(n, r)]
+            [rng.permutation(np.arange(size) < hits) for size, hits in zip(n, r, strict=True)]
         )
         drawn.append((ranked.cumsum() / np.arange(1, len(ranked) + 1))[ranked].mean())
     assert (
@@ -245,7 +248,10 @@ def test_graded_measures_are_means_over_all_orders(groups, top_k, normaliser):
     "`groups` are the numbers of labels that images share with the query, by distance."
     counts = np.array([[[group.count(s) for group in groups] for s in range(4)]])
     listed = [sum(parts, ()) for parts in product(*(list(permutations(group)) for group in groups))]
-    gain = lambda ranked: sum((2**s - 1) / np.log2(i + 2) for i, s in enumerate(ranked[:top_k]))
+
+    def gain(ranked):
+        return sum((2**s - 1) / np.log2(i + 2) for i, s in enumerate(ranked[:top_k]))
+
     best = gain(sorted(listed[0], reverse=True)) or 1
     assert ndcg(counts, top_k)[0] == pytest.approx(
         np.mean([gain(ranked) for ranked in listed]) / best, abs=1e-12
@@ -290,7 +296,7 @@ def test_ap_in_order_follows_a_stable_sort(pair, top_k, normaliser):
     query, database = pair
     for i, ap in enumerate(ap_in_order(query, database, top_k, normaliser)):
         d = [
-            sum(bin(a ^ b).count('1') for a, b in zip(query.packed[i].tolist(), row))
+            sum(bin(a ^ b).count('1') for a, b in zip(query.packed[i].tolist(), row, strict=True))
             for row in database.packed.tolist()
         ]
         same = (

@@ -54,7 +54,7 @@ def one_of_several(rank, world, port, results):
     for mode, turned in product(range(len(MODES)), (False, True)):
         several, with_ids, without = MODES[mode]
         metric = HashRetrieval(top_k=100, graded=several)
-        for side, (x, y, ids) in zip(SIDES, images(several)):
+        for side, (x, y, ids) in zip(SIDES, images(several), strict=True):
             place = world - 1 - rank if turned else rank
             mine = share(len(x), place, world, side in without, with_ids)
             for part in mine.split(16) if len(mine) else ():
@@ -125,7 +125,7 @@ def test_lightning_logs_the_numbers(tmp_path):
 
 def test_an_accelerate_loop_gives_the_numbers():
     metric = HashRetrieval(top_k=100)
-    for side, data in zip(('query', 'database'), images(False)):
+    for side, data in zip(('query', 'database'), images(False), strict=True):
         loader = Accelerator(cpu=True).prepare(DataLoader(TensorDataset(*data), 32))
         for x, y, ids in loader:
             metric.update(x, y, side, ids)

@@ -1,4 +1,5 @@
-"""What pip installs: the modules and the recipes and nothing of development; importable without nbdev, fastcore and execnb."""
+"""What pip installs: the modules and the recipes and nothing of development; importable without
+nbdev, fastcore and execnb."""
 
 import shutil
 import subprocess
@@ -19,7 +20,8 @@ IMPORT = """
 import importlib, pkgutil, sys
 class Absent:
     def find_spec(self, name, path=None, target=None):
-        if name.split('.')[0] in ('fastcore', 'nbdev', 'execnb'): raise ImportError(f'{name} is not there')
+        if name.split('.')[0] in ('fastcore', 'nbdev', 'execnb'):
+            raise ImportError(f'{name} is not there')
 sys.meta_path.insert(0, Absent())
 sys.path.insert(0, sys.argv[1])
 import dcwh

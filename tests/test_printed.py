@@ -1,4 +1,5 @@
-"""What is printed works: README's code runs as it stands, notebooks are valid and become pages without raw tables."""
+"""What is printed works: README's code runs as it stands, notebooks are valid and become pages
+without raw tables."""
 
 import html
 import os
@@ -136,7 +137,8 @@ def test_code_in_prose_ends_where_the_command_does(path, notebooks):
 
 
 def test_examples_of_help_name_models_as_they_may_be_named():
-    "A folder below runs, or hf:// and a name; a bare owner/name would be a folder that is not there."
+    """A folder below runs, or hf:// and a name; a bare owner/name would be a folder that is not
+    there."""
     commands = [command for part in (app, data, index) for command in part.registered_commands]
     lines = '\n'.join(command.callback.__doc__ for command in commands).splitlines()
     examples = [shlex.split(line) for line in lines if line.strip().startswith('dcwh ')]

@@ -91,7 +91,7 @@ def assert_close(one, many):
                     value.double(),
                     rtol=1e-5,
                     atol=1e-5,
-                    msg=lambda said: f'{name}, {tensor}: {said}',
+                    msg=lambda said, of=f'{name}, {tensor}': f'{of}: {said}',
                 )
 
 

@@ -1,4 +1,5 @@
-"""The reports of the repository: which there are, which can be made here, what they say beside their tables."""
+"""The reports of the repository: which there are, which can be made here, what they say beside
+their tables."""
 
 import importlib.util
 import runpy

@@ -1,4 +1,5 @@
-"""From tables to a comparison: what is averaged, what never is, what is refused, what others report."""
+"""From tables to a comparison: what is averaged, what never is, what is refused, what others
+report."""
 
 import csv
 import json
@@ -308,7 +309,7 @@ def test_what_record_refuses_is_named_by_its_file(tmp_path):
     words = ['record', str(tmp_path / 'runs'), '--reports', str(tmp_path / 'reports')]
     done = CliRunner().invoke(app, words)
     assert done.exit_code == 1 and len(done.stderr.splitlines()) == len(odd)
-    for line, name in zip(sorted(done.stderr.splitlines()), odd):
+    for line, name in zip(sorted(done.stderr.splitlines()), odd, strict=True):
         assert 'result.json: ' in line and f'history.1.{name} is ' in line
     found = json.loads(file.read_text())
     found['metrics']['map'] = 0.505
@@ -573,7 +574,10 @@ def test_two_people_add_rows_without_a_conflict(tmp_path):
 def test_tables_are_read_and_summed_up_with_pandas_alone(folder):
     code = """
 import sys
-for name in ('seaborn', 'matplotlib', 'scipy', 'sklearn', 'threadpoolctl', 'IPython', 'papermill'): sys.modules[name] = None
+for name in (
+    'seaborn', 'matplotlib', 'scipy', 'sklearn', 'threadpoolctl', 'IPython', 'papermill'
+):
+    sys.modules[name] = None
 from dcwh.results import comparison, read_results, standings, summary
 runs = read_results(sys.argv[1])
 print(len(runs), len(summary(runs)), len(comparison(summary(runs))), len(standings(runs, 'dcwh')))

@@ -214,7 +214,11 @@ def test_a_failing_run_leaves_its_report_and_no_result(tmp_path):
 
 # interruptions
 
-RUN = 'import sys; from dcwh.training import resolve; from dcwh.experiment import run; run(resolve(dataset="digits", bits=16, recipe="quick"), sys.argv[1])'
+RUN = """
+import sys
+import dcwh
+dcwh.run(dcwh.resolve(dataset='digits', bits=16, recipe='quick'), sys.argv[1])
+"""
 KILL_IN_EPOCH = """
 import os, signal, dcwh.model
 steps, forward = iter(range(40)), dcwh.model.HashModel.forward
@@ -481,10 +485,8 @@ def test_other_weights_at_one_place_are_another_run(tmp_path):
 
 
 def test_a_folder_that_cannot_be_written(tmp_path, monkeypatch):
-    def refuse(*_, dir, **__):
-        raise PermissionError(
-            13, 'Permission denied', str(dir)
-        )  # as for a user who may not; root may
+    def refuse(*_, **where):  # as for a user who may not; root may
+        raise PermissionError(13, 'Permission denied', str(where['dir']))
 
     monkeypatch.setattr('tempfile.TemporaryFile', refuse)
     with pytest.raises(OSError, match='Permission denied.*give another place'):

@@ -1,4 +1,5 @@
-"""Indexes under faults: killed while saving, two writers at once, options that cannot work, files that lie, an object store that answers and one that does not."""
+"""Indexes under faults: killed while saving, two writers at once, options that cannot work,
+files that lie, an object store that answers and one that does not."""
 
 import io
 import json
@@ -11,6 +12,7 @@ import threading
 import time
 import tracemalloc
 import zipfile
+from inspect import getsource
 from pathlib import Path
 from uuid import uuid4
 
@@ -23,14 +25,20 @@ from hypothesis import strategies as st
 from dcwh.codes import Codes
 from dcwh.search import KINDS, OPTIONS, STRUCTURES, CodeIndex, changing, option_lines
 
-PARTS = """
+
+def codes(n, first=0, seed=0):
+    h = np.random.default_rng([seed, first]).standard_normal((n, 64))
+    ids = np.array([f'{i}.jpg' for i in range(first, first + n)])
+    return Codes.from_outputs(h, ids=ids, model='aaaa')
+
+
+PARTS = f"""
 import sys
 import numpy as np
 from dcwh.codes import Codes
 from dcwh.search import CodeIndex
-def codes(n, first=0, seed=0): return Codes.from_outputs(np.random.default_rng([seed, first]).standard_normal((n, 64)), ids=np.array([f'{i}.jpg' for i in range(first, first + n)]), model='aaaa')
+{getsource(codes)}
 """
-exec(PARTS)
 
 
 def python(program, *args, **options):
@@ -79,7 +87,8 @@ while True: index.save(sys.argv[1])
 
 
 def test_two_writers(tmp_path):
-    "Of two that extend the same state at the same moment, one saves and the other is told; nothing of the first is lost."
+    """Of two that extend the same state at the same moment, one saves and the other is told;
+    nothing of the first is lost."""
     path = tmp_path / 'photos.index'
     CodeIndex.build(codes(1000)).save(path)
     program = """
@@ -99,7 +108,9 @@ else: print('saved')
         writer.stdin.flush()
     said = [writer.communicate()[0] for writer in writers]
     assert sorted(s.split()[0] for s in said) == ['refused', 'saved'], said
-    winner = next(first for first, s in zip((1000, 2000), said) if s.startswith('saved'))
+    winner = next(
+        first for first, s in zip((1000, 2000), said, strict=True) if s.startswith('saved')
+    )
     index = CodeIndex.load(path)
     assert len(index) == 2000 and len(index.codes_of([f'{winner}.jpg', f'{winner + 999}.jpg'])) == 2
 
@@ -166,7 +177,8 @@ def bucket():
 
 @pytest.mark.whole
 def test_an_object_store(bucket):
-    "Built, extended, filtered, deleted from and opened again, by another process too; and when the server goes, an error says so."
+    """Built, extended, filtered, deleted from and opened again, by another process too; and when
+    the server goes, an error says so."""
     options, server = bucket
     where, label = 's3://photos/all/index.lance', np.array(['cat', 'dog'] * 500)
     index = CodeIndex.build(
@@ -256,7 +268,8 @@ def cases(draw):
 @settings(max_examples=100, deadline=None, derandomize=True)
 @given(cases(), st.booleans())
 def test_options_in_their_ranges_work(tmp_path_factory, case, alike):
-    "Built, saved, opened, extended, emptied by half: something is found, the right thing but by hnsw."
+    """Built, saved, opened, extended, emptied by half: something is found, the right thing but
+    by hnsw."""
     kind, bits, n, options = case
     codes = some_codes(n, bits)
     if alike:
@@ -561,7 +574,8 @@ def test_what_is_known_of_rows_is_kept_up():
         everything[rows], 'flat', {name: v[rows] for name, v in columns.items()}
     )
     assert all(
-        (a == b).all() for a, b in zip(index.search(everything, 300), fresh.search(everything, 300))
+        (a == b).all()
+        for a, b in zip(index.search(everything, 300), fresh.search(everything, 300), strict=True)
     )
     assert index.place == {
         i: row for row, i in enumerate(index.codes.ids.tolist()) if not index.gone[row]
@@ -595,7 +609,7 @@ def test_changes_at_once_are_all_kept(tmp_path, kind):
     assert len(index) == 20 + 90 + 5 == len(set(index.ids.tolist())) and len(told) == 8
     with pytest.raises(ZeroDivisionError), changing(path) as index:
         index.delete(['0.jpg'] if kind == 'flat' else [])
-        1 / 0
+        raise ZeroDivisionError
     assert len(CodeIndex.load(path)) == 115
     with pytest.raises(FileNotFoundError), changing(tmp_path / 'nowhere' / 'x.index'):
         pass

@@ -1,4 +1,5 @@
-"""Models that are passed on: a trained network in another runtime, backbones by name, and what the Hub's client is given."""
+"""Models that are passed on: a trained network in another runtime, backbones by name, and what
+the Hub's client is given."""
 
 import json
 import re
@@ -57,7 +58,8 @@ def trained():
     ]
     if not runs:
         pytest.skip(
-            'no run of CIFAR-10 (JPEG) is in runs/; `dcwh run --dataset folder/cifar10-jpeg --bits 48 --force` makes one'
+            'no run of CIFAR-10 (JPEG) is in runs/; '
+            '`dcwh run --dataset folder/cifar10-jpeg --bits 48 --force` makes one'
         )
     return runs[0]
 
@@ -75,7 +77,8 @@ def test_codes_of_a_thousand_photographs_agree_with_torch(shared):
     changed, apart = (ours > 0) != (theirs > 0), abs(ours - theirs).max()
     assert len(images) == 1000 and apart < 1e-4 < abs(ours).mean() / 1000
     assert not changed.any(), (
-        f'{changed.sum()} of {changed.size} bits differ, at outputs up to {abs(ours[changed]).max():.1e}; the runtimes are up to {apart:.1e} apart'
+        f'{changed.sum()} of {changed.size} bits differ, at outputs up to '
+        f'{abs(ours[changed]).max():.1e}; the runtimes are up to {apart:.1e} apart'
     )
     parts = ImageSet(source, images.ids[:100])
     a, b = model.encode(parts), onnx.encode(parts, batch_size=33)
@@ -104,7 +107,8 @@ def test_every_set_gets_a_card(name):
     check_metadata(card(result), result)
 
 
-# the metadata, by the Hub's documentation of model cards: what its own check over the network would look at first
+# the metadata, by the Hub's documentation of model cards:
+# what its own check over the network would look at first
 
 
 def check_metadata(made, result):
@@ -159,7 +163,7 @@ def test_citation_is_the_one_of_the_repository():
         *(a['family-names'] + ', ' + a['given-names'] for a in article['authors']),
     ):
         assert part in sharing.PAPER
-    assert sharing.CODE == yaml.safe_load((ROOT / 'CITATION.cff').read_text())['repository-code']
+    assert yaml.safe_load((ROOT / 'CITATION.cff').read_text())['repository-code'] == sharing.CODE
 
 
 # what arrives
@@ -169,7 +173,7 @@ def test_code_in_the_card_runs(digits, tmp_path):
     where, name = digits
     folder = publish(where / 'runs' / name, tmp_path / 'model')
     pixels = next(load('digits').query.batches(4, side=8))[0].permute(0, 2, 3, 1).numpy()
-    for file, image in zip(('a', 'b', 'c', 'query'), pixels[[0, 1, 2, 1]]):
+    for file, image in zip(('a', 'b', 'c', 'query'), pixels[[0, 1, 2, 1]], strict=True):
         Image.fromarray(image).save(folder / f'{file}.jpg', quality=95)
     (code,) = re.findall(r'```python\n(.*?)```', (folder / 'README.md').read_text(), re.DOTALL)
     done = subprocess.run(
@@ -188,7 +192,9 @@ def test_encoding_needs_onnxruntime_only(digits, tmp_path):
     path = export_onnx(model, tmp_path / 'model.onnx')
     code = (
         'import sys\nfor name in ("onnx", "onnxscript", "timm"): sys.modules[name] = None\n'
-        'import torch\nfrom dcwh.sharing import OnnxModel\nmodel = OnnxModel(sys.argv[1])\ncodes = model.encode(torch.randint(256, (1, 3, 16, 16), dtype=torch.uint8))\nprint(codes.model, len(codes))'
+        'import torch\nfrom dcwh.sharing import OnnxModel\nmodel = OnnxModel(sys.argv[1])\n'
+        'codes = model.encode(torch.randint(256, (1, 3, 16, 16), dtype=torch.uint8))\n'
+        'print(codes.model, len(codes))'
     )
     done = subprocess.run(
         [sys.executable, '-W', 'error::UserWarning', '-c', code, path],

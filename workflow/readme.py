@@ -1,9 +1,10 @@
-"""Write README.md, and its pictures in nbs/index_images/, from nbs/index.ipynb; with --check only tell whether they are up to date.
+"""Write README.md, and its pictures in nbs/index_images/, from nbs/index.ipynb; with --check
+only tell whether they are up to date.
 
-What `nbdev_readme` does with Quarto, without Quarto: hidden cells are dropped, `#| echo: false` leaves the output of a cell and not its code. Links and
-pictures in the notebook are relative to nbs/, as Jupyter wants them; in the README they are relative to the repository's root, as GitHub wants them.
-setup.py makes them absolute for PyPI.
-"""
+What `nbdev_readme` does with Quarto, without Quarto: hidden cells are dropped, `#| echo: false`
+leaves the output of a cell and not its code. Links and pictures in the notebook are relative to
+nbs/, as Jupyter wants them; in the README they are relative to the repository's root, as GitHub
+wants them. setup.py makes them absolute for PyPI."""
 
 import posixpath
 import re
@@ -24,7 +25,8 @@ CODE_OR_LINK = re.compile(
 
 
 class Readme(FilterDefaults):
-    "nbdev's processors but the links to a documentation site: a README links to files that lie beside it."
+    """nbdev's processors but the links to a documentation site: a README links to files that lie
+    beside it."""
 
     def base_procs(self):
         return [p for p in super().base_procs() if p is not add_links]
