@@ -17,6 +17,7 @@ Nothing but this repository is needed.
 import logging
 from argparse import ArgumentParser
 from collections import namedtuple
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 
