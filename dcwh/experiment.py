@@ -10,7 +10,6 @@ __all__ = ['NEEDED', 'LAUNCHER', 'commit', 'processor', 'manifest', 'retrieval_s
 
 # %% ../nbs/17_experiment.ipynb #e6a39cb2
 import ast
-import hashlib
 import json
 import math
 import os
@@ -25,6 +24,7 @@ from contextlib import contextmanager, nullcontext
 from importlib.metadata import version
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,13 +36,22 @@ import dcwh
 from .codes import Codes, collisions
 from .config import Config, resolve
 from .criterion import Criterion
-from .data import RetrievalSet, load
+from .data import ROLES, RetrievalSet, load
 from .evaluation import ap_of_outputs, decisions, evaluate
 from .files import locked, remove_leftovers, writable, write_whole
 from .model import HashModel, first_line, threads_for
 from .results import read_result, result_of, row_of_config, run_name, table_of
 from .sources import SOURCES
-from .training import Trained, accelerator_of, all_outputs, build, numerics, tracking, train
+from dcwh.training import (
+    Trained,
+    accelerator_of,
+    all_outputs,
+    build,
+    numerics,
+    tracking,
+    train,
+    weights_hash,
+)
 
 # %% ../nbs/17_experiment.ipynb #29214d50
 def commit() -> str | None:
@@ -51,7 +60,7 @@ def commit() -> str | None:
     if not (root / 'settings.ini').is_file():
         return None
 
-    def git(*words):
+    def git(*words: str) -> str:
         command = ['git', '-C', str(root), *words]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
@@ -61,7 +70,7 @@ def commit() -> str | None:
     except (OSError, subprocess.CalledProcessError):
         return None
 
-
+# %% ../nbs/17_experiment.ipynb #17e00002
 def processor() -> str:
     "Name and instructions of the CPU: on another one the last bits of a result are others."
     info = Path('/proc/cpuinfo')  # of Linux
@@ -70,17 +79,15 @@ def processor() -> str:
     name = named[1] if named else platform.processor() or platform.machine()
     return f'{name}, {torch.backends.cpu.get_cpu_capability()}'
 
-
+# %% ../nbs/17_experiment.ipynb #17e00004
 def manifest(
-    config: Config,
-    seconds: dict[str, float],
+    seconds: dict[str, float],  # by phase
     commit: str | None,
-    accelerator: Accelerator,
+    weights_sha256: str | None,  # of the file of weights that the training began with
+    accelerator: Accelerator,  # device and processes of the run
 ) -> dict:
     "Versions, commit, device, seconds by phase and peak memory of one process."
     packages = 'dcwh', 'torch', 'torchvision', 'numpy', 'accelerate'
-    weights = Path(config.weights)
-    sha = hashlib.sha256(weights.read_bytes()).hexdigest() if weights.is_file() else None
     if accelerator.device.type == 'cuda':
         device, peak = torch.cuda.get_device_name(), torch.cuda.max_memory_allocated() / 2**20
     else:
@@ -93,24 +100,23 @@ def manifest(
         'versions': {'python': platform.python_version(), **{p: version(p) for p in packages}},
         'commit': commit,
         'device': device,
-        'weights_sha256': sha,
+        'weights_sha256': weights_sha256,
         'seconds': {phase: round(s, 1) for phase, s in seconds.items()},
         'peak_memory_mb': round(peak),
     }
 
 # %% ../nbs/17_experiment.ipynb #45aa42c9
 def retrieval_set(config: Config) -> RetrievalSet:
-    "The images that a configuration asks for, in their roles."
-    c = config
+    "The images that a configuration asks for, in their roles. Raises what `load` raises."
     return load(
-        c.dataset,
-        c.protocol,
-        c.data_dir,
-        c.seed,
-        c.train_per_class,
-        c.evaluate_on,
-        c.lists_dir,
-        c.missing,
+        config.dataset,
+        config.protocol,
+        config.data_dir,
+        config.seed,
+        config.train_per_class,
+        config.evaluate_on,
+        config.lists_dir,
+        config.missing,
     )
 
 # %% ../nbs/17_experiment.ipynb #de9cdf4d
@@ -134,22 +140,13 @@ def finished(config: Config, runs: str | Path = 'runs') -> dict | None:
         )
     return result
 
-
+# %% ../nbs/17_experiment.ipynb #17e00006
 def check_data(result: dict, data: RetrievalSet, file: str | Path) -> None:
     "Raises ValueError, naming the file, if a result is of other images."
     held, found = result['protocol'], data.describe()
-    names = (
-        'source_hash',
-        'split_hash',
-        'source',
-        'name',
-        'query',
-        'train',
-        'database',
-        'classes',
-        'top_k',
-    )
-    differing = [name for name in names if held[name] != found[name]]
+    hashes, names, sizes = ('source_hash', 'split_hash'), ('source', 'name'), ROLES
+    compared = *hashes, *names, *sizes, 'classes', 'top_k'
+    differing = [name for name in compared if held[name] != found[name]]
     other = [f'{name} {held[name]}, not {found[name]}' for name in differing]
     if other:
         raise ValueError(f'{file} is of other images ({"; ".join(other[:2])}); {otherwise(file)}')
@@ -157,13 +154,13 @@ def check_data(result: dict, data: RetrievalSet, file: str | Path) -> None:
 
 def check_weights(result: dict, config: Config, file: str | Path) -> None:
     "Raises ValueError, naming the file, if a result began with other weights than are there now."
-    weights, held = Path(config.weights), result['manifest'].get('weights_sha256')
-    if held and weights.is_file() and hashlib.sha256(weights.read_bytes()).hexdigest() != held:
+    held, found = result['manifest'].get('weights_sha256'), weights_hash(config)
+    if held and found and held != found:
         raise ValueError(
-            f'{file} began with other weights than those in {weights}; {otherwise(file)}'
+            f'{file} began with other weights than those in {config.weights}; {otherwise(file)}'
         )
 
-
+# %% ../nbs/17_experiment.ipynb #17e00008
 def coded(folder: Path, data: RetrievalSet, model: str | None = None) -> bool:
     """Whether a run's folder has the codes of these images, by this model if one is named.
 
@@ -174,24 +171,29 @@ def coded(folder: Path, data: RetrievalSet, model: str | None = None) -> bool:
         return False  # a damaged one is made again
     for role, held in codes.items():
         images = getattr(data, role)
-        same = np.array_equal(held.ids, images.ids) and np.array_equal(held.labels, images.labels)
-        if not same:
+        same = np.array_equal(held.ids, images.ids)
+        if held.labels is None or not same or not np.array_equal(held.labels, images.labels):
             raise ValueError(f'{folder} holds codes of other images; {otherwise(folder)}')
     models = {held.model for held in codes.values()}
     return models == {model} if model else len(models) == 1
 
-
+# %% ../nbs/17_experiment.ipynb #17e0000a
 def tidy(folder: Path) -> None:
     "Remove what killed runs have left, unless somebody is at work there."
     if not folder.is_dir():
         return
     try:
         with locked(folder, timeout=0):
-            (folder / 'checkpoint.pt').unlink(missing_ok=True)
-            for name in ('checkpoint.pt', 'history.csv'):
-                remove_leftovers(folder / name)
+            _remove_checkpoint(folder)
     except (Timeout, OSError):
         return
+
+
+def _remove_checkpoint(folder: Path) -> None:
+    "Remove the checkpoint of a run that is over, and what its writers may have left."
+    (folder / 'checkpoint.pt').unlink(missing_ok=True)
+    for name in ('checkpoint.pt', 'history.csv'):
+        remove_leftovers(folder / name)
 
 # %% ../nbs/17_experiment.ipynb #b935e6ea
 def recorded(
@@ -253,20 +255,16 @@ def yardsticks(
     device: str | torch.device = 'cpu',  # where outputs are ranked
 ) -> dict[str, float]:  # map_outputs; map_decisions where the criterion classifies
     "mAP of what the codes are made of."
-    labels = {role: side.labels for role, side in codes.items()}
-    precision = ap_of_outputs(
-        outputs['query'],
-        outputs['database'],
-        labels['query'],
-        labels['database'],
-        top_k,
-        device=device,
-    )
+    query, database = outputs['query'], outputs['database']
+    asked, held = codes['query'].labels, codes['database'].labels
+    assert asked is not None and held is not None  # images of a run have labels
+    precision = ap_of_outputs(query, database, asked, held, top_k, device=device)
     found = {'map_outputs': float(precision.mean())}
-    logits = {role: criterion.cpu().logits(h) for role, h in outputs.items()}
-    if logits['query'] is not None:
-        classes = {role: decisions(scores, labels[role]) for role, scores in logits.items()}
-        found['map_decisions'] = evaluate(**classes, top_k=top_k).map
+    criterion = criterion.cpu()
+    scores, known = criterion.logits(query), criterion.logits(database)
+    if scores is not None and known is not None:
+        decided = decisions(scores, asked), decisions(known, held)
+        found['map_decisions'] = evaluate(*decided, top_k=top_k).map
     return found
 
 # %% ../nbs/17_experiment.ipynb #62d85341
@@ -282,15 +280,16 @@ def compactness(codes: Codes) -> dict[str, float]:
 class Laps:
     "Seconds of each phase."
 
-    def __init__(self):
-        self.seconds, self.clock = {}, perf_counter()
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self.clock = perf_counter()
 
     def end(self, phase: str) -> None:
         "A phase is over, the next begins."
         now = perf_counter()
         self.seconds[phase], self.clock = now - self.clock, now
 
-
+# %% ../nbs/17_experiment.ipynb #17e0000c
 def encoded(
     config: Config,
     data: RetrievalSet,
@@ -303,8 +302,8 @@ def encoded(
     outputs, sides = {}, {}
     for role in ('query', 'database'):
         images = getattr(data, role)
-        options = {'workers': config.workers, 'progress': progress}
-        h = outputs[role] = all_outputs(model, images, accelerator, **options)
+        h = all_outputs(model, images, accelerator, workers=config.workers, progress=progress)
+        outputs[role] = h
         sides[role] = Codes.from_outputs(h, images.labels, images.ids, model.identity())
         if not accelerator.is_main_process:
             continue
@@ -316,8 +315,8 @@ def encoded(
 def _save(path: Path, array: np.ndarray) -> None:
     write_whole(path, lambda f: np.save(f, array, allow_pickle=False))
 
-
-def plain(value):
+# %% ../nbs/17_experiment.ipynb #17e0000e
+def plain(value: Any) -> Any:
     "The same with None for numbers that are not finite, which JSON does not have."
     if isinstance(value, dict):
         return {name: plain(part) for name, part in value.items()}
@@ -347,8 +346,8 @@ def run(
     tracking(tracker, folder)
     accelerator = accelerator_of(config)
     main = accelerator.is_main_process
-    alone, small = locked(folder) if main else nullcontext(), config.backbone == 'small'
-    with alone, threads_for(small), numerics(config):
+    alone = locked(folder) if main else nullcontext()
+    with alone, threads_for(config.backbone == 'small'), numerics(config):
         accelerator.wait_for_everyone()  # until the main process has the lock
         data = retrieval_set(config)
         known = _known(config, data, folder, runs) if resume else None
@@ -359,9 +358,7 @@ def run(
             if main:
                 write_whole(file, lambda f: f.write(content))
         if main:
-            (folder / 'checkpoint.pt').unlink(missing_ok=True)
-            for name in ('checkpoint.pt', 'history.csv'):
-                remove_leftovers(folder / name)
+            _remove_checkpoint(folder)
     return known
 
 # %% ../nbs/17_experiment.ipynb #12c0de03
@@ -371,7 +368,8 @@ def _known(config: Config, data: RetrievalSet, folder: Path, runs: str | Path) -
     if known:
         check_data(known, data, folder / 'result.json')
         check_weights(known, config, folder / 'result.json')
-    return known if coded(folder, data, known and known['manifest'].get('model')) else None
+    model = known['manifest'].get('model') if known else None
+    return known if coded(folder, data, model) else None
 
 
 def _work(
@@ -385,7 +383,7 @@ def _work(
 ) -> dict:
     "Images to model, codes and result, which the main process gives to all."
     laps, main = Laps(), accelerator.is_main_process
-    started_at = commit()  # which may move on while the run goes on
+    began = commit(), weights_hash(config)  # which may change while the run goes on
     data = data.read(config.resize, config.workers)
     laps.end('data')
     trained = train(config, data, None, folder, resume, progress, tracker)
@@ -396,26 +394,20 @@ def _work(
     laps.end('encoding')
     if not main:
         return broadcast_object_list([None])[0]
-    metrics = evaluate(**sides, top_k=data.top_k).to_dict() | compactness(sides['database'])
+    query, database = sides['query'], sides['database']
+    metrics = evaluate(query, database, top_k=data.top_k).to_dict() | compactness(database)
     device = accelerator.device if accelerator.device.type == 'cuda' else 'cpu'
     metrics |= yardsticks(trained.criterion, outputs, sides, data.top_k, device)
     laps.end('evaluation')
-    return broadcast_object_list(
-        [
-            plain(
-                {
-                    'config': {**config.model_dump(), 'hash': config.hash},
-                    'protocol': data.describe(),
-                    'metrics': metrics,
-                    'history': trained.history,
-                    'manifest': {
-                        **manifest(config, laps.seconds, started_at, accelerator),
-                        'model': trained.model.identity(),
-                    },
-                }
-            )
-        ]
-    )[0]
+    made = manifest(laps.seconds, *began, accelerator)
+    result = {
+        'config': {**config.model_dump(), 'hash': config.hash},
+        'protocol': data.describe(),
+        'metrics': metrics,
+        'history': trained.history,
+        'manifest': {**made, 'model': trained.model.identity()},
+    }
+    return broadcast_object_list([plain(result)])[0]
 
 
 def _keep(trained: Trained, folder: Path) -> None:
@@ -423,15 +415,16 @@ def _keep(trained: Trained, folder: Path) -> None:
     for name in ('result.json', 'query.npz', 'database.npz'):
         (folder / name).unlink(missing_ok=True)
     trained.model.save_pretrained(folder / 'model')
-    if trained.criterion.centres is None:
-        return
-    _save(folder / 'centres.npy', trained.criterion.centres.detach().cpu().numpy())
+    centres = trained.criterion.centres
+    if centres is not None:
+        _save(folder / 'centres.npy', centres.detach().cpu().numpy())
 
 # %% ../nbs/17_experiment.ipynb #c61892dd
-def clean(notebook, brief: bool = False):
-    """Drop what differs between two executions: counters, times, bars. In place.
-
-    If brief, the cells tagged `full` go as well."""
+def clean(
+    notebook: Any,  # of nbformat
+    brief: bool = False,  # without the cells tagged `full`
+) -> Any:  # the same
+    "Drop what differs between two executions: counters, times, bars. In place."
     if brief:
         full = [cell for cell in notebook.cells if 'full' in cell.metadata.get('tags', [])]
         notebook.cells = [cell for cell in notebook.cells if cell not in full]
@@ -453,7 +446,7 @@ def clean(notebook, brief: bool = False):
     return notebook
 
 
-def _is_passing(output) -> bool:
+def _is_passing(output: Any) -> bool:
     "Whether it was for the time of the execution: a bar, a warning."
     if output.output_type == 'error':
         return False
@@ -461,12 +454,7 @@ def _is_passing(output) -> bool:
     return widget or output.get('name') == 'stderr'
 
 # %% ../nbs/17_experiment.ipynb #ebb30ec8
-NEEDED = (
-    'detail',
-    'resume',
-    'runs',
-    'reports',
-)  # what every template takes besides fields of Config
+NEEDED = 'detail', 'resume', 'runs', 'reports'  # of every template, besides fields of Config
 
 
 def template_parameters(template: str | Path) -> dict:
@@ -497,19 +485,31 @@ def template_parameters(template: str | Path) -> dict:
         )
     return found
 
-
+# %% ../nbs/17_experiment.ipynb #17e00010
 def checked(given: dict, known: dict) -> tuple[Config, dict]:
     "The configuration, and the other options. Raises ValueError naming the unknown and mistyped."
-    if lacking := [name for name in NEEDED if name not in known]:
+    _check_names(given, known)
+    meant, settings = {**known, **given}, {*Config.model_fields, 'settings'}
+    options = {name: value for name, value in meant.items() if name not in settings}
+    _check_options(options, known)
+    fields = {name: value for name, value in meant.items() if name in settings}
+    return resolve(**fields), options
+
+
+def _check_names(given: dict, known: dict) -> None:
+    "Raises ValueError at parameters that a template lacks, or does not know."
+    lacking = [name for name in NEEDED if name not in known]
+    if lacking:
         raise ValueError(
             f'the template has no parameter {", ".join(lacking)}; take nbs/templates/run.ipynb'
         )
-    if unknown := given.keys() - known.keys():
-        raise ValueError(
-            f'unknown parameters {", ".join(sorted(unknown))}; known are {", ".join(known)}'
-        )
-    meant, settings = {**known, **given}, {*Config.model_fields, 'settings'}
-    options = {name: value for name, value in meant.items() if name not in settings}
+    unknown = sorted(given.keys() - known.keys())
+    if unknown:
+        raise ValueError(f'unknown parameters {", ".join(unknown)}; known are {", ".join(known)}')
+
+
+def _check_options(options: dict, known: dict) -> None:
+    "Raises ValueError at options of another type than the template's, and at unusable ones."
     for name, value in options.items():
         if type(value) is not type(known[name]):
             raise ValueError(
@@ -521,7 +521,6 @@ def checked(given: dict, known: dict) -> tuple[Config, dict]:
     for name in ('runs', 'reports'):
         if not options[name]:
             raise ValueError(f'{name} is empty; give a folder')
-    return resolve(**{name: value for name, value in meant.items() if name not in options}), options
 
 # %% ../nbs/17_experiment.ipynb #12c0de02
 LAUNCHER = ('WORLD_SIZE', 'RANK', 'LOCAL_WORLD_SIZE', 'LOCAL_RANK', 'MASTER_ADDR', 'MASTER_PORT')
@@ -600,7 +599,7 @@ def report(
     path: str | Path | None = None,  # of the report; None is report.ipynb in the run's folder
     force: bool = False,  # run although a result is there, and replace it
     tracker: str = '',  # of accelerate, such as tensorboard: epochs go there, too
-    **parameters,  # of the template
+    **parameters: Any,  # of the template
 ) -> Path:  # the executed notebook
     """Run, and then execute the run template, which finds the result and shows it. Of several
     processes the main one makes the report.
@@ -612,7 +611,8 @@ def report(
     afresh, shown = force or not options['resume'], sys.stderr.isatty()
     try:
         run(config, options['runs'], not afresh, shown, tracker)
-        parameters |= {'resume': True} if 'resume' in parameters else {}
+        if 'resume' in parameters:
+            parameters['resume'] = True  # the report shows what was just made
     except Exception:
         if launched():
             raise
