@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from hashlib import sha256
 from pathlib import Path
 
 import nbformat
@@ -15,15 +16,25 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 from sklearn.datasets import load_digits
 from typer.testing import CliRunner
 
 from dcwh.cli import app
 from dcwh.codes import Codes
 from dcwh.config import resolve
-from dcwh.experiment import finished, recorded, report, run, template_parameters
+from dcwh.evaluation import evaluate
+from dcwh.experiment import (
+    finished,
+    recorded,
+    report,
+    retrieval_set,
+    run,
+    template_parameters,
+)
 from dcwh.model import HashModel
 from dcwh.results import read_result, read_table, record, row_of_config, run_name
+from dcwh.training import train
 
 ROOT = Path(__file__).parents[1]
 TEMPLATE = ROOT / 'nbs/templates/run.ipynb'
@@ -686,7 +697,40 @@ def test_a_template_that_is_none(tmp_path, content):
         report(tmp_path / 'template.ipynb', **QUICK)
 
 
-# checkpoints and model folders that are damaged
+# checkpoints of something else, checkpoints and model folders that are damaged
+
+
+def test_a_checkpoint_is_of_its_images(folder, tmp_path):
+    "The same names and the same configuration; the images have other sizes."
+    others = tmp_path / 'others'
+    shutil.copytree(folder, others)
+    for file in others.rglob('*.png'):
+        Image.new('L', (8, 8), int(file.stem) % 256).save(file)
+    mine, theirs = of_folder(folder, epochs=1), of_folder(others, epochs=1)
+    assert mine.hash == theirs.hash
+    train(mine, retrieval_set(mine).read(16), folder=tmp_path, progress=False)
+    with pytest.raises(ValueError, match='other images or other weights .*; delete it, or give'):
+        train(theirs, retrieval_set(theirs).read(16), folder=tmp_path, progress=False)
+
+
+def test_a_checkpoint_and_a_result_are_of_their_weights(tmp_path):
+    file = tmp_path / 'weights.safetensors'
+    save_file(HashModel('small', 16, 'none').backbone.state_dict(), file)
+    config = resolve({'weights': str(file), 'epochs': 1}, **QUICK)
+    data = retrieval_set(config).read(config.resize)
+    train(config, data, folder=tmp_path, progress=False)
+    began = sha256(file.read_bytes()).hexdigest()
+
+    def replaced(*given, **options):
+        state = HashModel('small', 16, 'none').backbone.state_dict()
+        save_file({name: torch.zeros_like(value) for name, value in state.items()}, file)
+        return evaluate(*given, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr('dcwh.experiment.evaluate', replaced)  # while the run goes on
+        assert run(config, tmp_path / 'runs')['manifest']['weights_sha256'] == began
+    with pytest.raises(ValueError, match='other images or other weights .*; delete it, or give'):
+        train(config, data, folder=tmp_path, progress=False)
 
 
 def test_a_damaged_checkpoint_says_what_to_do(tmp_path):
