@@ -21,7 +21,7 @@ from torch.nn.functional import pdist
 
 from .codes import Codes, as_array, as_labels
 from dcwh.counting import (
-    _present,
+    check_device,
     blocks,
     check_sides,
     differing,
@@ -647,7 +647,7 @@ def _outputs(query, database, query_labels, database_labels, device):
             f'query has {query.shape[1]} bits and database {database.shape[1]}; '
             'both sides need the same code length'
         )
-    device = query.device if device is None else _present(device)
+    device = query.device if device is None else check_device(device)
     y, z = (torch.from_numpy(part).to(device) for part in labels)
     return query.to(device).double(), database.to(device).double(), y, z
 

@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dcwh import evaluation
+from dcwh import counting
 from dcwh.codes import Codes
 from dcwh.counting import IMAGES, QUERIES, WARPS, _count_by_torch, _kernel, histograms
 from dcwh.evaluation import (
@@ -306,10 +306,10 @@ def test_torch_counts_where_the_kernel_does_not_run(monkeypatch):
     def broken(*_):
         raise RuntimeError('Failed to find C compiler\nmore')
 
-    monkeypatch.setattr(evaluation, '_count_by_triton', broken)
-    monkeypatch.setattr(evaluation, '_count_by_torch', lambda *_: 'torch')
-    monkeypatch.setattr(evaluation, 'find_spec', lambda _: True)
+    monkeypatch.setattr(counting, '_count_by_triton', broken)
+    monkeypatch.setattr(counting, '_count_by_torch', lambda *_: 'torch')
+    monkeypatch.setattr(counting, 'find_spec', lambda _: True)
     with pytest.warns(UserWarning, match='takes longer: Failed to find C compiler$'):
-        assert evaluation._count_on_device(None, None, None, torch.device('cuda')) == 'torch'
-    monkeypatch.setattr(evaluation, 'find_spec', lambda _: None)  # no Triton, no warning
-    assert evaluation._count_on_device(None, None, None, torch.device('cuda')) == 'torch'
+        assert counting._count_on_device(None, None, None, torch.device('cuda')) == 'torch'
+    monkeypatch.setattr(counting, 'find_spec', lambda _: None)  # no Triton, no warning
+    assert counting._count_on_device(None, None, None, torch.device('cuda')) == 'torch'
