@@ -678,6 +678,35 @@ def _way_of_distances(query: Tensor, database: Tensor) -> str:
         return 'donot_use_mm_for_euclid_dist'
     return 'use_mm_for_euclid_dist_if_necessary'
 
+# %% ../nbs/06_evaluation.ipynb #1fe416c6
+def _outputs(
+    query: Tensor,
+    database: Tensor,
+    query_labels: Tensor | np.ndarray | None,
+    database_labels: Tensor | np.ndarray | None,
+    device: str | torch.device | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Outputs as float64 and labels as tensors, on the device.
+
+    Raises ValueError where they do not fit together."""
+    y, z = same_form(
+        _labels_of_outputs(query, query_labels, 'query'),
+        _labels_of_outputs(database, database_labels, 'database'),
+    )
+    if device is None and query.device != database.device:
+        raise ValueError(
+            f'query is on {query.device} and database on {database.device}; '
+            'move one to the other, or give device'
+        )
+    if query.shape[1] != database.shape[1]:
+        raise ValueError(
+            f'query has {query.shape[1]} bits and database {database.shape[1]}; '
+            'both sides need the same code length'
+        )
+    device = query.device if device is None else check_device(device)
+    labels = torch.from_numpy(y).to(device), torch.from_numpy(z).to(device)
+    return query.to(device).double(), database.to(device).double(), *labels
+
 # %% ../nbs/06_evaluation.ipynb #ebaf4a3b
 @register_jitable
 def _order_of(
@@ -744,36 +773,7 @@ def _ranked(
     _precisions_by_rank(ordered, distances, relevant, precisions, found)
     return precisions, found
 
-# %% ../nbs/06_evaluation.ipynb #1fe416c6
-def _outputs(
-    query: Tensor,
-    database: Tensor,
-    query_labels: Tensor | np.ndarray | None,
-    database_labels: Tensor | np.ndarray | None,
-    device: str | torch.device | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Outputs as float64 and labels as tensors, on the device.
-
-    Raises ValueError where they do not fit together."""
-    y, z = same_form(
-        _labels_of_outputs(query, query_labels, 'query'),
-        _labels_of_outputs(database, database_labels, 'database'),
-    )
-    if device is None and query.device != database.device:
-        raise ValueError(
-            f'query is on {query.device} and database on {database.device}; '
-            'move one to the other, or give device'
-        )
-    if query.shape[1] != database.shape[1]:
-        raise ValueError(
-            f'query has {query.shape[1]} bits and database {database.shape[1]}; '
-            'both sides need the same code length'
-        )
-    device = query.device if device is None else check_device(device)
-    labels = torch.from_numpy(y).to(device), torch.from_numpy(z).to(device)
-    return query.to(device).double(), database.to(device).double(), *labels
-
-
+# %% ../nbs/06_evaluation.ipynb #470d669c
 def _ranked_by_torch(
     apart: Tensor,  # float64, shape (q, N): distances
     relevant: Tensor,  # bool, of the same shape
