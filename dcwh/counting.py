@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ROOM', 'tl', 'IMAGES', 'QUERIES', 'WARPS', 'BINS', 'words', 'label_words', 'trips', 'differing', 'shared',
-           'keeps_torch_threads', 'same_form', 'labels_of', 'check_sides', 'blocks', 'check_device', 'histograms']
+           'keeps_torch_threads', 'same_form', 'known_labels', 'check_sides', 'blocks', 'check_device', 'histograms']
 
 # %% ../nbs/05_counting.ipynb #c0e70004
 import warnings
@@ -191,7 +191,7 @@ def _as_rows(labels: np.ndarray, classes: int) -> np.ndarray:
     return labels if labels.ndim == 2 else labels[:, None] == np.arange(classes)
 
 # %% ../nbs/05_counting.ipynb #bd887517
-def labels_of(
+def known_labels(
     codes: Codes,
     name: str = 'codes',  # of the argument, for the error
 ) -> np.ndarray:  # int64 (N,) or bool (N, C)
@@ -212,7 +212,7 @@ def _check_side(side: Codes, name: str) -> None:
         )
     if not len(side):
         raise ValueError(f'{name} holds no codes; both sides need at least one')
-    labels_of(side, name)
+    known_labels(side, name)
 
 
 def check_sides(
@@ -234,7 +234,7 @@ def check_sides(
             f'query is of model {query.model} and database of model {database.model}; '
             'codes of two models cannot be compared'
         )
-    y, z = same_form(labels_of(query), labels_of(database))
+    y, z = same_form(known_labels(query), known_labels(database))
     return _with_labels(query, y), _with_labels(database, z)
 
 
@@ -247,7 +247,7 @@ def blocks(
     rows: int = 2**14,  # images in a block
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     "The database as (words, label words), a block at a time."
-    labels = labels_of(database)
+    labels = known_labels(database)
     for start in range(0, len(database), rows):
         part = slice(start, start + rows)
         yield words(database.packed[part]), label_words(labels[part])
@@ -257,7 +257,7 @@ def blocks(
 def _count_blocks(query: Codes, database: Codes, most: int, counts: np.ndarray) -> np.ndarray:
     "Add all pairs to `counts`."
     codes = words(query.packed)
-    labels = label_words(labels_of(query))
+    labels = label_words(known_labels(query))
     for block, block_labels in blocks(database):
         lengths = trips(codes), trips(labels)
         _count(codes, block, labels, block_labels, *lengths, most, counts)
@@ -384,11 +384,11 @@ def _count_by_triton(
     room: int = ROOM,
 ) -> np.ndarray:
     "Counts by the kernel."
-    y, z = _label_bytes(labels_of(query), labels_of(database))
+    y, z = _label_bytes(known_labels(query), known_labels(database))
     size = counts[0].size  # places of a query
     needed = 1 << max(7, size.bit_length())  # a power of two, more than there are places
     fixed = {
-        'several': labels_of(query).ndim == 2,
+        'several': known_labels(query).ndim == 2,
         'bins': needed if needed <= bins else 0,
         'images': images,
         'queries': queries,
@@ -431,7 +431,7 @@ def _unpacked(packed: Tensor, columns: int) -> Tensor:
 
 def _side(codes: Codes, device: str | torch.device) -> tuple[Tensor, Tensor]:
     "Codes and labels as they are sent: several labels packed too."
-    y = labels_of(codes)
+    y = known_labels(codes)
     return _sent(codes.packed, device), _sent(np.packbits(y, axis=1) if y.ndim == 2 else y, device)
 
 
@@ -464,7 +464,7 @@ def _count_by_torch(
     room: int = ROOM,
 ) -> np.ndarray:
     "Counts by matrix products, on any device of torch."
-    y = labels_of(query)
+    y = known_labels(query)
     size = counts[0].size  # places of a query
     images = 4 * room // (query.packed.shape[1] + max(8, y[0].size // 8))
     form = query.bits, y[0].size
@@ -522,7 +522,7 @@ def histograms(
     check_flag('graded', graded)
     query, database = check_sides(query, database)
     device = check_device(device)
-    most = _most_shared(labels_of(query))
+    most = _most_shared(known_labels(query))
     counts = np.zeros((len(query), (most if graded else 1) + 1, query.bits + 1), np.int32)
     if device.type == 'cpu':
         return _count_blocks(query, database, most, counts)

@@ -30,8 +30,8 @@ from dcwh.counting import (
     differing,
     histograms,
     keeps_torch_threads,
+    known_labels,
     label_words,
-    labels_of,
     same_form,
     shared,
     trips,
@@ -293,7 +293,7 @@ def _ap_in_order(query: Codes, database: Codes, top_k: int | None, normaliser: s
     items, relevant = counts.sum(1), counts[:, 1]
     rank = items.cumsum(1) - items  # what comes before each group; then up to its last image seen
     hits = relevant.cumsum(1) - relevant
-    codes, labels = words(query.packed), label_words(labels_of(query))
+    codes, labels = words(query.packed), label_words(known_labels(query))
     score, found = np.zeros(len(query)), np.zeros(len(query), np.int64)
     k = top_k or len(database)
     for block, block_labels in blocks(database):

@@ -22,7 +22,7 @@ except ImportError as e:
     ) from e
 
 from .codes import Codes, as_array, check_flag
-from .counting import labels_of
+from .counting import known_labels
 from .evaluation import check_cut, evaluate
 from .files import shown
 
@@ -120,7 +120,7 @@ class TwoSides(Metric):
         codes = _batch(self, h, y, side)
         kept = {
             'packed': codes.packed,
-            'labels': labels_of(codes),
+            'labels': known_labels(codes),
             'ids': _checked_ids(ids, len(codes)),
         }
         _keep_form(self, kept['labels'], side)
