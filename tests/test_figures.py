@@ -84,7 +84,7 @@ def test_at_most_six_lines_have_a_colour(number):
     coloured = [name for name in names if name != 'other methods']
     assert len(coloured) == min(number, 6) and 'm0' in coloured
     assert ('other methods' in names) == (number > 6)
-    grey = [line for line in ax.lines if line.get_color() == figures.OTHER['color']]
+    grey = [line for line in ax.lines if line.get_color() == figures.OTHER_LINE['color']]
     assert len(grey) == number - len(coloured)
     low, high = ax.get_ylim()
     assert 0 <= low < high <= 1
