@@ -206,6 +206,7 @@ class Criterion(nn.Module):
         return {}
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        "Tensors that `kept` names follow to a device and keep their precision."
         super()._apply(fn, recurse)
         for name in self.kept:
             tensor = getattr(self, name)

@@ -107,7 +107,8 @@ class _Disk(io.FileIO):
 
     error: OSError | None = None
 
-    def write(self, part: Any) -> int:  # bytes, or what can be taken for them
+    def write(self, part: Any) -> int:
+        "Write bytes, or what can be taken for them, and keep the error where there is one."
         try:
             return super().write(part)
         except OSError as e:
