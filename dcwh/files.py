@@ -14,13 +14,13 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 from uuid import uuid4
 
 from filelock import FileLock
 
 # %% ../nbs/00_files.ipynb #1414238e
-def shown(value) -> str:
+def shown(value: object) -> str:
     "A value in an error: in one line, and not all of it if it is long."
     try:
         text = ' '.join(repr(value).split())
@@ -36,11 +36,9 @@ def as_path(path: str | Path) -> Path:
         return Path(path)
     raise ValueError(f'{shown(path)} is no path; give a text or a Path')
 
-
-def file_is_there(
-    path: str | Path,
-) -> bool:
-    """Whether a file is there. Libraries call one that cannot be read missing, or torn.
+# %% ../nbs/00_files.ipynb #1cf1476a
+def file_is_there(path: str | Path) -> bool:
+    """Whether a file is there.
 
     Raises OSError, which says why, where something is there and cannot be read."""
     try:
@@ -56,7 +54,7 @@ def file_is_there(
         raise OSError(f'{path} cannot be read ({e.strerror or e})') from e
     return True
 
-
+# %% ../nbs/00_files.ipynb #7fd7e248
 def writable(
     path: str | Path,  # of a file to be
 ) -> Path:  # the same, links followed
@@ -109,7 +107,8 @@ class _Disk(io.FileIO):
 
     error: OSError | None = None
 
-    def write(self, part) -> int:
+    def write(self, part: Any) -> int:
+        "Write bytes, or what can be taken for them, and keep the error where there is one."
         try:
             return super().write(part)
         except OSError as e:
@@ -131,7 +130,7 @@ def _beside(place: Path) -> _Disk:
             return file  # a file system without locks
         file.close()
 
-
+# %% ../nbs/00_files.ipynb #442a1cfa
 def write_whole(
     path: str | Path,  # where the file shall be; its folder is made
     write: Callable[[BinaryIO], object],  # called with an open binary file
@@ -169,7 +168,7 @@ def locked(
     with FileLock(place.with_name(f'.{place.name}.lock'), timeout=timeout):
         yield
 
-
+# %% ../nbs/00_files.ipynb #69bb8991
 @contextmanager
 def folder_lock(
     folder: str | Path,
