@@ -188,6 +188,12 @@ def _check_method(config: Config, method: Method) -> None:
                 f'method {config.method} has {name}={value!r} by definition; '
                 f'it cannot be {getattr(config, name)!r}'
             )
+    taken = sorted(method.defaults.keys() & Config.model_fields.keys())
+    if taken:
+        raise ValueError(
+            f'method {config.method} has a setting of its own called {taken[0]}, '
+            'as a field of Config is; give it another name'
+        )
     unknown = sorted(config.method_settings.keys() - method.defaults.keys())
     if unknown:
         fields = 'none' if method.code else 'none, it has fields of Config'

@@ -34,6 +34,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from .config import Config, explain, resolve
 from .files import locked, shown, write_whole
+from .methods import BUILT_IN
 from .model import first_line
 from .sources import BENCHMARKS, as_path, at_line, printable, read_cells
 
@@ -227,7 +228,8 @@ def read_result(
 def run_name(config: Config) -> str:
     "The folder of a run below `runs`: `digits-default/dcwh-16-seed0-21f0064c`."
     folder = f'{config.dataset.rpartition("/")[2]}-{config.recipe}'
-    return f'{folder}/{config.method}-{config.bits}-seed{config.seed}-{config.hash[:8]}'
+    method = config.method.replace(':', '.')  # names of files have no colon
+    return f'{folder}/{method}-{config.bits}-seed{config.seed}-{config.hash[:8]}'
 
 # %% ../nbs/15_results.ipynb #ffba7f9d
 KINDS = {  # of the settings
@@ -646,9 +648,12 @@ def completed(
 
 @cache
 def _asked(dataset: str, bits: int, method: str, recipe: str) -> dict:
-    "What a recipe gives. Of a method or a recipe that is no more: nothing, and all is named."
+    """What a recipe gives. Of a recipe that is no more: nothing, and all is named.
+
+    Of a method that is not this project's: what a set gets. A table runs no code of others."""
+    known = method if method in BUILT_IN else 'dcwh'
     try:
-        config = resolve(dataset=dataset, bits=bits, method=method, recipe=recipe)
+        config = resolve(dataset=dataset, bits=bits, method=known, recipe=recipe)
     except ValueError:
         return {}
     return completed(config.model_dump())
@@ -660,9 +665,8 @@ def setting(
 ) -> str:
     "A configuration by its recipe and what it changes in it: `default, epochs=12`."
     recipe = _asked(*(config[name] for name in ('dataset', 'bits', 'method', 'recipe')))
-    left_out = (
-        ELSEWHERE if own else (*ELSEWHERE, 'lr', 'head_lr', *config.get('method_settings', {}))
-    )
+    owned = 'lr', 'head_lr', 'method_code', *config.get('method_settings', {})
+    left_out = ELSEWHERE if own else (*ELSEWHERE, *owned)
     config = completed(config)
 
     def differs(name):
