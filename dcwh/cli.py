@@ -163,7 +163,7 @@ def run(
     method: Annotated[
         str,
         typer.Option(
-            help='dcwh, dcwh-learned, dcwh-fixed, dcwh-sparse, dcwh-tanh, dcwh-sigmoid, dcwh-cube, idcwh, ce, dpsh, dtsh, hashnet, dsdh, dch, greedyhash, csq or orthohash'
+            help='dcwh, dcwh-learned, dcwh-fixed, dcwh-sparse, dcwh-tanh, dcwh-sigmoid, dcwh-cube, idcwh, ce, dpsh, dtsh, hashnet, dsdh, dch, greedyhash, csq, orthohash, or package.module:Class of your own'
         ),
     ] = 'dcwh',
     seed: Annotated[int, typer.Option(help='of split, initialisation, order and augmentation')] = 0,
@@ -266,9 +266,9 @@ def _heard() -> Iterator[None]:
 
 def _check_record(table: Path, study: str, modified: bool) -> None:
     "Raises ValueError or OSError where a run could not be recorded when it is over."
-    from dcwh import codes, experiment, results
+    from dcwh import experiment, files, results
 
-    codes.writable(table)
+    files.writable(table)
     if table.exists():
         results.read_table(table)
     if study:
@@ -360,7 +360,7 @@ def compare(
 
     dcwh compare reports --out reports/compare.ipynb
     """
-    from dcwh import codes, experiment, results
+    from dcwh import experiment, files, results
 
     folders = folders or [name for name in ('reports', 'runs') if Path(name).is_dir()]
     if not folders:
@@ -371,7 +371,7 @@ def compare(
     if not Path(published).is_file():
         raise FileNotFoundError(f'{published} is not there; give the table of published numbers')
     experiment.check_place(out, 'results.comparison(')
-    codes.writable(out)
+    files.writable(out)
     if missing := {'folders', 'published'} - experiment.template_parameters(template).keys():
         raise ValueError(
             f'{template} has no parameter {min(missing)}; give the template of a comparison'

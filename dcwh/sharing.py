@@ -29,7 +29,7 @@ from torch import Tensor
 from .codes import Codes, check_bits, check_flag
 from .evaluation import evaluate
 from .files import as_path, file_is_there, folder_lock, shown, writable, write_whole
-from .methods import METHODS
+from .methods import BUILT_IN, METHODS
 from dcwh.model import (
     HUB,
     Encoder,
@@ -331,7 +331,9 @@ def limits(result: dict) -> list[str]:
             f'{empty:,} of {p["query"]:,} queries find nothing within radius 2; '
             'they count 0 in the precision there.'
         )
-    if c['method'].startswith('dcwh'):
+    if c['method'] not in BUILT_IN:
+        said.append('The method is no part of dcwh. It is of whoever trained the model.')
+    elif c['method'].startswith('dcwh'):
         said.append(
             'The method is reconstructed from the abstract of the paper '
             'and from public re-implementations.'
@@ -439,6 +441,7 @@ def card(
             raise ValueError(f'{name} is {shown(text)}; give a text')
     check_flag('onnx', onnx)
     c, measured = SimpleNamespace(**result['config']), _measured(result)
+    known = c.method in BUILT_IN
     name = f'{c.method}-{c.bits}-{measured[0].dataset_type}'
     data = ModelCardData(
         library_name='dcwh',
@@ -453,7 +456,7 @@ def card(
         data,
         template_str=CARD,
         name=name,
-        origin=METHODS[c.method].reference,
+        origin=METHODS[c.method].reference if known else 'no part of dcwh',
         code=CODE,
         where=repr(str(where)),
         identity=identity,
@@ -464,7 +467,7 @@ def card(
         p=result['protocol'],
         m=result['metrics'],
         manifest=result['manifest'],
-        paper=PAPER if c.method.startswith('dcwh') else '',
+        paper=PAPER if known and c.method.startswith('dcwh') else '',
     )
 
 # %% ../nbs/19_sharing.ipynb #4350f456

@@ -37,7 +37,7 @@ from .config import Config
 from .criterion import Criterion, widest
 from .data import ImageSet, Loader, RetrievalSet, epoch_draws, prepare
 from .files import write_whole
-from .methods import METHODS
+from .methods import method_of
 from .model import HashModel, find_timm, first_line
 
 # %% ../nbs/14_training.ipynb #01b165c7
@@ -176,7 +176,7 @@ def build(
     model = model.to(memory_format=torch.channels_last)
     torch.manual_seed(config.seed)
     generator = torch.Generator().manual_seed(config.seed)
-    criterion = METHODS[config.method].build(config, num_classes, images, generator)
+    criterion = method_of(config.method).build(config, num_classes, images, generator)
     return model, criterion, _optimizer(config, model, criterion)
 
 
