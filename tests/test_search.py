@@ -16,6 +16,7 @@ from inspect import getsource
 from pathlib import Path
 from uuid import uuid4
 
+import faiss
 import numpy as np
 import pytest
 from faiss import serialize_index_binary
@@ -23,7 +24,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dcwh.codes import Codes
-from dcwh.search import KINDS, OPTIONS, STRUCTURES, CodeIndex, changing, option_lines
+from dcwh.search import INDEX_KINDS, OPTIONS, STRUCTURES, CodeIndex, changing, option_lines
 
 
 def codes(n, first=0, seed=0):
@@ -337,7 +338,7 @@ def test_options_are_printed():
 # ---- k, empty indexes, what is asked
 
 
-@pytest.mark.parametrize('kind', KINDS)
+@pytest.mark.parametrize('kind', INDEX_KINDS)
 def test_k_is_cut_at_the_size(tmp_path, kind):
     "Nothing of the size of k is made, and an index that was emptied answers with nothing."
     codes, h = some_codes(20), np.random.default_rng(0).standard_normal((3, 32))
@@ -386,7 +387,7 @@ def test_too_many_answers_are_refused():
             call()
 
 
-@pytest.mark.parametrize('kind', KINDS)
+@pytest.mark.parametrize('kind', INDEX_KINDS)
 def test_no_codes_no_index(tmp_path, kind):
     with pytest.raises(ValueError, match='there are no codes'):
         built(kind, some_codes(1)[:0], folder=tmp_path)
@@ -565,7 +566,7 @@ def test_what_is_known_of_rows_is_kept_up():
             index.delete([everything.ids[list(left)[0]], 'x'])
         assert len(index) == before == len(left) == len(
             index.ids
-        ) and index.structure.ntotal == len(index.codes)
+        ) and index.structure.ntotal == len(index.rows.codes)
     rows = list(left)
     assert index.ids.tolist() == everything.ids[rows].tolist()
     assert (index.codes_of(index.ids).packed == everything.packed[rows]).all()
@@ -577,8 +578,8 @@ def test_what_is_known_of_rows_is_kept_up():
         (a == b).all()
         for a, b in zip(index.search(everything, 300), fresh.search(everything, 300), strict=True)
     )
-    assert index.place == {
-        i: row for row, i in enumerate(index.codes.ids.tolist()) if not index.gone[row]
+    assert index.rows.place == {
+        i: row for row, i in enumerate(index.rows.codes.ids.tolist()) if not index.rows.gone[row]
     }
 
 
@@ -749,6 +750,82 @@ def test_structures_that_are_not_believed(tmp_path, kind):
             assert 'damaged, or is no index' in str(e)
             refused += 1
     assert refused > 50
+
+
+def torn(name, position, value):
+    "Changes one number of an array of FAISS."
+
+    def tear(structure):
+        array = faiss.vector_to_array(getattr(structure.hnsw, name))
+        array[position] = value
+        faiss.copy_array_to_vector(array, getattr(structure.hnsw, name))
+
+    return tear
+
+
+def set_of(name, value):
+    "Sets a number of a graph."
+    return lambda structure: setattr(structure.hnsw, name, value)
+
+
+def probabilities(number):
+    "Gives a graph so many probabilities of levels. New codes would get a level that is not there."
+    table = np.zeros(number)
+    return lambda structure: faiss.copy_array_to_vector(table, structure.hnsw.assign_probas)
+
+
+def between_levels(structure):
+    "Lets a link of an upper level lead to a code that is not there."
+    graph = structure.hnsw
+    levels, offsets = faiss.vector_to_array(graph.levels), faiss.vector_to_array(graph.offsets)
+    upper = int(np.flatnonzero(levels > 1)[0])
+    position = int(offsets[upper]) + faiss.vector_to_array(graph.cum_nneighbor_per_level)[1]
+    torn('neighbors', position, int(np.flatnonzero(levels == 1)[0]))(structure)
+
+
+TEARS = {
+    'link beyond': torn('neighbors', 0, 300),
+    'link below': torn('neighbors', 0, -2),
+    'offset': torn('offsets', 5, 0),
+    'first offset': torn('offsets', 0, 3),
+    'last offset': torn('offsets', -1, 10**6),
+    'no level': torn('levels', 3, 0),
+    'high level': torn('levels', 3, 50),
+    'fewer links of a level': torn('cum_nneighbor_per_level', 1, 0),
+    'links before the first': torn('cum_nneighbor_per_level', 0, -5),
+    'links of a level without end': torn('cum_nneighbor_per_level', 2, 5000),
+    'entry beyond': set_of('entry_point', 300),
+    'no entry': set_of('entry_point', -1),
+    'too many levels': set_of('max_level', 40),
+    'no levels': set_of('max_level', -1),
+    'no probabilities': probabilities(0),
+    'too many probabilities': probabilities(100),
+    'links between levels': between_levels,
+}
+
+
+@pytest.mark.parametrize('tear', TEARS.values(), ids=TEARS)
+def test_graphs_that_are_torn(tmp_path, tear):
+    "By FAISS or by us: a graph that would lead a search or an addition astray is refused."
+    index = CodeIndex.build(some_codes(300), 'hnsw', links=4)
+    tear(index.structure)
+    index.save(tmp_path / 'x.index')
+    with pytest.raises(ValueError, match='damaged, or is no index'):
+        CodeIndex.load(tmp_path / 'x.index')
+
+
+def test_a_code_in_two_places(tmp_path):
+    "It would be found twice: refused, also where both are in the same list."
+    for other in (False, True):
+        index = CodeIndex.build(some_codes(60), 'ivf')
+        lists = index.structure.invlists
+        first, second, *_ = filter(lists.list_size, range(lists.nlist))
+        row = int(faiss.rev_swig_ptr(lists.get_ids(first), 1)[0])
+        code = faiss.swig_ptr(index.rows.codes.packed[row])
+        lists.add_entry(second if other else first, row, code)
+        index.save(tmp_path / f'{other}.index')
+        with pytest.raises(ValueError, match='does not hold each code once'):
+            CodeIndex.load(tmp_path / f'{other}.index')
 
 
 @pytest.mark.parametrize(
