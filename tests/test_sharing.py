@@ -356,3 +356,61 @@ def test_codes_without_a_name_are_still_evaluated(digits, tmp_path):
     result.write_text(json.dumps(changed))
     with pytest.raises(ValueError, match='they are of another run'):
         publish(result, tmp_path / 'other')
+
+
+# what an edited result file would put on a card
+
+
+@pytest.fixture
+def edited(digits, tmp_path):
+    "Publishes a copy of the run whose result file says something else."
+    where, name = digits
+    home = tmp_path / 'runs' / name
+    shutil.copytree(where / 'runs' / name, home)
+
+    def publish_edited(missing=(), **parts):
+        result = read_result(where / 'runs' / name / 'result.json')
+        for part, values in parts.items():
+            result[part].update(values)
+        (home / 'result.json').write_text(json.dumps(result))
+        for role in missing:
+            (home / f'{role}.npz').unlink()
+        return publish(home, tmp_path / 'model')
+
+    return publish_edited
+
+
+ROLES = {'query': 'queries', 'database': 'database'}  # of codes: what metrics call their number
+
+
+@pytest.mark.parametrize('missing', [(), ('query',), ('query', 'database')])
+@pytest.mark.parametrize(('role', 'metric'), ROLES.items())
+def test_a_size_that_contradicts_the_metrics_is_not_published(edited, role, metric, missing):
+    with pytest.raises(ValueError, match=rf'result.json: {metric} is \d+ among the metrics'):
+        edited(missing, protocol={role: 9999})
+
+
+@pytest.mark.parametrize(('role', 'metric'), ROLES.items())
+def test_a_size_that_contradicts_the_codes_is_not_published(edited, role, metric):
+    with pytest.raises(ValueError, match=rf'{role}.npz holds \d+ codes and the result says'):
+        edited(protocol={role: 9999}, metrics={metric: 9999})
+
+
+def test_codes_that_are_alone_are_still_compared(edited):
+    with pytest.raises(ValueError, match=r'database.npz holds \d+ codes'):
+        edited(['query'], protocol={'database': 9999}, metrics={'database': 9999})
+
+
+def test_a_card_says_that_codes_prove_its_metrics_and_not_its_split(edited):
+    text = (edited(protocol={'train': 9999, 'split_hash': '0' * 16}) / 'README.md').read_text()
+    assert sharing.COUNTED[True] in text
+    assert 'training images and the split are those of its result file' in sharing.COUNTED[True]
+
+
+@pytest.mark.parametrize('missing', [('query',), ('database',), ('query', 'database')])
+def test_a_card_says_that_its_numbers_were_not_counted_again(edited, digits, missing):
+    metrics = read_result(digits[0] / 'runs' / digits[1] / 'result.json')['metrics']
+    middle = (metrics['map'] + metrics['map_optimistic']) / 2
+    text = (edited(missing, metrics={'map': middle}) / 'README.md').read_text()
+    assert sharing.COUNTED[False] in text
+    assert sharing.COUNTED[True] not in text
