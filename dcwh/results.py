@@ -30,6 +30,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from .config import Config, explain, resolve
 from .files import locked, shown, write_whole
+from .methods import BUILT_IN
 from .model import first_line
 from .sources import BENCHMARKS, as_path, at_line, printable, read_cells
 
@@ -239,7 +240,8 @@ def run_name(
 ) -> str:  # such as digits-default/dcwh-16-seed0-21f0064c
     "The folder of a run, below `runs`."
     folder = f'{config.dataset.rpartition("/")[2]}-{config.recipe}'
-    return f'{folder}/{config.method}-{config.bits}-seed{config.seed}-{config.hash[:8]}'
+    method = config.method.replace(':', '.')  # names of files have no colon
+    return f'{folder}/{method}-{config.bits}-seed{config.seed}-{config.hash[:8]}'
 
 # %% ../nbs/15_results.ipynb #ffba7f9d
 def _setting_kind(name: str, annotation: Any) -> type:
@@ -713,9 +715,12 @@ def completed(
 
 @cache
 def _recipe(dataset: str, bits: int, method: str, recipe: str) -> dict:
-    "What a recipe gives. Nothing for a method or a recipe that is no more: then all is named."
+    """What a recipe gives. Nothing for a recipe that is no more: then all is named.
+
+    For a method that is not this project's: what a set gets. A table runs no code of others."""
+    known = method if method in BUILT_IN else 'dcwh'
     try:
-        config = resolve(dataset=dataset, bits=bits, method=method, recipe=recipe)
+        config = resolve(dataset=dataset, bits=bits, method=known, recipe=recipe)
     except ValueError:
         return {}
     return completed(config.model_dump())
@@ -736,7 +741,7 @@ def setting(
     recipe = _recipe(*(config[name] for name in ('dataset', 'bits', 'method', 'recipe')))
     left_out = {*ELSEWHERE}
     if not own:
-        left_out |= {'lr', 'head_lr', *config.get('method_settings', {})}
+        left_out |= {'lr', 'head_lr', 'method_code', *config.get('method_settings', {})}
     whole = completed(config)
     changes = [
         _setting_text(name, whole.get(name))
