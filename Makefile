@@ -17,8 +17,6 @@ $(VENV)/.installed: settings.ini setup.py
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "$(PYTHON) cannot make virtual environments. On Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet --editable '.[dev]'
-	@# found before a folder called dcwh, such as this one, in which somebody may stand
-	@echo "$(CURDIR)" > "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/dcwh-clone.pth"
 	@touch $@
 
 venv: $(VENV)/.installed  ## make .venv and install the project with all it needs (5 minutes and 7 GB, once)

@@ -24,6 +24,9 @@ readme = re.sub(
     flags=re.DOTALL,
 )
 
+# files that travel in the package; dcwh.files.shipped finds them, here and there
+shipped = {'recipes': 'data/recipes', 'templates': 'nbs/templates', 'published': 'data'}
+
 setup(
     name=cfg['lib_name'],
     version=cfg['version'],
@@ -36,9 +39,15 @@ setup(
     long_description=readme,
     long_description_content_type='text/markdown',
     python_requires=f'>={cfg["min_python"]}',
-    packages=['dcwh', 'dcwh.recipes'],
-    package_dir={'dcwh': 'dcwh', 'dcwh.recipes': 'data/recipes'},
-    package_data={'dcwh.recipes': ['*.yaml']},
+    packages=['dcwh', *(f'dcwh.{name}' for name in shipped)],
+    package_dir={'dcwh': 'dcwh', **{f'dcwh.{name}': folder for name, folder in shipped.items()}},
+    package_data={
+        'dcwh': ['py.typed'],
+        'dcwh.recipes': ['*.yaml'],
+        'dcwh.templates': ['*.ipynb'],
+        'dcwh.published': ['published.csv'],
+    },
+    options={'editable_wheel': {'mode': 'compat'}},  # found before a folder called dcwh
     include_package_data=False,
     zip_safe=False,
     install_requires=split(cfg['requirements']),

@@ -12,13 +12,13 @@ import json
 import re
 import reprlib
 from collections.abc import Mapping
-from importlib.resources import files
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from .codes import LONGEST
+from .files import shipped
 from .methods import METHODS, NAME, PLACE, Method, method_of
 from .model import SIDE, WORKERS, check_backbone
 from .sources import check_source
@@ -130,7 +130,7 @@ def recipe_of(
 
 def _sections(name: str) -> dict[str, dict[str, Any]]:
     "The sections of a file of recipes; none where a set has no file."
-    file = files('dcwh.recipes') / f'{name}.yaml'
+    file = shipped('recipes', f'{name}.yaml')
     return yaml.safe_load(file.read_text(encoding='utf-8')) if file.is_file() else {}
 
 # %% ../nbs/13_config.ipynb #c2af2a78

@@ -38,7 +38,7 @@ from .config import Config, resolve
 from .criterion import Criterion
 from .data import ROLES, RetrievalSet, load
 from .evaluation import ap_of_outputs, decisions, evaluate
-from .files import locked, remove_leftovers, writable, write_whole
+from .files import locked, remove_leftovers, shipped, writable, write_whole
 from .model import HashModel, first_line, threads_for
 from .results import read_result, result_of, row_of_config, run_name, table_of
 from .sources import SOURCES
@@ -467,9 +467,8 @@ def template_parameters(template: str | Path) -> dict:
         ) from e
     if not Path(template).is_file():
         raise FileNotFoundError(
-            f'template {template} is not there; the run template is '
-            'nbs/templates/run.ipynb of the repository '
-            '(without it: dcwh run --detail none)'
+            f'template {template} is not there; without --template '
+            'the one that comes with dcwh is taken'
         )
     try:
         held = inspect_notebook(str(template))
@@ -477,7 +476,7 @@ def template_parameters(template: str | Path) -> dict:
     except Exception as e:  # papermill's, nbformat's, json's and Python's own
         raise ValueError(
             f'template {template} is no notebook with parameters ({first_line(e)}); '
-            'take nbs/templates/run.ipynb of the repository'
+            'take the one that comes with dcwh, nbs/templates/run.ipynb'
         ) from e
     if not found:
         raise ValueError(
@@ -501,7 +500,7 @@ def _check_names(given: dict, known: dict) -> None:
     lacking = [name for name in NEEDED if name not in known]
     if lacking:
         raise ValueError(
-            f'the template has no parameter {", ".join(lacking)}; take nbs/templates/run.ipynb'
+            f'the template has no parameter {", ".join(lacking)}; take the one that comes with dcwh'
         )
     unknown = sorted(given.keys() - known.keys())
     if unknown:
@@ -595,7 +594,7 @@ def execute(
 
 # %% ../nbs/17_experiment.ipynb #12c0de04
 def report(
-    template: str | Path = 'nbs/templates/run.ipynb',
+    template: str | Path | None = None,  # None: the one that comes with dcwh
     path: str | Path | None = None,  # of the report; None is report.ipynb in the run's folder
     force: bool = False,  # run although a result is there, and replace it
     tracker: str = '',  # of accelerate, such as tensorboard: epochs go there, too
@@ -605,6 +604,7 @@ def report(
     processes the main one makes the report.
 
     Parameters are checked first. Raises as `run` and `execute` do."""
+    template = template or shipped('templates', 'run.ipynb')
     config, options = checked(parameters, template_parameters(template))
     path = Path(path or Path(options['runs']) / run_name(config) / 'report.ipynb')
     writable(path)

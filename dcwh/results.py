@@ -29,7 +29,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from .config import Config, explain, resolve
-from .files import locked, shown, write_whole
+from .files import locked, shipped, shown, write_whole
 from .methods import BUILT_IN
 from .model import first_line
 from .sources import BENCHMARKS, as_path, at_line, printable, read_cells
@@ -1081,12 +1081,13 @@ PUBLISHED = ('dataset', 'protocol', 'method', 'backbone', 'bits', 'map', 'top_k'
 
 
 def published(
-    csv: str | Path = 'data/published.csv',
+    csv: str | Path | None = None,  # None: the table that comes with dcwh
 ) -> 'pd.DataFrame':  # the columns of PUBLISHED
     """Numbers that others have reported.
 
     Raises FileNotFoundError, or ValueError where a column is missing or a number has no source."""
     _pandas_needed()
+    csv = shipped('published', 'published.csv') if csv is None else csv
     if not as_path(csv, 'csv').is_file():
         raise FileNotFoundError(f'{csv} is not there; give the table of published numbers')
     table = pd.read_csv(csv, keep_default_na=False, na_values={'top_k': ['']})

@@ -1,1 +1,0 @@
-"""Settings of each data set; installed as the package `dcwh.recipes`."""
