@@ -486,8 +486,8 @@ PAPER = """@article{zhe-dcwh,
 COUNTED = {
     True: (
         'The numbers of this table, of queries and of database images were counted again from '
-        'the codes of the run. The number of training images and the split are those of its '
-        'result file.'
+        'the codes of the run. All else, such as the number of training images and the split, '
+        'is as its result file says.'
     ),
     False: (
         'All numbers are those of the result file. They were not counted again from the codes '

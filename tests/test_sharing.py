@@ -404,7 +404,7 @@ def test_codes_that_are_alone_are_still_compared(edited):
 def test_a_card_says_that_codes_prove_its_metrics_and_not_its_split(edited):
     text = (edited(protocol={'train': 9999, 'split_hash': '0' * 16}) / 'README.md').read_text()
     assert sharing.COUNTED[True] in text
-    assert 'training images and the split are those of its result file' in sharing.COUNTED[True]
+    assert 'training images and the split, is as its result file says' in sharing.COUNTED[True]
 
 
 @pytest.mark.parametrize('missing', [('query',), ('database',), ('query', 'database')])
