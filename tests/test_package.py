@@ -1,19 +1,26 @@
 """What pip installs: the modules and the recipes and nothing of development; importable without
 nbdev, fastcore and execnb."""
 
+import os
 import shutil
 import subprocess
 import sys
 import tarfile
 import zipfile
-from importlib.resources import files
 from pathlib import Path
 
 import pytest
 
+import dcwh
+
 ROOT = Path(__file__).parents[1]
 MODULES = {p.name for p in (ROOT / 'dcwh').glob('*.py')}
-RECIPES = {p.name for p in (ROOT / 'data/recipes').glob('*.yaml')}
+NAMES = ['Codes', 'DCWHLoss', 'ClassWiseLoss', 'cube_loss', 'vertex_loss', 'TwoStep', 'evaluate', 'HashRetrieval', 'METHODS', 'register', 'load', 'HashModel', 'Config', 'resolve', 'train', 'run', 'CodeIndex']
+SHIPPED = {
+    *(f'dcwh/recipes/{p.name}' for p in (ROOT / 'data/recipes').glob('*.yaml')),
+    *(f'dcwh/templates/{p.name}' for p in (ROOT / 'nbs/templates').glob('*.ipynb')),
+    'dcwh/published/published.csv',
+}
 
 # imports every module from the folder argv[1] as if the development tools were not there
 IMPORT = """
@@ -28,15 +35,17 @@ import dcwh
 assert dcwh.__file__.startswith(sys.argv[1]), dcwh.__file__
 names = sorted(m.name for m in pkgutil.iter_modules(dcwh.__path__))
 for n in names: importlib.import_module('dcwh.' + n)
-from importlib.resources import files
-print(*names, *(p.name for p in files('dcwh.recipes').iterdir() if p.name.endswith('.yaml')))
+from dcwh.files import FOLDERS, shipped
+print(*names)
+print(*sorted(str(p.relative_to(sys.argv[1])) for kind in FOLDERS for p in shipped(kind, '').iterdir()))
 """
 
 
-def run(*args, cwd):
+def run(*args, cwd, **env):
     done = subprocess.run(
         [sys.executable, *map(str, args)],
         cwd=cwd,
+        env=os.environ | env,
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -62,37 +71,63 @@ def test_sdist_has_all_that_a_build_reads(built):
     with tarfile.open(built[0]) as archive:
         held = {'/'.join(Path(n).parts[1:]) for n in archive.getnames()}
     assert {'settings.ini', 'setup.py', 'pyproject.toml', 'README.md', 'LICENSE'} <= held
-    assert {f'dcwh/{m}' for m in MODULES} | {f'data/recipes/{r}' for r in RECIPES} <= held
-    assert not [n for n in held if n.endswith('.ipynb')]
+    assert {f'dcwh/{m}' for m in MODULES} <= held
+    recipes = {name for name in held if name.startswith('data/recipes/')}
+    assert {Path(name).name for name in recipes} == {
+        p.name for p in (ROOT / 'data/recipes').iterdir()
+    }
+    notebooks = {name for name in held if name.endswith('.ipynb')}
+    assert notebooks == {'nbs/templates/run.ipynb', 'nbs/templates/compare.ipynb'}
 
 
-def test_wheel_has_modules_and_recipes_only(built):
+def test_wheel_has_modules_and_what_they_read(built):
     with zipfile.ZipFile(built[1]) as archive:
         held = {n for n in archive.namelist() if '.dist-info/' not in n}
-    assert held == {f'dcwh/{m}' for m in MODULES} | {
-        f'dcwh/recipes/{r}' for r in RECIPES | {'__init__.py'}
-    }
+    assert held == {f'dcwh/{m}' for m in MODULES} | {'dcwh/py.typed'} | SHIPPED
 
 
-def test_wheel_imports_without_development_tools(built, tmp_path):
-    run(
-        '-m',
-        'pip',
-        'install',
-        '--quiet',
-        '--no-deps',
-        '--no-index',
-        '--target',
-        tmp_path / 'site',
-        built[1],
-        cwd=tmp_path,
+@pytest.fixture(scope='module')
+def site(built, tmp_path_factory):
+    "A folder of packages with the wheel in it, and nothing beside it."
+    site = tmp_path_factory.mktemp('site')
+    flags = '--quiet', '--no-deps', '--no-index', '--target'
+    run('-m', 'pip', 'install', *flags, site, built[1], cwd=site)
+    return site
+
+
+def test_wheel_imports_without_development_tools(site, tmp_path):
+    modules, files = run('-c', IMPORT, site, cwd=tmp_path).splitlines()
+    assert {f'{name}.py' for name in modules.split()} == MODULES - {'__init__.py'}
+    assert set(files.split()) == SHIPPED
+
+
+def test_wheel_makes_a_report_in_any_folder(site, tmp_path):
+    "With a folder called dcwh in it: the package is found all the same."
+    (tmp_path / 'dcwh').mkdir()
+    asked = '--dataset', 'digits', '--bits', '8', '--recipe', 'quick'
+    said = run('-m', 'dcwh', 'run', *asked, cwd=tmp_path, PYTHONPATH=str(site))
+    assert 'mAP' in said and list(tmp_path.glob('runs/digits-quick/*/report.ipynb'))
+    run('-m', 'dcwh', 'compare', 'runs', '--out', 'all.ipynb', cwd=tmp_path, PYTHONPATH=str(site))
+    assert 'report' in (tmp_path / 'all.ipynb').read_text()
+
+
+def test_editable_install_is_found_from_any_folder(tmp_path):
+    "Also where a folder is called dcwh, such as beside a clone."
+    (tmp_path / 'dcwh').mkdir()
+    place = run('-c', 'import dcwh; print(dcwh.__file__)', cwd=tmp_path, PYTHONPATH='').strip()
+    assert (Path(place).parents[1] / 'settings.ini').is_file()
+
+
+def test_import_is_quick_and_gives_the_public_names(tmp_path):
+    heavy = 'torch', 'numpy', 'numba', 'pandas', 'pydantic'
+    said = run(
+        '-c', f'import sys, dcwh; print([m for m in {heavy} if m in sys.modules])', cwd=tmp_path
     )
-    said = run('-c', IMPORT, tmp_path / 'site', cwd=tmp_path).split()
-    assert {n + '.py' for n in said if not n.endswith('.yaml')} == MODULES - {'__init__.py'} | {
-        'recipes.py'
-    }
-    assert {n for n in said if n.endswith('.yaml')} == RECIPES
-
-
-def test_editable_install_sees_the_recipes():
-    assert {p.name for p in files('dcwh.recipes').iterdir() if p.name.endswith('.yaml')} == RECIPES
+    assert said.strip() == '[]'
+    for name in dcwh.__all__:
+        assert getattr(dcwh, name) is not None
+        assert name in dir(dcwh)
+    with pytest.raises(AttributeError, match='dcwh has no nobody; public are Codes'):
+        _ = dcwh.nobody
+    assert set(dcwh.__all__) == {*NAMES, '__version__'}
+    assert 'HashModel.from_pretrained' in run('-c', 'import dcwh; help(dcwh)', cwd=tmp_path)
