@@ -34,9 +34,9 @@ from dcwh.sources import (
     Files,
     Source,
     Split,
-    as_path,
     check_positions,
     find_source,
+    named_path,
     printable,
 )
 
@@ -206,7 +206,7 @@ def open_image(
 
     Raises ValueError if it is a folder, a pipe, a device or none of them, OSError where it cannot
     be read."""
-    path = as_path(path, 'path')
+    path = named_path(path, 'path')
     mode = os.stat(path).st_mode
     if not stat.S_ISREG(mode):
         raise ValueError(f'it is {_kind(mode)}, no file')

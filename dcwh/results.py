@@ -35,7 +35,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from .config import Config, explain, resolve
 from .files import locked, shown, write_whole
 from .model import first_line
-from .sources import BENCHMARKS, as_path, at_line, printable, read_cells
+from .sources import BENCHMARKS, at_line, named_path, printable, read_cells
 
 try:
     import pandas as pd
@@ -207,7 +207,7 @@ def read_result(
     path: str | Path,  # runs/<set>-<recipe>/<run>/result.json
 ) -> dict:  # config, protocol, metrics, history, manifest
     "A result file. Raises FileNotFoundError, or ValueError naming it: torn, changed, no result."
-    path = as_path(path, 'path')
+    path = named_path(path, 'path')
     if not path.is_file():
         raise FileNotFoundError(
             f'result file {path} is not there; runs write them to runs/<set>-<recipe>/<run>/'
@@ -398,7 +398,7 @@ def table_of(reports: str | Path, dataset: str) -> Path:
         raise ValueError(
             f'dataset is {dataset!r}, and {name}.csv is no table of runs; give it another name'
         )
-    return as_path(reports, 'reports') / f'{name}.csv'
+    return named_path(reports, 'reports') / f'{name}.csv'
 
 
 def as_text(value) -> str:
@@ -456,7 +456,7 @@ MEND = 'take the line from the last commit, or delete it and run it again'
 
 def lines_of(file: str | Path) -> Iterator[tuple[str, dict[str, str]]]:
     "Each row of a table as text, and where it stands. Raises FileNotFoundError or ValueError."
-    file = as_path(file, 'file')
+    file = named_path(file, 'file')
     if not file.is_file():
         problem = 'is no file' if file.exists() else 'is not there; `dcwh record` writes it'
         raise FileNotFoundError(f'{printable(file)} {problem}')
@@ -689,7 +689,7 @@ ALIKE = ('seed', 'data_dir', 'lists_dir', 'workers')  # may differ in one cell o
 
 def tables_in(folder: str | Path) -> list[Path]:
     "The tables of results in a folder; other CSV files are passed by. Raises FileNotFoundError."
-    folder = as_path(folder, 'folder')
+    folder = named_path(folder, 'folder')
     if not folder.is_dir():
         problem = 'is no folder' if folder.exists() else 'is not there'
         raise FileNotFoundError(
@@ -774,7 +774,7 @@ def read_results(
     Raises FileNotFoundError, and ValueError naming what cannot be read, runs that are there
     twice, and names that stand for several things."""
     pandas_needed()
-    places = [as_path(folder, 'folder') for folder in folders or ['reports']]
+    places = [named_path(folder, 'folder') for folder in folders or ['reports']]
     folders, rows, wrong = {place.resolve(): place for place in places}.values(), {}, []
     tables = [file for folder in folders for file in tables_in(folder)]
     runs = [file for folder in folders for file in result_files(folder)]
@@ -997,7 +997,7 @@ def published(
 ) -> 'pd.DataFrame':
     "Numbers that others have reported. Raises ValueError if one has no source."
     pandas_needed()
-    if not as_path(csv, 'csv').is_file():
+    if not named_path(csv, 'csv').is_file():
         raise FileNotFoundError(f'{csv} is not there; give the table of published numbers')
     table = pd.read_csv(csv, keep_default_na=False, na_values={'top_k': ['']})
     missing = [name for name in PUBLISHED if name not in table]
