@@ -18,10 +18,10 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from .codes import LONGEST
-from .data import EVALUATE_ON, PROTOCOLS
+from .data import EVALUATE_ON, PROTOCOLS, WORKERS
 from .loss import STARTS
 from .methods import METHODS
-from .model import SIDE, WORKERS, check_backbone
+from .model import SIDE, check_backbone
 from .optimizer import RULES
 from .sources import MISSING, check_source
 
