@@ -57,7 +57,7 @@ class Files(Sequence):
     def __getitem__(self, i: int) -> Path:  # type: ignore[override]  # one path, never a slice
         return self.root / self.names[i]
 
-# %% ../nbs/10_sources.ipynb #c0736de8
+# %% ../nbs/10_sources.ipynb #f2a9862d
 class IndexedDataset(Protocol):
     "A Dataset with a length, whose items are (image, label)."
 
@@ -92,7 +92,7 @@ def check_positions(
         )
     return ids.astype(np.int64)
 
-# %% ../nbs/10_sources.ipynb #9e50a93b
+# %% ../nbs/10_sources.ipynb #7c83d5b7
 @dataclass(frozen=True, eq=False)
 class Split:
     "The positions that an official split gives to each role."
@@ -135,7 +135,7 @@ def _check_split(source: 'Source') -> None:
         if twice:
             raise ValueError(f'{name}: {twice} positions of {role} are given twice')
 
-# %% ../nbs/10_sources.ipynb #5833ce3c
+# %% ../nbs/10_sources.ipynb #3a6e2fa3
 def digest(
     *parts: bytes | memoryview,
 ) -> str:
@@ -262,7 +262,7 @@ def _check_labels(source: Source) -> None:
             f'{name}: {bare.sum()} images without a label, the first at position {bare.argmax()}'
         )
 
-# %% ../nbs/10_sources.ipynb #20699f0c
+# %% ../nbs/10_sources.ipynb #fa1702af
 def class_sizes(
     labels: np.ndarray,  # int64 (N,) or bool (N, C)
     classes: int = 0,  # how many there are, where the last may have no image
@@ -293,7 +293,7 @@ def at_line(
     "File and line, for an error."
     return f'{printable(file)}, line {line}'
 
-# %% ../nbs/10_sources.ipynb #15337348
+# %% ../nbs/10_sources.ipynb #5e17a741
 def named_path(
     where: str | Path,
     name: str,  # of the argument, for the error
@@ -405,7 +405,7 @@ def fetch(
         ) from e
     return path
 
-# %% ../nbs/10_sources.ipynb #58a1247e
+# %% ../nbs/10_sources.ipynb #1bccdf22
 def _download(url: str, known_hash: str, path: Path, tries: int) -> None:
     "Download a file and put it in its place, once it is whole. The caller holds its lock."
     import pooch
@@ -517,7 +517,7 @@ BESIDE = {
     *('readme', 'license', 'icon\r'),
 }
 
-# %% ../nbs/10_sources.ipynb #30fe1e04
+# %% ../nbs/10_sources.ipynb #7bd1ec36
 def _folders_below(root: Path) -> Iterator[tuple[str, list[str]]]:
     """Each folder, links followed, and the names of its files; what begins with a dot is left out.
 
@@ -604,7 +604,7 @@ def images_below(
         )
     return images
 
-# %% ../nbs/10_sources.ipynb #0eecec58
+# %% ../nbs/10_sources.ipynb #4e01d8ad
 _VALIDATION = ('val', 'valid', 'validation')  # beside train and test: more training images
 
 
@@ -686,7 +686,7 @@ def folder(
     split = Split.by_test(np.array([row[0] == parts[1] for row in rows])) if parts else None
     return Source(name, images, labels.astype(np.int64), tuple(classes.tolist()), split)
 
-# %% ../nbs/10_sources.ipynb #396c8a72
+# %% ../nbs/10_sources.ipynb #7297638b
 def read_text(file: Path) -> str:
     """A text file in UTF-8.
 
@@ -800,7 +800,7 @@ def read_rows(
     _check_values(found, key)
     return found
 
-# %% ../nbs/10_sources.ipynb #d9dc5007
+# %% ../nbs/10_sources.ipynb #480da25f
 def _check_head(
     head: list[str],  # names of columns
     key: str,  # one that has to be there
@@ -886,7 +886,7 @@ def _same(a: Path, b: Path) -> bool:
     except OSError:
         return not os.path.exists(a)
 
-# %% ../nbs/10_sources.ipynb #3f9ec60b
+# %% ../nbs/10_sources.ipynb #77c40717
 def image_names(
     rows: Rows,  # with a column path
 ) -> tuple[str, ...]:
@@ -928,7 +928,7 @@ def labels_in(
         return [split_labels(str(value)) for value in columns['labels']]
     return None
 
-# %% ../nbs/10_sources.ipynb #0720ae0c
+# %% ../nbs/10_sources.ipynb #ff4bc380
 _LARGEST_MATRIX = 2**32  # bytes of a matrix of images and classes
 
 
@@ -965,7 +965,7 @@ def _present(images: Files) -> np.ndarray:  # bool (N,)
 def _listed(folder: Path) -> set[str]:
     return set(os.listdir(folder)) if os.path.isdir(folder) else set()
 
-# %% ../nbs/10_sources.ipynb #7e81731e
+# %% ../nbs/10_sources.ipynb #4ab657f4
 _ROLES = {'test': ('query',), 'train': ('train', 'database'), 'database': ('database',)}
 
 
@@ -1059,7 +1059,7 @@ def _number(value: str, kind: type) -> int | float | None:
     holds = -(2**63) <= number < 2**63 if kind is int else math.isfinite(number)
     return number if holds and repr(number) == value else None
 
-# %% ../nbs/10_sources.ipynb #fb4ba593
+# %% ../nbs/10_sources.ipynb #165aee12
 def typed_columns(
     columns: Mapping[str, Sequence[str]],
 ) -> dict[str, np.ndarray]:
@@ -1166,7 +1166,7 @@ def _from_gzip(file: Path) -> bytes:
         )
     return text
 
-# %% ../nbs/10_sources.ipynb #e7ea39cf
+# %% ../nbs/10_sources.ipynb #bcec4867
 @dataclass(frozen=True, eq=False)
 class _Lines:
     "The lines of a list, as positions in its text."
@@ -1199,7 +1199,7 @@ class _Lines:
         line = self.text[self.starts[row] : self.ends[row]][:80].decode(errors='replace')
         raise ValueError(f'{at_line(self.file, row + 1)}: {problem}: {printable(line)!r}')
 
-# %% ../nbs/10_sources.ipynb #8052fea2
+# %% ../nbs/10_sources.ipynb #c05e1278
 _ONE = int.from_bytes(b' 1', 'little')
 
 
@@ -1294,7 +1294,7 @@ def read_lists(
         labels = np.concatenate([labels, rows[~again]])
     return tuple(position), labels, ids, sums
 
-# %% ../nbs/10_sources.ipynb #4e8f7242
+# %% ../nbs/10_sources.ipynb #81c9f4c7
 def _check_width(rows: np.ndarray, labels: np.ndarray, file: Path, first: Path) -> None:
     "Raise ValueError where a list has another number of classes than the first one."
     if rows.shape[1] != labels.shape[1]:
@@ -1337,7 +1337,7 @@ def _check_rows(
             f'{files["train"]}; one image has one row of labels'
         )
 
-# %% ../nbs/10_sources.ipynb #4efacc76
+# %% ../nbs/10_sources.ipynb #54740488
 def labels_of(member: np.ndarray) -> np.ndarray:
     "Labels of a boolean (N, C): int64 (N,) where every row has exactly one."
     return member.argmax(1) if (member.sum(1) == 1).all() else member
@@ -1492,7 +1492,7 @@ def check_source(
             f'{_LONGEST_NAME} bytes, without line breaks and the like'
         )
 
-# %% ../nbs/10_sources.ipynb #1d61cc90
+# %% ../nbs/10_sources.ipynb #f36c4968
 MISSING = ('refuse', 'skip')
 
 
