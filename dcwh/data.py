@@ -160,7 +160,7 @@ def official(
         )
     return split
 
-# %% ../nbs/11_data.ipynb #7820b608
+# %% ../nbs/11_data.ipynb #76e3c087
 def sampled(
     labels: np.ndarray,  # int64 (N,) or bool (N, C)
     split: Split | None,  # not used: queries are drawn from all images
@@ -247,7 +247,7 @@ def _kind(mode: int) -> str:
     kinds = {'a folder': stat.S_ISDIR, 'a pipe': stat.S_ISFIFO, 'a socket': stat.S_ISSOCK}
     return next((kind for kind, is_one in kinds.items() if is_one(mode)), 'a device')
 
-# %% ../nbs/11_data.ipynb #d23775e1
+# %% ../nbs/11_data.ipynb #d45cdccb
 def on_white(
     image: Image.Image,
 ) -> Image.Image:
@@ -657,6 +657,14 @@ def readable(
         if whole:
             yield torch.from_numpy(np.stack(whole)), chunk[good]
 
+# %% ../nbs/11_data.ipynb #35cddd3f
+def _labels_per_image(labels: list[np.ndarray]) -> str:
+    "How many labels an image has, in words."
+    if labels[0].ndim == 1:
+        return 'one'
+    counts = np.concatenate([member.sum(1) for member in labels])
+    return f'{counts.min()} to {counts.max()}, {counts.mean():.2f} on average'
+
 # %% ../nbs/11_data.ipynb #aa760c52
 ROLES = ('query', 'train', 'database')
 
@@ -726,14 +734,6 @@ class RetrievalSet:
             train=ImageSet(source, self.train.ids),
             database=ImageSet(source, self.database.ids),
         )
-
-
-def _labels_per_image(labels: list[np.ndarray]) -> str:
-    "How many labels an image has, in words."
-    if labels[0].ndim == 1:
-        return 'one'
-    counts = np.concatenate([member.sum(1) for member in labels])
-    return f'{counts.min()} to {counts.max()}, {counts.mean():.2f} on average'
 
 # %% ../nbs/11_data.ipynb #e0a40296
 def _check_roles(data: RetrievalSet) -> None:

@@ -80,7 +80,7 @@ def first_line(e: BaseException) -> str:
     said = str(e).strip().partition('\n')[0]
     return f'{type(e).__name__}: {said}' if said else type(e).__name__
 
-# %% ../nbs/12_model.ipynb #fe6bb7c5
+# %% ../nbs/12_model.ipynb #e99997ea
 def check_backbone(
     name: str,  # small, one of CLASSIFIERS, or timm/<name>
 ) -> None:
@@ -100,7 +100,7 @@ def check_backbone(
             'timm/<name>, or give an nn.Module'
         )
 
-# %% ../nbs/12_model.ipynb #5591b54c
+# %% ../nbs/12_model.ipynb #6dbd598a
 _T = TypeVar('_T')
 
 
@@ -196,7 +196,7 @@ def _check_nan(state: dict[str, Tensor], where: str | Path) -> None:
             f'{where} holds NaN in {len(nan)} tensors, the first {nan[0]}; its training diverged'
         )
 
-# %% ../nbs/12_model.ipynb #ba833f5f
+# %% ../nbs/12_model.ipynb #1190ed0f
 def load_weights(
     model: nn.Module,  # takes the weights
     state: dict[str, Tensor],  # from `read_weights`
@@ -255,7 +255,7 @@ def check_side(
     check_count(name, value, least, SIDE, ' of pixels')
     return int(value)
 
-# %% ../nbs/12_model.ipynb #63d95b7c
+# %% ../nbs/12_model.ipynb #2599063c
 def check_channels(
     name: str,  # mean or std
     values: Any,  # three numbers, in a tuple, an array or a tensor
@@ -272,7 +272,7 @@ def check_channels(
         )
     return channels.view(3, 1, 1)
 
-# %% ../nbs/12_model.ipynb #8ff2f48c
+# %% ../nbs/12_model.ipynb #959f4c27
 def features_of(
     backbone: nn.Module,
     image_size: int,  # side of the images, in pixels
@@ -348,6 +348,10 @@ def _check_given(backbone: str | nn.Module, weights: str | Path) -> None:
         )
 
 # %% ../nbs/12_model.ipynb #bbfb86b7
+OneImage = Image.Image | Path | str
+Images = ImageSet | Files | Tensor | OneImage | list[OneImage]  # a tensor is uint8 (N, 3, H, W)
+
+
 def as_images(
     images: Any,  # an ImageSet, Files, a uint8 tensor (N, 3, H, W), one image, or a list of such
 ) -> ImageSet | Tensor | list:
@@ -391,7 +395,7 @@ def _set_of(files: Files) -> ImageSet:
     source = Source('files', files, labels, ('known', 'unknown'), hash='none')
     return ImageSet(source, np.arange(len(files)))
 
-# %% ../nbs/12_model.ipynb #8bb88732
+# %% ../nbs/12_model.ipynb #b8316918
 def _checked_item(i: int, image: Any) -> Path | Tensor | Image.Image:
     "An image of a list, a text as a path. Raises ValueError, or FileNotFoundError at a path."
     if isinstance(image, str):
@@ -477,14 +481,23 @@ class _Parts:
         self._fetch()
         return torch.cat(self.here)
 
+
+def _known_of(images: Any, rows: np.ndarray) -> tuple[np.ndarray | None, np.ndarray | None]:
+    "Labels and ids of some images: positions in an `ImageSet`, or the names of `Files`."
+    if isinstance(images, ImageSet):
+        return images.labels[rows], images.ids[rows]
+    if isinstance(images, Files):
+        return None, np.array(images.names)[rows]
+    return None, None
+
+
+def _bar(images: int, progress: bool) -> tqdm:
+    "How far the encoding is, on a terminal."
+    return tqdm(desc='encode', unit=' images', leave=False, total=images, disable=not progress)
+
 # %% ../nbs/12_model.ipynb #4b176628
-OneImage = Image.Image | Path | str
-Images = ImageSet | Files | Tensor | OneImage | list[OneImage]  # a tensor is uint8 (N, 3, H, W)
-
-
 class Encoder:
-    """From images to outputs and codes. A kind of it has `bits`, `image_size`, `resize`, `device`,
-    an `identity`, and is called with images in [0, 1]."""
+    "From images to outputs and codes. A kind of it says what stands here without a body."
 
     bits: int  # code length K
     image_size: int  # side of the images it is called with, in pixels
@@ -525,10 +538,7 @@ class Encoder:
         found = as_images(images)
         parts, rows = _Parts(self.bits), [np.arange(0)]
         batches = _batches(found, self.resize, batch_size, workers, unreadable)
-        bar = tqdm(
-            desc='encode', unit=' images', leave=False, total=len(found), disable=not progress
-        )
-        with bar:
+        with _bar(len(found), progress) as bar:
             for x, positions in batches:
                 x = prepare(sent(x, self.device), self.image_size, self.resize)
                 parts.add(self(x.to(self.dtype).contiguous(memory_format=torch.channels_last)))
@@ -553,11 +563,7 @@ class Encoder:
 
         Raises ValueError at what holds no images."""
         h, rows = self.outputs_at(images, **options)
-        labels = ids = None
-        if isinstance(images, ImageSet):
-            labels, ids = images.labels[rows], images.ids[rows]
-        if isinstance(images, Files):
-            ids = np.array(images.names)[rows]
+        labels, ids = _known_of(images, rows)
         return Codes.from_outputs(h, labels, ids, model=self.identity())
 
 # %% ../nbs/12_model.ipynb #5279d1fa
@@ -678,7 +684,7 @@ def _write_card(file: Path, card: str) -> None:
         warnings.warn(
             f'{file} is kept, as dcwh did not write it, or somebody has changed it; '
             'see that it tells of this model',
-            stacklevel=3,
+            stacklevel=4,  # where the model is saved
         )
 
 # %% ../nbs/12_model.ipynb #94ad1daa
@@ -695,7 +701,10 @@ def _check_values(model: 'HashModel', precision: str = 'fp32') -> None:
         )
 
 
-def _check_dicts(**given: dict | None) -> None:
+def _check_saving(model: 'HashModel', **given: dict | None) -> None:
+    "Raise ValueError where a model could not be loaded again, or an option is no dict."
+    _check_values(model)
+    _check_nan(model.state_dict(), 'the model')
     for name, value in given.items():
         if not isinstance(value, dict | None):
             raise ValueError(f'{name} is {shown(value)}; give a dict')
@@ -720,7 +729,7 @@ def _distinct(state: dict[str, Tensor]) -> dict[str, Tensor]:
         names.setdefault((state[name].data_ptr(), state[name].shape), name)
     return {name: state[name].contiguous() for name in state if name in names.values()}
 
-# %% ../nbs/12_model.ipynb #b92c1769
+# %% ../nbs/12_model.ipynb #24054b99
 def _built(kind: type, file: Path, state: dict, backbone: nn.Module | None) -> 'HashModel':
     "What config.json says, with these weights. None are downloaded for it."
     saved = read_saved(file)
@@ -748,14 +757,19 @@ def _digest(model: 'HashModel') -> str:
         h.update(name.encode() + flat.view(torch.uint8).numpy().tobytes())
     return h.hexdigest()
 
+# %% ../nbs/12_model.ipynb #6de95171
+def _write_model(folder: Path, config: bytes, tensors: bytes, card: str) -> None:
+    "Write the files of a model, each whole. Raises OSError where they cannot be written."
+    writable(folder / 'config.json').unlink(missing_ok=True)  # written last: then all is there
+    write_whole(folder / 'model.safetensors', lambda f: f.write(tensors))
+    _write_card(folder / 'README.md', card)
+    write_whole(folder / 'config.json', lambda f: f.write(config))
+
 # %% ../nbs/12_model.ipynb #bccb01ab
-class HashModel(
-    HashNetwork,
-    Encoder,
-    PyTorchModelHubMixin,
-    library_name='dcwh',
-    tags=['image-retrieval', 'hashing'],
-):
+_TAGS = ['image-retrieval', 'hashing']  # on the hub
+
+
+class HashModel(HashNetwork, Encoder, PyTorchModelHubMixin, library_name='dcwh', tags=_TAGS):
     "A network from pixels to codes, saved and loaded as one. Arguments as for `HashNetwork`."
 
     @property
@@ -817,14 +831,8 @@ class HashModel(
 
         A card that somebody else wrote is kept. Raises OSError, or ValueError at weights that
         could not be loaded again."""
-        _check_values(self)
-        _check_nan(self.state_dict(), 'the model')
-        _check_dicts(config=config, model_card_kwargs=model_card_kwargs)
+        _check_saving(self, config=config, model_card_kwargs=model_card_kwargs)
         folder = as_path(save_directory)
         saved = _config_of(self, config or self._hub_mixin_config)
-        tensors = save(_distinct(self.state_dict()))
-        made = str(self.generate_model_card(**(model_card_kwargs or {})))
-        writable(folder / 'config.json').unlink(missing_ok=True)  # written last: then all is there
-        write_whole(folder / 'model.safetensors', lambda f: f.write(tensors))
-        _write_card(folder / 'README.md', made)
-        write_whole(folder / 'config.json', lambda f: f.write(saved))
+        card = str(self.generate_model_card(**(model_card_kwargs or {})))
+        _write_model(folder, saved, save(_distinct(self.state_dict())), card)
