@@ -18,9 +18,10 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from .codes import LONGEST
+from .data import WORKERS
 from .files import shipped
 from .methods import METHODS, NAME, PLACE, Method, method_of
-from .model import SIDE, WORKERS, check_backbone
+from .model import SIDE, check_backbone
 from .sources import check_source
 
 # %% ../nbs/13_config.ipynb #f590df92

@@ -32,7 +32,7 @@ from .config import Config, explain, resolve
 from .files import locked, shipped, shown, write_whole
 from .methods import BUILT_IN
 from .model import first_line
-from .sources import BENCHMARKS, as_path, at_line, printable, read_cells
+from .sources import BENCHMARKS, at_line, named_path, printable, read_cells
 
 try:
     import pandas as pd
@@ -218,7 +218,7 @@ def read_result(
 
     Raises FileNotFoundError, or ValueError naming the file where it is torn, was changed or is
     no result."""
-    path = as_path(path, 'path')
+    path = named_path(path, 'path')
     if not path.is_file():
         raise FileNotFoundError(
             f'result file {path} is not there; runs write them to runs/<set>-<recipe>/<run>/'
@@ -436,7 +436,7 @@ def table_of(
         raise ValueError(
             f'dataset is {dataset!r}, and {name}.csv is no table of runs; give it another name'
         )
-    return as_path(reports, 'reports') / f'{name}.csv'
+    return named_path(reports, 'reports') / f'{name}.csv'
 
 # %% ../nbs/15_results.ipynb #d5eee595
 def _as_text(value: object) -> str:
@@ -540,7 +540,7 @@ def lines_of(
     file: str | Path,
 ) -> Iterator[tuple[str, dict[str, str]]]:  # where a row stands, and column: text
     "The rows of a table as text. Raises FileNotFoundError, or ValueError naming the line."
-    file = as_path(file, 'file')
+    file = named_path(file, 'file')
     if not file.is_file():
         problem = 'is no file' if file.exists() else 'is not there; `dcwh record` writes it'
         raise FileNotFoundError(f'{printable(file)} {problem}')
@@ -763,7 +763,7 @@ def tables_in(
     folder: str | Path,
 ) -> list[Path]:  # sorted by name
     "The tables of results in a folder; other CSV files are passed by. Raises FileNotFoundError."
-    folder = as_path(folder, 'folder')
+    folder = named_path(folder, 'folder')
     if not folder.is_dir():
         problem = 'is no folder' if folder.exists() else 'is not there'
         raise FileNotFoundError(
@@ -863,7 +863,7 @@ def read_results(
     Raises FileNotFoundError, and ValueError naming what cannot be read, runs that are there
     twice, and names that stand for several things."""
     _pandas_needed()
-    places = [as_path(folder, 'folder') for folder in folders or ['reports']]
+    places = [named_path(folder, 'folder') for folder in folders or ['reports']]
     once = {place.resolve(): place for place in places}.values()
     tables = [file for place in once for file in tables_in(place)]
     runs = [file for place in once for file in result_files(place)]
@@ -1088,7 +1088,7 @@ def published(
     Raises FileNotFoundError, or ValueError where a column is missing or a number has no source."""
     _pandas_needed()
     csv = shipped('published', 'published.csv') if csv is None else csv
-    if not as_path(csv, 'csv').is_file():
+    if not named_path(csv, 'csv').is_file():
         raise FileNotFoundError(f'{csv} is not there; give the table of published numbers')
     table = pd.read_csv(csv, keep_default_na=False, na_values={'top_k': ['']})
     missing = [name for name in PUBLISHED if name not in table]
