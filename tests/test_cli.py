@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-import dcwh.codes
+import dcwh.files
 from dcwh.cli import app, columns_of, labelled, save_codes
 from dcwh.codes import Codes
 from dcwh.evaluation import evaluate
@@ -117,9 +117,9 @@ def test_a_kill_between_codes_and_table_is_noticed_and_mended(place, monkeypatch
             raise KeyboardInterrupt
         rename(source, target)
 
-    monkeypatch.setattr(dcwh.codes.os, 'replace', killed)
+    monkeypatch.setattr(dcwh.files.os, 'replace', killed)
     assert encode(images='list.csv').exit_code not in (0, 2)
-    monkeypatch.setattr(dcwh.codes.os, 'replace', rename)
+    monkeypatch.setattr(dcwh.files.os, 'replace', rename)
     built = do('index', 'build', 'x.index', 'c.npz')
     assert (
         refused(built, 'c.csv')

@@ -14,7 +14,8 @@ from torch.nn.functional import one_hot
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from dcwh import baselines, loss
+from dcwh import baselines
+from dcwh import criterion as criterion_module
 from dcwh.loss import DCWHLoss
 from dcwh.methods import METHODS, Squashed
 from dcwh.optimizer import TwoStep
@@ -194,7 +195,7 @@ def test_a_step_on_a_gpu_stays_there(name, several):
 @pytest.mark.parametrize('several', [False, True])
 @pytest.mark.parametrize('name', METHODS)
 def test_no_step_asks_for_a_value(name, several, monkeypatch):
-    for module in (loss, baselines):
+    for module in (criterion_module, baselines):
         monkeypatch.setattr(module, 'looked_at', lambda t: False)
     fake, criterion, (h, y, index) = without_values(name, several, 'cpu')
     with fake:  # raises where a shape, a branch or a number depends on values
