@@ -45,7 +45,7 @@ from .sources import SOURCES
 from dcwh.training import (
     Trained,
     accelerator_of,
-    all_outputs,
+    gathered_outputs,
     build,
     numerics,
     tracking,
@@ -302,7 +302,7 @@ def encoded(
     outputs, sides = {}, {}
     for role in ('query', 'database'):
         images = getattr(data, role)
-        h = all_outputs(model, images, accelerator, workers=config.workers, progress=progress)
+        h = gathered_outputs(model, images, accelerator, workers=config.workers, progress=progress)
         outputs[role] = h
         sides[role] = Codes.from_outputs(h, images.labels, images.ids, model.identity())
         if not accelerator.is_main_process:

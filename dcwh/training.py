@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['SPACING', 'TYPES', 'LOOK', 'log', 'schedule_factor', 'weights_hash', 'checkpoint_key', 'save_checkpoint',
            'load_checkpoint', 'save_history', 'Checkpoint', 'Trained', 'build', 'numerics', 'accelerator_of', 'joined',
-           'all_outputs', 'join_statistics', 'Means', 'Epoch', 'set_rate', 'train_epoch', 'loader_of', 'share_state',
-           'tracking', 'train']
+           'gathered_outputs', 'join_statistics', 'Means', 'Epoch', 'set_rate', 'train_epoch', 'loader_of',
+           'share_state', 'tracking', 'train']
 
 # %% ../nbs/14_training.ipynb #f855a4c0
 import csv
@@ -269,7 +269,7 @@ def joined(
     return torch.stack(shares, 1).flatten(0, 1)[:images]
 
 
-def all_outputs(
+def gathered_outputs(
     model: HashModel,
     images: ImageSet,
     accelerator: Accelerator,
@@ -559,7 +559,7 @@ def _epochs(
     net: Any = prepared if config.compile == 'off' else torch.compile(prepared, dynamic=False)
 
     def outputs() -> tuple[Tensor, Tensor]:
-        return all_outputs(model, images, accelerator, workers=config.workers), labels
+        return gathered_outputs(model, images, accelerator, workers=config.workers), labels
 
     for epoch in range(len(history), config.epochs):
         started = monotonic()

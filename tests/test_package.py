@@ -39,9 +39,9 @@ import dcwh
 assert dcwh.__file__.startswith(sys.argv[1]), dcwh.__file__
 names = sorted(m.name for m in pkgutil.iter_modules(dcwh.__path__))
 for n in names: importlib.import_module('dcwh.' + n)
-from dcwh.files import FOLDERS, shipped
+from dcwh.files import SHIPPED, shipped
 print(*names)
-found = [p for kind in FOLDERS for p in shipped(kind, '').iterdir()]
+found = [p for kind in SHIPPED for p in shipped(kind, '').iterdir()]
 print(*(p.relative_to(sys.argv[1]) for p in found))
 """
 
