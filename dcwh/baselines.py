@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Terms', 'similar', 'pairs', 'mean_over', 'balanced_mean', 'check_settings', 'in_full_precision', 'pair_loss',
-           'label_loss', 'Memory', 'CrossEntropy', 'DPSH', 'HashNet', 'DCH', 'DTSH', 'discrete_step', 'DSDH',
-           'straight_through', 'GreedyHash', 'hash_centres', 'CSQ', 'OrthoHash', 'IDCWHLoss']
+           'Memory', 'CrossEntropy', 'DPSH', 'HashNet', 'DCH', 'DTSH', 'discrete_step', 'DSDH', 'straight_through',
+           'GreedyHash', 'hash_centres', 'CSQ', 'OrthoHash', 'IDCWHLoss']
 
 # %% ../nbs/08_baselines.ipynb #03c4d6ff
 from collections.abc import Callable
@@ -25,7 +25,15 @@ from torch.nn.functional import (
 )
 
 from .codes import check_bits, sign
-from .criterion import Criterion, check_above, check_outputs, full_precision, looked_at
+from dcwh.criterion import (
+    Criterion,
+    Outputs,
+    check_above,
+    check_outputs,
+    full_precision,
+    label_loss,
+    looked_at,
+)
 from .files import shown
 from dcwh.loss import (
     DCWHLoss,
@@ -35,7 +43,6 @@ from dcwh.loss import (
     start_centres,
     vertex_loss,
 )
-from .optimizer import Outputs
 
 # %% ../nbs/08_baselines.ipynb #c8b00246
 def similar(
@@ -103,16 +110,6 @@ def pair_loss(
     """Negative log-likelihood of being similar (or not) with logit theta, pair by pair:
     log(1 + exp(theta)) - s theta."""
     return binary_cross_entropy_with_logits(theta, similar.to(theta.dtype), reduction='none')
-
-# %% ../nbs/08_baselines.ipynb #08c00014
-def label_loss(
-    logits: Tensor,  # scores of the classes, shape (N, C)
-    y: Tensor,  # int64 (N,) or bool (N, C)
-) -> Tensor:  # scalar
-    "Softmax cross-entropy with the label, or with a target uniform over several."
-    if y.ndim == 1:
-        return cross_entropy(logits, y)
-    return cross_entropy(logits, y.to(logits.dtype) / y.sum(1, keepdim=True))
 
 # %% ../nbs/08_baselines.ipynb #08c00016
 def _check_index(h: Tensor, index: Tensor | None, images: int) -> None:
@@ -498,7 +495,7 @@ class _FixedCentres(Criterion):
         self.register_buffer('tie', sign(torch.randn(bits, generator=generator)))
 
     @property
-    def centres(self) -> Tensor:  # type: ignore[override]  # a view of the buffer, not to be set
+    def centres(self) -> Tensor:
         "The code of each class, shape (C, K)."
         return self.hash_centres
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Outputs', 'check_above', 'check_outputs', 'looked_at', 'full_precision', 'widest', 'check_batch', 'label_shares',
-           'check_epoch', 'Criterion']
+           'label_loss', 'check_epoch', 'Criterion']
 
 # %% ../nbs/02_criterion.ipynb #c2170004
 from collections.abc import Callable
@@ -13,6 +13,7 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
 from .files import shown
 
@@ -133,6 +134,16 @@ def label_shares(
 ) -> Tensor:  # (N, C), 0 … 1; a row sums to 1
     "The share of an image that each class has: 1/|Y| for each of its labels, 0 for the others."
     return y.to(dtype) / y.sum(1, keepdim=True)
+
+# %% ../nbs/02_criterion.ipynb #08c00014
+def label_loss(
+    logits: Tensor,  # scores of the classes, shape (N, C)
+    y: Tensor,  # int64 (N,) or bool (N, C)
+) -> Tensor:  # scalar
+    "Softmax cross-entropy with the label, or with a target uniform over several."
+    if y.ndim == 1:
+        return cross_entropy(logits, y)
+    return cross_entropy(logits, label_shares(y, logits.dtype))
 
 # %% ../nbs/02_criterion.ipynb #b84dd405
 Outputs = Callable[[], tuple[Tensor, Tensor]]  # gives (h, y) of all training images

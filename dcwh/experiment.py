@@ -45,8 +45,8 @@ from .sources import SOURCES
 from dcwh.training import (
     Trained,
     accelerator_of,
-    gathered_outputs,
     build,
+    gathered_outputs,
     numerics,
     tracking,
     train,

@@ -11,7 +11,7 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, linear, pdist
+from torch.nn.functional import linear, pdist
 
 from .codes import check_bits, sign
 from dcwh.criterion import (
@@ -20,7 +20,7 @@ from dcwh.criterion import (
     check_batch,
     check_outputs,
     full_precision,
-    label_shares,
+    label_loss,
 )
 from .files import shown
 
@@ -148,10 +148,7 @@ class ClassWiseLoss(nn.Module):
         "J_class. Raises ValueError as `check_batch` does."
         h, y = check_batch(h, y, *self.centres.shape)
         with torch.autocast(h.device.type, enabled=False):
-            logits = self.logits(h)
-            if y.ndim == 2:
-                y = label_shares(y, logits.dtype)
-            return cross_entropy(logits, y)
+            return label_loss(self.logits(h), y)
 
 # %% ../nbs/03_loss.ipynb #dcea0cbc
 def cube_loss(

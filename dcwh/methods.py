@@ -35,10 +35,10 @@ from dcwh.baselines import (
     OrthoHash,
     check_settings,
 )
-from .criterion import Criterion, check_batch, check_outputs, full_precision
+from .criterion import Criterion, Outputs, check_batch, check_outputs, full_precision
 from .files import shown
 from .loss import DCWHLoss, check_classes
-from .optimizer import Outputs, TwoStep, all_outputs
+from .optimizer import TwoStep, all_outputs
 
 # %% ../nbs/09_methods.ipynb #09c00001
 def mean_norm(
@@ -66,12 +66,12 @@ class Squashed(Criterion):
         self.num_classes, self.bits = criterion.num_classes, criterion.bits
 
     @property
-    def centres(self) -> Tensor | None:  # type: ignore[override]  # the criterion's, not to be set
+    def centres(self) -> Tensor | None:
         "Those of the criterion."
         return self.criterion.centres
 
     @property
-    def weights(self) -> dict[str, float]:  # type: ignore[override]  # likewise
+    def weights(self) -> dict[str, float]:  # type: ignore[override]  # the criterion's, not to be set
         "Those of the criterion; what is logged beside is no part of the loss."
         logged = ('passed', 'gradient', 'class_gradient')
         return self.criterion.weights | dict.fromkeys(logged, 0.0)
