@@ -565,6 +565,13 @@ class CodeIndex(IndexContract):
         "Names of the columns."
         return tuple(name for name in self.types if name != 'id')
 
+    def check(
+        self,
+        codes: Codes,  # of queries, or of new images
+    ) -> None:
+        "Raises ValueError if codes cannot be compared with those of the index."
+        _check_comparable(self, codes)
+
     def rerank(
         self,
         h: Tensor | np.ndarray,  # outputs of the queries, shape (Q, bits)
@@ -705,7 +712,7 @@ def _joining(
     """What an index is to take in.
 
     Raises ValueError if codes or columns are not like those of the index."""
-    _check_comparable(index, codes)
+    index.check(codes)
     codes, columns = checked_table(codes, metadata)
     if columns.keys() != set(index.columns):
         raise ValueError(
@@ -1197,7 +1204,7 @@ class FaissIndex(CodeIndex):
 # %% ../nbs/18_search.ipynb #6dc710fd
 def _search_rows(index: FaissIndex, codes: Codes, k: int, where: dict | str | None) -> Answers:
     _check_count('k', k)
-    _check_comparable(index, codes)
+    index.check(codes)
     allowed = _allowed(index.rows, where)
     k = min(int(k), len(index))
     every_id = index.rows.codes.ids
@@ -1898,7 +1905,7 @@ class LanceIndex(CodeIndex):
 # %% ../nbs/18_search.ipynb #4b55e96c
 def _search_table(index: LanceIndex, codes: Codes, k: int, where: dict | str | None) -> Answers:
     _check_count('k', k)
-    _check_comparable(index, codes)
+    index.check(codes)
     only = sql(where, index.types)
     k = min(int(k), len(index))
     _check_answers(len(codes), k, 64)
