@@ -565,10 +565,17 @@ class CodeIndex(IndexContract):
         "Names of the columns."
         return tuple(name for name in self.types if name != 'id')
 
+    def check(
+        self,
+        codes: Codes,  # of queries, or of new images
+    ) -> None:
+        "Raises ValueError if codes cannot be compared with those of the index."
+        _check_comparable(self, codes)
+
     def rerank(
         self,
         h: Tensor | np.ndarray,  # outputs of the queries, shape (Q, bits)
-        k: int = 10,
+        k: int = 10,  # images to each query
         shortlist: int = 100,  # how many the codes choose, k at least
         where: dict | str | None = None,
     ) -> Answers:  # squared distances, float32 (Q, min(k, len(self))); ids
@@ -705,7 +712,7 @@ def _joining(
     """What an index is to take in.
 
     Raises ValueError if codes or columns are not like those of the index."""
-    _check_comparable(index, codes)
+    index.check(codes)
     codes, columns = checked_table(codes, metadata)
     if columns.keys() != set(index.columns):
         raise ValueError(
@@ -936,7 +943,7 @@ def one_thread() -> Iterator[None]:
 def searched(
     structure: Any,  # of FAISS
     packed: np.ndarray,  # queries, uint8 (Q, B)
-    k: int,
+    k: int,  # rows to each query
     parameters: Any = None,  # of FAISS
 ) -> Answers:  # distances and rows, (Q, k)
     """What FAISS finds. Many queries are shared out to as many threads as OpenMP may have.
@@ -1008,7 +1015,7 @@ def _best_of(
 def nearest_rows(
     structure: Any,  # of FAISS
     packed: np.ndarray,  # queries, uint8 (Q, B)
-    k: int,
+    k: int,  # rows to each query
     allowed: np.ndarray | None,  # bool, one per row of the index; None allows all
 ) -> Answers:  # distances and rows, (Q, k or all), -1 where there were fewer
     "The nearest of the allowed rows, ties by row."
@@ -1197,7 +1204,7 @@ class FaissIndex(CodeIndex):
 # %% ../nbs/18_search.ipynb #6dc710fd
 def _search_rows(index: FaissIndex, codes: Codes, k: int, where: dict | str | None) -> Answers:
     _check_count('k', k)
-    _check_comparable(index, codes)
+    index.check(codes)
     allowed = _allowed(index.rows, where)
     k = min(int(k), len(index))
     every_id = index.rows.codes.ids
@@ -1658,7 +1665,8 @@ def _opened_table(place: _Place) -> Any:
     try:
         return place.database().open_table(place.name)
     except Exception as e:
-        raise (place.error(e) if place.remote else _damaged(place.path, e)) from e
+        said = place.error(e) if place.remote else _damaged(place.path, e)
+        raise said from e
 
 # %% ../nbs/18_search.ipynb #a078d52c
 def _arrow(codes: Codes, columns: dict[str, np.ndarray]) -> Any:
@@ -1755,24 +1763,24 @@ class LanceTable:
 
     def __init__(
         self,
-        table: Any,  # of LanceDB
+        lance: Any,  # a table of LanceDB
         path: str | Path,  # a folder or URI that ends in .lance
     ) -> None:
-        self.table, self.path = table, str(path)
+        self.lance, self.path = lance, str(path)
 
     @property
     def version(self) -> int:
         "Number of the state that is seen."
-        return self.table.version
+        return self.lance.version
 
     @property
     def schema(self) -> Any:
         "Arrow's schema of the columns."
-        return self.table.schema
+        return self.lance.schema
 
     def __len__(self) -> int:
         with in_one_line(self.path):
-            return self.table.count_rows()
+            return self.lance.count_rows()
 
     def column(
         self,
@@ -1780,7 +1788,7 @@ class LanceTable:
     ) -> Any:  # of arrow
         "A column of all rows."
         with in_one_line(self.path):
-            return self.table.search().select([name]).to_arrow()[name]
+            return self.lance.search().select([name]).to_arrow()[name]
 
     def rows_of(
         self,
@@ -1792,7 +1800,7 @@ class LanceTable:
         for n in range(0, len(ids), 1000):
             only = _one_of('id', ids[n : n + 1000])
             with in_one_line(self.path):
-                asked = self.table.search().where(only).select(['id', *columns])
+                asked = self.lance.search().where(only).select(['id', *columns])
                 rows = asked.limit(1000).to_arrow()
             found |= {row['id']: row for row in rows.to_pylist()}
         return found
@@ -1804,7 +1812,7 @@ class LanceTable:
         only: str | None,  # a filter in SQL
     ) -> Answers:  # distances and ids, (k or fewer,)
         "The nearest of one query, those with equal distance in the order of the ids."
-        asked = self.table.search(query, vector_column_name='code').distance_type('hamming')
+        asked = self.lance.search(query, vector_column_name='code').distance_type('hamming')
         with in_one_line(self.path):
             found = asked.where(only).limit(k).select(['id', '_distance']).to_arrow()
         names, near = found['id'].to_numpy(), found['_distance'].to_numpy()
@@ -1875,7 +1883,7 @@ class LanceIndex(CodeIndex):
     def versions(self) -> list[int]:
         "Numbers of the versions that can be opened."
         with in_one_line(self.path):
-            return [state['version'] for state in self.table.table.list_versions()]
+            return [state['version'] for state in self.table.lance.list_versions()]
 
     def add(self, codes: Codes, metadata: dict | None = None) -> None:
         "See `IndexContract.add`."
@@ -1888,7 +1896,7 @@ class LanceIndex(CodeIndex):
     def optimize(self) -> None:
         "Let LanceDB tidy up: many small additions become one, and lists take in what is new."
         with in_one_line(self.path):
-            self.table.table.optimize()
+            self.table.lance.optimize()
 
     def save(self, path: str | Path) -> None:
         "Nothing is left to do. Raises ValueError for another place than its own."
@@ -1897,7 +1905,7 @@ class LanceIndex(CodeIndex):
 # %% ../nbs/18_search.ipynb #4b55e96c
 def _search_table(index: LanceIndex, codes: Codes, k: int, where: dict | str | None) -> Answers:
     _check_count('k', k)
-    _check_comparable(index, codes)
+    index.check(codes)
     only = sql(where, index.types)
     k = min(int(k), len(index))
     _check_answers(len(codes), k, 64)
@@ -1941,7 +1949,7 @@ def _newest(index: LanceIndex) -> Iterator[None]:
         )
     with _one_writer(index.path):
         with in_one_line(index.path):
-            index.table.table.checkout_latest()
+            index.table.lance.checkout_latest()
         yield
 
 
@@ -1954,7 +1962,7 @@ def _add_to_table(index: LanceIndex, codes: Codes, columns: dict[str, np.ndarray
             raise ValueError(_already_there(known))
         if new is not None:
             with in_one_line(index.path):
-                index.table.table.add(new)
+                index.table.lance.add(new)
 
 
 def _delete_from_table(index: LanceIndex, ids: Ids) -> None:
@@ -1962,7 +1970,7 @@ def _delete_from_table(index: LanceIndex, ids: Ids) -> None:
         _columns_in(index, ids, [])  # which raises if one is not there
         only = _one_of('id', _many_ids(ids, index.types['id']))
         with in_one_line(index.path):
-            index.table.table.delete(only)
+            index.table.lance.delete(only)
 
 
 def _check_same_place(here: str, path: str | Path) -> None:
@@ -1987,7 +1995,7 @@ def _lance_index(
         index = LanceIndex(LanceTable(_made_table(place, rows), path))
         if lists:
             with in_one_line(path):
-                index.table.table.create_index(
+                index.table.lance.create_index(
                     metric='hamming',
                     vector_column_name='code',
                     index_type='IVF_FLAT',
