@@ -7,7 +7,7 @@ PYTHON ?= $(firstword $(shell for p in python3 python3.14 python3.13 python3.12 
 TWO = -n $(or $(WORKERS),2) --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help venv shell report reports test test-all chromium grid benchmark lab allowed readme export clean-notebooks docs hooks
+.PHONY: help venv shell report reports test test-all lint format chromium grid benchmark lab allowed readme export clean-notebooks docs hooks
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -39,6 +39,15 @@ test: venv  ## run the tests, two files of them at a time; WORKERS=8 more
 
 test-all: venv chromium  ## run the tests that need a browser, a server or an environment of their own
 	$(BIN)/python -m pytest tests -m whole $(TWO) $(ARGS)
+
+lint: venv  ## ruff and mypy, which are part of the tests
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+format: venv  ## one format for notebooks, tests and scripts
+	$(BIN)/ruff format
+	$(BIN)/nbdev_export
 
 chromium:  ## install Chromium and its driver with apt-get, where they are missing
 	@missing=; command -v chromedriver >/dev/null || missing=chromium-driver; \
