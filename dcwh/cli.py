@@ -18,7 +18,7 @@ import re
 import reprlib
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
@@ -34,7 +34,7 @@ if TYPE_CHECKING:  # heavy: each command imports what it needs
     from dcwh.codes import Codes
     from dcwh.config import Config
     from dcwh.model import Encoder
-    from dcwh.search import IndexContract
+    from dcwh.search import CodeIndex
     from dcwh.sources import Source
 
 # %% ../nbs/21_cli.ipynb #37e47608
@@ -177,7 +177,15 @@ def _check_text(name: str, value: object) -> None:
             raise ValueError(f'{name} is {text!r}; leave the zero byte out')
 
 
-def _warn(message: Warning | str, *where: Any) -> None:
+def _warn(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: Any = None,
+    line: str | None = None,
+) -> None:
+    "What `warnings` calls: only the message is printed."
     typer.secho(str(message), fg='yellow', err=True)
 
 # %% ../nbs/21_cli.ipynb #d419c60d
@@ -800,7 +808,7 @@ def columns_of(
     codes: 'Codes',
     file: Path,  # where the codes are
     table: str = '',  # its path; none: without; empty: the one beside the codes
-) -> dict[str, 'np.ndarray']:  # text, shape (N,) each; nothing where there is no table
+) -> dict[str, Sequence[str]]:  # N values under each name; nothing where there is no table
     """The columns of a table as text, in the order of the codes.
 
     Raises ValueError or FileNotFoundError where it is not the table of these codes."""
@@ -821,7 +829,7 @@ def columns_of(
     if missing:
         raise ValueError(f'{place} says nothing of {len(missing)} images, the first {missing[0]}')
     order = [row[i] for i in ids]
-    return {name: values[order] for name, values in columns.items()}
+    return {name: values[order].tolist() for name, values in columns.items()}
 
 
 def _check_bond(bond: str, file: Path, place: Path) -> None:
@@ -923,7 +931,7 @@ def show(where: Index, as_json: Json = False) -> None:
     _answer(_described(CodeIndex.load(where)), as_json)
 
 
-def _described(index: 'IndexContract') -> dict[str, Any]:
+def _described(index: 'CodeIndex') -> dict[str, Any]:
     return {
         'kind': index.kind,
         'images': len(index),
@@ -1026,7 +1034,7 @@ def search(
     _name_broken(unreadable)
 
 # %% ../nbs/21_cli.ipynb #c1a0000d
-def _answers(index: 'IndexContract', distances: 'np.ndarray', ids: 'np.ndarray') -> list[dict]:
+def _answers(index: 'CodeIndex', distances: 'np.ndarray', ids: 'np.ndarray') -> list[dict]:
     "A dictionary for each answer: id, distance, and what the columns say."
     import numpy as np
 

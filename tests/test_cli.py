@@ -104,7 +104,7 @@ def test_two_that_write_the_same_codes_leave_one_pair(tmp_path):
 
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(write, 'abcd'))
-    assert columns_of(Codes.load(out), out)['label'].tolist() == [Codes.load(out).ids[0][0]] * 3
+    assert columns_of(Codes.load(out), out)['label'] == [Codes.load(out).ids[0][0]] * 3
     assert sorted(os.listdir(tmp_path)) == ['c.csv', 'c.npz']
 
 
