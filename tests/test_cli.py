@@ -3,6 +3,8 @@ stays text on the way to a number."""
 
 import json
 import os
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -102,7 +104,7 @@ def test_two_that_write_the_same_codes_leave_one_pair(tmp_path):
 
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(write, 'abcd'))
-    assert columns_of(Codes.load(out), out)['label'].tolist() == [Codes.load(out).ids[0][0]] * 3
+    assert columns_of(Codes.load(out), out)['label'] == [Codes.load(out).ids[0][0]] * 3
     assert sorted(os.listdir(tmp_path)) == ['c.csv', 'c.npz']
 
 
@@ -531,6 +533,36 @@ def test_over_the_whole_database_the_normaliser_is_all(tmp_path):
     for more, said in (((), 'all'), (('--normaliser', 'min'), 'all'), (('--top-k', 3), 'found')):
         done = do('evaluate', tmp_path / 'q.npz', tmp_path / 'q.npz', *more, '--json')
         assert json.loads(done.stdout)['normaliser'] == said
+
+
+def test_a_text_is_not_the_number_of_a_row(tmp_path):
+    "Queries called '0' to '5' are in no database that has numbered rows and no ids."
+    bits = np.random.default_rng(0).normal(size=(6, 16))
+    labels = np.arange(6) % 2
+    names = [str(i) for i in range(6)]
+    Codes.from_outputs(bits, labels, np.array(names)).save(tmp_path / 'named.npz')
+    Codes.from_outputs(-bits, labels, np.array(names[::-1])).save(tmp_path / 'same.npz')
+    np.savez(tmp_path / 'bare.npz', codes=-bits, labels=labels)
+    for pair in (('named', 'bare'), ('bare', 'named')):
+        done = do('evaluate', *(tmp_path / f'{name}.npz' for name in pair))
+        assert done.exit_code == 0 and done.stderr == '', done.output
+    done = do('evaluate', tmp_path / 'named.npz', tmp_path / 'same.npz')
+    assert '6 of 6 queries are in the database too' in done.stderr
+
+
+def test_the_version_is_printed_and_nothing_heavy_is_imported(tmp_path):
+    assert do('--version').stdout == f'{dcwh.__version__}\n'
+    heavy = 'torch', 'numpy', 'numba', 'pandas', 'pydantic'
+    code = (
+        'import sys; from dcwh.cli import app\n'
+        'for word in ("--version", "--help"):\n'
+        '    app([word], standalone_mode=False)\n'
+        f'    assert not [name for name in {heavy} if name in sys.modules]\n'
+    )
+    done = subprocess.run(
+        [sys.executable, '-c', code], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0 and dcwh.__version__ in done.stdout, done.stderr
 
 
 def test_a_file_that_holds_no_codes_is_said_to_hold_none(tmp_path):
