@@ -25,7 +25,8 @@ def sign(
 ) -> Tensor:  # -1 or +1, of the same shape, dtype and device
     """The vertex of the cube nearest to `h`; zero goes to +1. The gradient is zero everywhere.
 
-    Raises ValueError where `h` holds no numbers that have a sign."""
+    NaN goes to -1 unseen: to look at values, a step would wait for the GPU. `as_outputs`, which
+    makes codes, refuses it. Raises ValueError where `h` is no dense tensor of real numbers."""
     if not isinstance(h, Tensor) or h.is_complex() or h.layout != torch.strided:
         raise ValueError(f'h is {getattr(h, "dtype", type(h).__name__)}; give a tensor of numbers')
     return torch.where(h >= 0, 1.0, -1.0).to(h.dtype)
@@ -206,7 +207,7 @@ def as_labels(
 
 def _whole_numbers(y: np.ndarray, name: str) -> np.ndarray:
     "Floats as integers. Raises ValueError where that would change one."
-    wrong = ~np.isfinite(y) | (y != np.floor(y)) | (np.abs(y) >= 2**53)
+    wrong = ~np.isfinite(y) | (y != np.floor(y)) | (np.abs(y) >= np.float64(2**53))
     if wrong.any():
         first = y[wrong].flat[0]
         raise ValueError(

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torch.nn.functional import interpolate
 from torch.utils.data import DataLoader, Dataset
@@ -277,18 +277,31 @@ def _as_picture(image: Tensor) -> Image.Image:
 
 # %% ../nbs/11_data.ipynb #ee7404c9
 LARGEST = 4096  # side of an image that is decoded, in pixels
+_TURNS = {  # that bring an image upright, by its Exif orientation
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 def square(
     image: Image.Image | Tensor | str | Path,  # a tensor is (3, H, W)
     side: int,  # pixels, 1 to 4096
 ) -> Tensor:  # uint8, shape (3, side, side)
-    """Decode upright, transparency on white; scale the short side to `side` (bicubic, antialiased)
-    and cut the centre. Raises ValueError or OSError."""
+    """Turn upright, transparency on white; scale the short side to `side` (bicubic, antialiased)
+    and cut the centre. Files and PIL images are turned as their Exif orientation says.
+
+    Raises ValueError or OSError."""
     whole_number(side, 'side', 1, LARGEST)
     if isinstance(image, (str, Path)):
         try:
-            return square(_decoded(image, side), side)
+            with open_image(image) as opened:
+                opened.draft('RGB', (side, side))  # a JPEG at no larger scale than is needed
+                return square(opened, side)
         except Exception as e:  # decoders of broken files raise whatever they come upon
             said = getattr(e, 'strerror', None) or str(e) or type(e).__name__
             raise ValueError(f'{printable(image)}: {said}') from e
@@ -298,6 +311,7 @@ def square(
         raise ValueError(
             f'an image is a {type(image).__name__}; give a file, a PIL image, or a tensor (3, H, W)'
         )
+    image = _upright(image)
     if 0 in image.size:
         raise ValueError('an image has no pixels')
     if image.mode.startswith(('I', 'F')):
@@ -308,11 +322,15 @@ def square(
     return pil_to_tensor(fitted)
 
 
-def _decoded(path: str | Path, side: int) -> Image.Image:
-    "A file, decoded upright; a JPEG at no larger scale than is needed."
-    with open_image(path) as opened:
-        opened.draft('RGB', (side, side))
-        return ImageOps.exif_transpose(opened)
+def _upright(image: Image.Image) -> Image.Image:
+    "An image as its Exif orientation says; as it is where there is none that can be read."
+    image.load()
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # Pillow raises whatever it comes upon in a broken tag
+        return image
+    turn = _TURNS.get(orientation)
+    return image if turn is None else image.transpose(turn)
 
 # %% ../nbs/11_data.ipynb #1bd0743f
 WORKERS = 256  # processes that decode, at most

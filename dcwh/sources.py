@@ -1398,6 +1398,35 @@ def _not_there(
         'or leave them out with missing=skip'
     )
 
+# %% ../nbs/10_sources.ipynb #0b3491f0
+def _stated_labels(dataset: IndexedDataset) -> Any:
+    "The labels that a dataset says it has; None where it says none."
+    targets = getattr(dataset, 'targets', None)
+    return getattr(dataset, 'labels', None) if targets is None else targets
+
+
+def _relabels(dataset: object) -> bool:
+    "Whether a dataset, or one inside, has a transform that may change labels."
+    if getattr(dataset, 'target_transform', None) is not None:
+        return True
+    both = getattr(dataset, 'transforms', None)  # of an image and its label, as torchvision has it
+    if getattr(both, 'target_transform', both) is not None:
+        return True
+    inside = getattr(dataset, 'datasets', None)  # of a ConcatDataset
+    parts = inside if isinstance(inside, (list, tuple)) else [getattr(dataset, 'dataset', None)]
+    return any(_relabels(part) for part in parts if part is not None)
+
+
+def _labels_of_items(dataset: IndexedDataset, name: str) -> list[np.ndarray]:
+    "The labels of all items of a dataset, which is asked for each."
+    try:
+        labels = [dataset[i][1] for i in range(len(dataset))]
+    except (TypeError, IndexError, KeyError) as e:
+        raise ValueError(
+            f'{name}: the items of the dataset are no pairs of an image and a label'
+        ) from e
+    return [as_array(label, f'{name}: label {i}') for i, label in enumerate(labels)]
+
 # %% ../nbs/10_sources.ipynb #e643abe8
 def from_dataset(
     dataset: IndexedDataset,  # items (PIL image or tensor (3, H, W), int or row of 0 and 1)
@@ -1406,35 +1435,28 @@ def from_dataset(
     test: np.ndarray | None = None,  # bool (N,): the official test images
     version: str = '',  # tells these images from others with the same labels
 ) -> Source:
-    "A source made of anybody's Dataset. Raises ValueError as `Source` does."
+    """A source made of anybody's Dataset. Raises ValueError as `Source` does.
+
+    Where transforms may change labels, every item is asked for its own."""
     if not _is_indexed(dataset):
         raise ValueError(
             f'{name}: the dataset is a {type(dataset).__name__}; '
             'give one with a length, whose items are (image, label)'
         )
-    labels = _labels_for(len(dataset), _labels_of_items(dataset, name), name)
+    stated, relabels = _stated_labels(dataset), _relabels(dataset)
+    asked = relabels or stated is None
+    given = _labels_of_items(dataset, name) if asked else stated
+    labels = _labels_for(len(dataset), given, name)
     if not len(labels):
         raise ValueError(f'{name}: no images')
-    names = _class_names(classes, name) or _own_classes(dataset) or _numbered(labels, name)
+    changed = relabels and not np.array_equal(labels, stated)
+    own = () if changed else _own_classes(dataset)  # names of classes as they were
+    names = _class_names(classes, name) or own or _numbered(labels, name)
     split = None if test is None else Split.by_test(test)
     if test is not None and len(test) != len(labels):
         raise ValueError(f'{name}: test has {len(test)} values; {len(labels)} images need one each')
     hashed = digest(labels.tobytes(), str(version).encode())
     return Source(name, dataset, labels, names, split, hash=hashed)
-
-
-def _labels_of_items(dataset: IndexedDataset, name: str) -> Any:
-    "The labels that a dataset says it has, or those of its items."
-    for known in (getattr(dataset, 'targets', None), getattr(dataset, 'labels', None)):
-        if known is not None:
-            return known
-    try:
-        labels = [dataset[i][1] for i in range(len(dataset))]
-    except (TypeError, IndexError, KeyError) as e:
-        raise ValueError(
-            f'{name}: the items of the dataset are no pairs of an image and a label'
-        ) from e
-    return [as_array(label, f'{name}: label {i}') for i, label in enumerate(labels)]
 
 
 def _own_classes(dataset: IndexedDataset) -> tuple[str, ...]:

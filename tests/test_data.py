@@ -8,6 +8,8 @@ import socket
 import numpy as np
 import pytest
 from PIL import Image
+from torch.utils.data import ConcatDataset, Subset
+from torchvision.datasets import FakeData, ImageFolder
 from typer.testing import CliRunner
 
 import dcwh.sources
@@ -104,6 +106,78 @@ def as_dataset(root, refused=True):
         'anybody',
         test=np.isin(np.arange(N), query),
     )
+
+
+def fake(stated=None, **options):
+    "Twelve images of four classes, which a set states raw as torchvision's do."
+    made = FakeData(12, (3, 8, 8), 4, **options)
+    made.targets = [y for _, y in FakeData(12, (3, 8, 8), 4)] if stated is None else stated
+    made.classes = ['ant', 'bee', 'cat', 'dog']
+    return made
+
+
+class Both(ImageFolder):
+    "A set with one transform of image and label together."
+
+    def __getitem__(self, i):
+        item = super().__getitem__(i)
+        return self.transforms(*item) if self.transforms else item
+
+
+def jointly(root):
+    made = Both(root)
+    made.transforms = lambda image, y: (image, y % 2)
+    return made
+
+
+def subset_that_states(_):
+    "The usual way to go on with `targets` and `classes` of a part."
+    whole = fake(target_transform=lambda y: y % 2)
+    part = Subset(whole, range(0, 12, 2))
+    part.targets = [whole.targets[i] for i in part.indices]
+    part.classes = whole.classes
+    return part
+
+
+@pytest.mark.parametrize(
+    'made',
+    (
+        lambda root: ImageFolder(root, target_transform=lambda y: y % 2),
+        lambda _: fake(target_transform=lambda y: y % 2),
+        lambda _: fake([str(i) for i in range(12)], target_transform=lambda y: y % 2),
+        lambda _: Subset(fake(target_transform=lambda y: y % 2), range(3, 12)),
+        lambda _: ConcatDataset(2 * [fake(target_transform=lambda y: y % 2)]),
+        lambda _: Subset(ConcatDataset(2 * [fake(target_transform=lambda y: y % 2)]), range(20)),
+        subset_that_states,
+        jointly,
+    ),
+)
+def test_labels_of_a_dataset_are_those_of_its_items(made, tmp_path):
+    for name in ('ant', 'bee', 'cat', 'dog'):
+        (tmp_path / name).mkdir()
+        Image.new('RGB', (8, 8)).save(tmp_path / name / '0.png')
+    dataset = made(tmp_path)
+    source = from_dataset(dataset, 'anybody')
+    assert source.labels.tolist() == [dataset[i][1] for i in range(len(dataset))]
+    assert source.classes == ('0', '1')
+
+
+def test_a_transform_of_images_reads_no_item():
+    dataset = fake([3, 2, 1, 0] * 3, transform=lambda image: 1 / 0)
+    source = from_dataset(dataset, 'anybody')
+    assert source.labels.tolist() == dataset.targets and source.classes == tuple(dataset.classes)
+
+
+def test_a_sideways_photograph_is_learned_as_it_is_encoded(tmp_path):
+    for name in ('ant', 'bee'):
+        note = Image.Exif()
+        note[0x0112] = 6  # a camera held upright
+        (tmp_path / name).mkdir()
+        Image.fromarray(DIGITS.images[0]).save(tmp_path / name / '0.png', exif=note)
+    upright = np.rot90(DIGITS.images[0], -1)
+    for source in (from_dataset(ImageFolder(tmp_path), 'x'), find_source('folder/x', tmp_path)):
+        (batch, _), *_ = ImageSet(source, np.arange(2)).batches(2, 8)
+        assert (batch.numpy().transpose(0, 2, 3, 1) == upright).all()
 
 
 @pytest.mark.parametrize('protocol', ('full', 'official'))
