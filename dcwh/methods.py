@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from inspect import Parameter, getsource, isfunction, signature
+from operator import itemgetter
 from types import ModuleType
 from typing import Any
 
@@ -103,15 +104,13 @@ class Squashed(Criterion):
     def arriving(self, h: Tensor, y: Tensor, index: Tensor | None) -> dict[str, Tensor]:
         "Norms of gradients at an image's outputs, in the mean: of the loss, its class-wise term."
 
-        def whole(h: Tensor) -> Tensor:
-            return self.weighted(self.terms(h, y, index))
+        def arrived(loss: Callable[[dict[str, Tensor]], Tensor]) -> Tensor:
+            gradient = torch.func.grad(lambda h: loss(self.terms(h, y, index)))
+            return mean_norm(gradient(h.detach()))
 
-        def classwise(h: Tensor) -> Tensor:
-            return self.terms(h, y, index)['class']
-
-        found = {'gradient': mean_norm(torch.func.grad(whole)(h.detach()))}
+        found = {'gradient': arrived(self.weighted)}
         if 'class' in self.criterion.last:
-            found['class_gradient'] = mean_norm(torch.func.grad(classwise)(h.detach()))
+            found['class_gradient'] = arrived(itemgetter('class'))
         return found
 
     def begin_epoch(self, epoch: int, epochs: int) -> None:

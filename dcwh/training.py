@@ -504,41 +504,8 @@ def tracking(tracker: str, folder: str | Path | None) -> dict[str, str]:
         raise ValueError(f'tracker is {tracker!r} and no folder is given; give both')
     return {'log_with': tracker, 'project_dir': str(folder)}
 
-# %% ../nbs/14_training.ipynb #98ad666c
+# %% ../nbs/14_training.ipynb #7c0de0c2
 log = logging.getLogger(__name__)
-
-
-def train(
-    config: Config,
-    data: RetrievalSet,
-    model: nn.Module | None = None,  # a HashModel or a backbone of one's own; None makes one
-    folder: str | Path | None = None,  # where the checkpoint is kept; None keeps none
-    resume: bool = True,  # go on from a checkpoint that is there
-    progress: bool = True,  # show bars; else a line an epoch is logged
-    tracker: str = '',  # of accelerate, such as tensorboard: epochs go there, too
-) -> Trained:
-    """Train to the last epoch. Killed and called again, it goes on and ends the same.
-
-    Raises ValueError where parts do not fit, FloatingPointError at a loss that is not finite."""
-    with numerics(config):
-        accelerator = accelerator_of(config, **tracking(tracker, folder))
-        main, images = accelerator.is_main_process, data.train
-        model, criterion, optimizer = build(config, len(data.classes), model, len(images))
-        model, criterion = model.to(accelerator.device), criterion.to(accelerator.device)
-        checkpoint = Checkpoint(folder, checkpoint_key(config, data), main)
-        parts = {'model': model, 'criterion': criterion, 'optimizer': optimizer}
-        if accelerator.scaler:
-            parts['scaler'] = accelerator.scaler  # of fp16
-        history = checkpoint.read(parts) if resume else []
-        if history and main:
-            log.info('resumed at epoch %d of %d', len(history) + 1, config.epochs)
-        accelerator.wait_for_everyone()  # until each has read
-        if tracker:
-            accelerator.init_trackers(tracker)
-        _epochs(config, images, accelerator, parts, checkpoint, history, progress)
-        if tracker:
-            accelerator.end_training()
-    return Trained(model, criterion, history)
 
 
 def _epochs(
@@ -574,3 +541,36 @@ def _epochs(
             said = 'epoch %d of %d: loss %.4f, %.0f images per second'
             log.info(said, epoch + 1, config.epochs, means['loss'], rate)
     accelerator.unwrap_model(prepared, keep_fp32_wrapper=False)  # it would encode in its precision
+
+# %% ../nbs/14_training.ipynb #98ad666c
+def train(
+    config: Config,
+    data: RetrievalSet,
+    model: nn.Module | None = None,  # a HashModel or a backbone of one's own; None makes one
+    folder: str | Path | None = None,  # where the checkpoint is kept; None keeps none
+    resume: bool = True,  # go on from a checkpoint that is there
+    progress: bool = True,  # show bars; else a line an epoch is logged
+    tracker: str = '',  # of accelerate, such as tensorboard: epochs go there, too
+) -> Trained:
+    """Train to the last epoch. Killed and called again, it goes on and ends the same.
+
+    Raises ValueError where parts do not fit, FloatingPointError at a loss that is not finite."""
+    with numerics(config):
+        accelerator = accelerator_of(config, **tracking(tracker, folder))
+        main, images = accelerator.is_main_process, data.train
+        model, criterion, optimizer = build(config, len(data.classes), model, len(images))
+        model, criterion = model.to(accelerator.device), criterion.to(accelerator.device)
+        checkpoint = Checkpoint(folder, checkpoint_key(config, data), main)
+        parts = {'model': model, 'criterion': criterion, 'optimizer': optimizer}
+        if accelerator.scaler:
+            parts['scaler'] = accelerator.scaler  # of fp16
+        history = checkpoint.read(parts) if resume else []
+        if history and main:
+            log.info('resumed at epoch %d of %d', len(history) + 1, config.epochs)
+        accelerator.wait_for_everyone()  # until each has read
+        if tracker:
+            accelerator.init_trackers(tracker)
+        _epochs(config, images, accelerator, parts, checkpoint, history, progress)
+        if tracker:
+            accelerator.end_training()
+    return Trained(model, criterion, history)
