@@ -11,6 +11,7 @@ from collections.abc import Callable
 from numbers import Integral, Real
 from typing import Any, Self
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
@@ -24,7 +25,8 @@ def check_above(
     least: float = 0.0,
 ) -> None:
     "Raises ValueError where a number is not finite, or not `least` or more."
-    if isinstance(value, bool) or not isinstance(value, Real) or not least <= value < 1e308:
+    plain: float = value.item() if isinstance(value, np.generic) else value  # as wide as 1e308
+    if isinstance(plain, bool) or not isinstance(plain, Real) or not least <= plain < 1e308:
         raise ValueError(f'{name} is {shown(value)}; give a number of {least:g} or more')
 
 # %% ../nbs/02_criterion.ipynb #401c94fb

@@ -812,7 +812,7 @@ def _outputs_of(h: Tensor | np.ndarray, bits: int) -> np.ndarray:
     outputs = as_outputs(h)
     if outputs.shape[1] != bits:
         raise ValueError(f'h has shape {outputs.shape}; an index of {bits} bits takes (Q, {bits})')
-    if not (np.abs(outputs) < 1e15).all():  # whose squares are finite
+    if not (np.abs(outputs) < np.float64(1e15)).all():  # whose squares are finite
         raise ValueError('h holds numbers above 1e15; they come from a training that diverged')
     return outputs.astype(np.float32)
 
