@@ -12,27 +12,25 @@ __all__ = ['SETTING_KINDS', 'PROTOCOL', 'METRICS', 'REPEATED', 'FACTS', 'PHASES'
            'comparison', 'as_html', 'measured_on', 'widths', 'standing_cells']
 
 # %% ../nbs/15_results.ipynb #9fc30f29
-import csv
 import hashlib
-import io
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache
 from html import escape
 from itertools import pairwise
 from math import isfinite
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, BinaryIO, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from .config import Config, explain, resolve
+from .config import MANY, Config, explain, resolve
 from .files import locked, shipped, shown, write_whole
 from .methods import BUILT_IN
 from .model import first_line
-from .sources import BENCHMARKS, at_line, named_path, printable, read_cells
+from .sources import BENCHMARKS, _quoted, at_line, named_path, printable, read_cells
 
 try:
     import pandas as pd
@@ -535,6 +533,24 @@ def check_columns(
             'a later dcwh wrote them, or somebody else'
         )
 
+# %% ../nbs/15_results.ipynb #6fcc333f
+def _lines(
+    file: Path,
+    check_head: Callable[[list[str], Path], None],  # raises where the first line is another's
+    mend: str,  # what to do about a line of other length, for the error
+) -> Iterator[tuple[str, dict[str, str]]]:  # where a row stands, and column: text
+    "The rows of a CSV as text. Raises ValueError naming the line."
+    cells = read_cells(file)
+    _, head = next(cells, (1, []))
+    check_head(head, file)
+    for line, texts in cells:
+        where = at_line(file, line)
+        if len(texts) != len(head):
+            raise ValueError(
+                f'{where}: {len(texts)} columns, where the first line has {len(head)}; {mend}'
+            )
+        yield where, dict(zip(head, texts, strict=True))
+
 
 def lines_of(
     file: str | Path,
@@ -544,16 +560,7 @@ def lines_of(
     if not file.is_file():
         problem = 'is no file' if file.exists() else 'is not there; `dcwh record` writes it'
         raise FileNotFoundError(f'{printable(file)} {problem}')
-    cells = read_cells(file)
-    _, head = next(cells, (1, []))
-    check_columns(head, file)
-    for line, texts in cells:
-        where = at_line(file, line)
-        if len(texts) != len(head):
-            raise ValueError(
-                f'{where}: {len(texts)} columns, where the first line has {len(head)}; {_MEND}'
-            )
-        yield where, dict(zip(head, texts, strict=True))
+    yield from _lines(file, check_columns, _MEND)
 
 # %% ../nbs/15_results.ipynb #519e5ed0
 def _read_line(where: str, texts: dict[str, str]) -> dict:
@@ -611,7 +618,11 @@ def row_of_config(
 # %% ../nbs/15_results.ipynb #81f13c84
 def _check_kept(row: dict) -> None:
     "Raises ValueError where a table would not keep the values of a row."
-    if read_row({column: _as_text(value) for column, value in row.items()}) != row:
+    texts = {column: _as_text(value) for column, value in row.items()}
+    zeros = [column for column, text in texts.items() if '\0' in text]
+    if zeros:
+        raise ValueError(f'{row["run"]} has a zero byte in {zeros[0]}, which no table holds')
+    if read_row(texts) != row:
         raise ValueError(f'{row["run"]} has texts that a table does not keep as they are')
 
 
@@ -634,22 +645,34 @@ def _check_same(held: dict, row: dict, file: Path) -> None:
         if held[name] != row[name]:
             why = rounding if name in METRICS else ''
             raise ValueError(
-                f'{row["run"]} is recorded in {file} with {name} {held[name]}, '
-                f'here it is {row[name]}{why}; the row stays, --force replaces it'
+                f'{row["run"]} is recorded in {file} with {name} {printable(held[name])}, '
+                f'here it is {printable(row[name])}{why}; the row stays, --force replaces it'
             )
 
 # %% ../nbs/15_results.ipynb #820a0ef2
+def _line_text(texts: list[str]) -> str:
+    "A line of a table. Cells that `read_cells` would not keep bare stand in quotes."
+    return ','.join(text and _quoted(text) for text in texts) + '\n'
+
+
 def write_rows(
     file: Path,
     rows: Iterable[dict],  # of `row_of`
 ) -> None:
-    "Write a table whole, rows sorted by name."
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator='\n')
-    writer.writerow(COLUMNS)
-    for row in sorted(rows, key=lambda row: row['run']):
-        writer.writerow(map(_as_text, row.values()))
-    write_whole(file, lambda f: f.write(text.getvalue().encode()))
+    """Write a table whole, rows sorted by name.
+
+    Raises ValueError where it would not be read back as it is written; then nothing is replaced."""
+    ordered = sorted(rows, key=lambda row: row['run'])
+    lines = [[*COLUMNS], *([_as_text(value) for value in row.values()] for row in ordered)]
+
+    def write(out: BinaryIO) -> None:
+        for line in lines:
+            out.write(_line_text(line).encode())
+        out.flush()
+        if [cells for _, cells in read_cells(Path(out.name))] != lines:
+            raise ValueError(f'{file} would be read back with other texts; it stays as it is')
+
+    write_whole(file, write)
 
 
 def record(
@@ -1077,35 +1100,67 @@ def standings(
     return rows[[*names, 'n', 'difference', 'interval', 'standing']]
 
 # %% ../nbs/15_results.ipynb #45dc271d
-PUBLISHED = ('dataset', 'protocol', 'method', 'backbone', 'bits', 'map', 'top_k', 'source', 'note')
+PUBLISHED: dict[str, type] = {  # column: kind
+    'dataset': str,
+    'protocol': str,
+    'method': str,
+    'backbone': str,
+    'bits': int,
+    'map': float,
+    'top_k': int,
+    'source': str,
+    'note': str,
+}
 
 
+def _check_published(head: list[str], file: Path) -> None:
+    "Raises ValueError where the first line is not that of published numbers."
+    where = at_line(file, 1)
+    missing = [name for name in PUBLISHED if name not in head]
+    if missing:
+        raise ValueError(
+            f'{where}: there is no column {", ".join(missing)}; it needs {", ".join(PUBLISHED)}'
+        )
+    if len(set(head)) < len(head):
+        raise ValueError(f'{where}: a column is given twice; take one out')
+
+
+def _read_published(texts: dict[str, str]) -> dict:
+    "A published number in its types. Raises ValueError where it is none."
+    row = {name: _read_cell(name, kind, texts[name].strip()) for name, kind in PUBLISHED.items()}
+    row['note'] = row['note'] or ''
+    for name in PUBLISHED:
+        if row[name] in ('', None) and name not in ('top_k', 'note'):
+            raise ValueError(f'{name} is empty')
+    if row['map'] > 1:
+        raise ValueError(f'map is {row["map"]}; a share is at most 1, 90 per cent are 0.9')
+    for name in ('bits', 'top_k'):
+        if row[name] is not None and not 1 <= row[name] <= MANY:
+            raise ValueError(f'{name} is {row[name]}; it is at least 1 and at most {MANY}')
+    return row
+
+# %% ../nbs/15_results.ipynb #621b4b14
 def published(
     csv: str | Path | None = None,  # None: the table that comes with dcwh
 ) -> 'pd.DataFrame':  # the columns of PUBLISHED
     """Numbers that others have reported.
 
-    Raises FileNotFoundError, or ValueError where a column is missing or a number has no source."""
+    Raises FileNotFoundError, or ValueError naming the line of what is no number, of a number
+    without a source, or of a table without a column."""
     _pandas_needed()
     csv = shipped('published', 'published.csv') if csv is None else csv
-    if not named_path(csv, 'csv').is_file():
+    file = named_path(csv, 'csv')
+    if not file.is_file():
         raise FileNotFoundError(f'{csv} is not there; give the table of published numbers')
-    table = pd.read_csv(csv, keep_default_na=False, na_values={'top_k': ['']})
-    missing = [name for name in PUBLISHED if name not in table]
-    if missing:
-        raise ValueError(
-            f'{csv} has no column {", ".join(missing)}; it needs {", ".join(PUBLISHED)}'
-        )
-    table = table[[*PUBLISHED]].astype({'bits': int, 'map': float, 'top_k': 'Int64'})
-    bare = table[table['source'] == '']
-    if len(bare):
-        first = bare.iloc[0]
-        raise ValueError(
-            f'{csv}: {len(bare)} numbers without a source, the first '
-            f'{first["method"]} at {first["bits"]} bits; find it or take the '
-            'number out'
-        )
-    return table
+    mend = 'mend the line, or take it out'
+    rows = []
+    for where, texts in _lines(file, _check_published, mend):
+        try:
+            rows.append(_read_published(texts))
+        except ValueError as e:
+            raise ValueError(f'{where}: {e}; {mend}') from e
+    table = pd.DataFrame(rows, columns=[*PUBLISHED])
+    return table.astype({'bits': int, 'map': float, 'top_k': 'Int64'})
 
 # %% ../nbs/15_results.ipynb #112b2e1b
 def _measure_name(top_k: Any) -> str:

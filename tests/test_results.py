@@ -2,6 +2,7 @@
 report."""
 
 import csv
+import io
 import json
 import re
 import shutil
@@ -11,7 +12,10 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 from scipy import stats
 from typer.testing import CliRunner
 
@@ -281,6 +285,87 @@ def test_every_protocol_can_be_recorded(tmp_path, source, protocol, name, k):
         results.check_result(found)
 
 
+TEXT = st.text(
+    st.sampled_from(' \t\r\n",;\'a') | st.characters(codec='utf-8', exclude_characters='\0'),
+    min_size=1,
+)
+TEXTS = st.fixed_dictionaries(
+    dict.fromkeys(('data_dir', 'lists_dir', 'source_hash', 'split_hash', 'device', 'python'), TEXT)
+)
+
+
+def result_with(texts, **settings):
+    "A result with texts in its configuration, its protocol and its manifest."
+    places = {name: texts[name] for name in texts if name in ('data_dir', 'lists_dir', 'weights')}
+    found = result(0.9, **settings, settings=places)
+    for name in ('source_hash', 'split_hash'):
+        found['protocol'][name] = texts.get(name, 'x')
+    versions = {'python': texts.get('python', '3')}
+    found['manifest'] |= {'device': texts.get('device', 'none'), 'versions': versions}
+    return found
+
+
+@settings(max_examples=50, deadline=None, derandomize=True)
+@given(TEXTS)
+@example({'weights': 'w2.safetensors '})
+@example({'data_dir': 'a\rb'})
+@example({'data_dir': ' lead'})
+@example({'data_dir': '\x85', 'source_hash': '\ufeff', 'split_hash': '\r\n', 'device': '""'})
+@example({'source_hash': '\u2028 ', 'device': '\xa0"', 'python': "#;'"})
+def test_every_text_is_read_back_as_it_was_recorded(tmp_path_factory, texts):
+    folder, found = tmp_path_factory.mktemp('t'), result_with(texts)
+    made(folder, 0.9, seed=1)
+    file = results.record(found, folder)
+    rows = results.read_table(file)
+    assert results.row_of(found) in rows and len(rows) == 2
+    written = file.read_bytes()
+    results.write_rows(file, rows)
+    assert file.read_bytes() == written
+
+
+@pytest.mark.parametrize('name', ['source_hash', 'split_hash', 'device', 'python'])
+def test_a_zero_byte_is_refused_and_the_table_stays(tmp_path, name):
+    file = made(tmp_path, 0.9)
+    before = file.read_bytes()
+    found = result_with({name: 'a\0b'}, seed=1)
+    with pytest.raises(ValueError, match=f'seed1-.* has a zero byte in {name}') as error:
+        results.record(found, tmp_path)
+    assert str(error.value).isprintable()
+    with pytest.raises(ValueError, match='zero byte'):
+        results.write_rows(file, [results.row_of(found)])
+    assert file.read_bytes() == before and [*tmp_path.glob('*.csv')] == [file]
+
+
+def test_a_table_that_would_be_read_otherwise_replaces_nothing(tmp_path, monkeypatch):
+    file = made(tmp_path, 0.9)
+    before = file.read_bytes()
+    monkeypatch.setattr(results, '_quoted', str)  # a writer that forgets quotes
+    for text in (' blank', 'a\rb', 'a,b', '"a'):
+        with pytest.raises(ValueError) as error:
+            results.record(result_with({'data_dir': text}, seed=1), tmp_path)
+        assert str(error.value).isprintable()
+    assert file.read_bytes() == before
+    assert not [*tmp_path.glob('*.part'), *tmp_path.glob('.*.part')]
+
+
+COMMITTED = ('cifar10-jpeg', 'digit-pairs', 'digits', 'tiny-imagenet100')
+
+
+@pytest.mark.parametrize('name', COMMITTED)
+def test_a_committed_table_is_spelt_as_it_would_be_written(tmp_path, name):
+    "Columns that came later aside: each cell is in quotes where it would be, and only there."
+    committed = ROOT / f'reports/{name}.csv'
+    file = tmp_path / committed.name
+    results.write_rows(file, results.read_table(committed))
+    with open(committed, newline='') as was, open(file, newline='') as now:
+        old, new = list(csv.DictReader(was)), list(csv.DictReader(now))
+    assert [{column: row[column] for column in old[0]} for row in new] == old
+    plain = io.StringIO()
+    writer = csv.writer(plain, lineterminator='\n')
+    writer.writerows([[*new[0]], *(row.values() for row in new)])
+    assert file.read_text() == plain.getvalue()
+
+
 def test_a_table_of_another_ending_is_not_passed_by(tmp_path):
     made(tmp_path, 0.9)
     (tmp_path / 'digits.csv').rename(tmp_path / 'digits.CSV')
@@ -448,6 +533,40 @@ def test_paired_difference_is_smaller_than_the_intervals_say(runs):
     assert pair.n == 3 and pair.difference == pytest.approx(0.06)
     assert pair.interval == pytest.approx(half)
     assert results.paired(runs, 'dcwh-learned', 'ce').empty
+
+
+def test_published_numbers_are_those_of_their_file(others):
+    kinds = {'bits': int, 'map': float, 'top_k': 'Int64'}
+    file = ROOT / 'data/published.csv'
+    plain = pd.read_csv(file, keep_default_na=False, na_values={'top_k': ['']})
+    assert len(others) > 40
+    pd.testing.assert_frame_equal(others, plain.astype(kinds), check_exact=True)
+
+
+@pytest.mark.parametrize(
+    'wrong, said',
+    [
+        ({'map': '89.4'}, 'map is 89.4; a share is at most 1'),
+        ({'map': 'nan'}, "map is 'nan'"),
+        ({'map': '-0.5'}, "map is '-0.5'"),
+        ({'bits': '16.5'}, "bits is '16.5'"),
+        ({'bits': '-16'}, 'bits is -16'),
+        ({'top_k': '5000.5'}, "top_k is '5000.5'"),
+        ({'top_k': 'all'}, "top_k is 'all'"),
+        ({'top_k': '9' * 5000}, 'top_k is '),
+        ({'source': '"  "'}, 'source is empty'),
+        ({'method': '"A'}, 'a quote opens and is not closed'),
+        ({'note': 'a,b'}, '10 columns, where the first line has 9'),
+    ],
+)
+def test_a_published_number_that_is_none_is_named_by_its_line(tmp_path, wrong, said):
+    head, good = (ROOT / 'data/published.csv').read_text().splitlines()[:2]
+    texts = dict(zip(head.split(','), good.split(',')[:9], strict=True)) | wrong
+    file = tmp_path / 'numbers.csv'
+    file.write_text(f'{head}\n{",".join(texts.values())}\n')
+    with pytest.raises(ValueError, match=re.escape(f'{file}, line 2: {said}')) as error:
+        results.published(file)
+    assert str(error.value).isprintable()
 
 
 def test_published_numbers_stand_beside_with_their_differences(table, others):
