@@ -32,7 +32,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-__version__ = '0.1.0'
+__version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from .codes import Codes as Codes
