@@ -12,6 +12,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from math import frexp
 from typing import Any, Self
 
 import numpy as np
@@ -20,7 +21,6 @@ from numba import njit, prange, vectorize
 from numba.extending import register_jitable
 from numpy.typing import ArrayLike
 from torch import Tensor
-from torch.nn.functional import pdist
 
 from .codes import Codes, as_array, as_labels
 from dcwh.counting import (
@@ -78,9 +78,11 @@ def check_groups(
             raise ValueError(
                 f'{what} is {given}; give items and {name} as two arrays of one shape (Q, G)'
             )
-        kinds = 'iuf' if what == 'gains' else 'iu'
-        if part.dtype.kind not in kinds or not (part >= 0).all():
-            raise ValueError(f'{what} is {part.dtype}, or goes below 0; give counts')
+        kinds, wanted = 'iu', 'counts'
+        if what == 'gains':
+            kinds, wanted = 'iuf', 'finite numbers from 0 up'
+        if part.dtype.kind not in kinds or not ((part >= 0) & (part < np.inf)).all():
+            raise ValueError(f'{what} is {part.dtype}, or goes below 0; give {wanted}')
     if name == 'relevant' and (sums > items).any():
         raise ValueError('relevant is more than items somewhere; it counts some of them')
 
@@ -388,6 +390,8 @@ def ndcg(
     top_k: int | None = None,  # length of the ranking; None: the whole database
 ) -> np.ndarray:  # float64, shape (Q,), from 0 to 1; 0 where nothing is relevant
     """Expected nDCG with the gain 2^s - 1. The best order is by shared labels, the most first.
+    Gains are taken over 2^S, with S the most labels that an image shares with the query: their
+    ratio is the same, and none is too large for a float.
 
     Raises ValueError where these are no histograms, or no cut."""
     if not isinstance(counts, np.ndarray) or counts.ndim != 3 or counts.dtype.kind not in 'iu':
@@ -395,10 +399,12 @@ def ndcg(
             'counts are no whole numbers of shape (Q, S+1, K+1), '
             'as histograms(query, database, graded=True) gives them'
         )
-    gain = 2.0 ** np.arange(counts.shape[1]) - 1
-    levels = counts.sum(2)[:, ::-1]
-    best = dcg(levels, levels * gain[::-1], top_k)
-    reached = dcg(counts.sum(1), np.einsum('s,qsd->qd', gain, counts), top_k)
+    levels = counts.sum(2)
+    s = np.arange(counts.shape[1])
+    S = (s * (levels > 0)).max(1, keepdims=True)
+    gain = 2.0 ** np.minimum(s - S, 0) - 2.0**-S
+    best = dcg(levels[:, ::-1], (levels * gain)[:, ::-1], top_k)
+    reached = dcg(counts.sum(1), np.einsum('qs,qsd->qd', gain, counts), top_k)
     return reached / np.where(best > 0, best, 1)
 
 # %% ../nbs/06_evaluation.ipynb #3a92f79f
@@ -667,17 +673,6 @@ def _holds_numbers(h: Tensor) -> bool:
         return False
     return bool((h.double().abs() < 1e150).all())
 
-
-def _way_of_distances(query: Tensor, database: Tensor) -> str:
-    """How `cdist` is to compute: by a product of matrices, which is fast and loses the digits in
-    which close outputs far from the origin differ, or, where there are such, by differences."""
-    apart = pdist(database[:: max(1, len(database) // 256)])
-    apart = apart[apart > 0]
-    largest = torch.maximum(query.abs().max(), database.abs().max())
-    if len(apart) and largest > 1e4 * apart.min():
-        return 'donot_use_mm_for_euclid_dist'
-    return 'use_mm_for_euclid_dist_if_necessary'
-
 # %% ../nbs/06_evaluation.ipynb #1fe416c6
 def _outputs(
     query: Tensor,
@@ -686,7 +681,7 @@ def _outputs(
     database_labels: Tensor | np.ndarray | None,
     device: str | torch.device | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Outputs as float64 and labels as tensors, on the device.
+    """Outputs as float64, the largest about 2^498, and labels as tensors, on the device.
 
     Raises ValueError where they do not fit together."""
     y, z = same_form(
@@ -705,7 +700,10 @@ def _outputs(
         )
     device = query.device if device is None else check_device(device)
     labels = torch.from_numpy(y).to(device), torch.from_numpy(z).to(device)
-    return query.to(device).double(), database.to(device).double(), *labels
+    query, database = query.to(device).double(), database.to(device).double()
+    largest = float(torch.maximum(query.abs().max(), database.abs().max()))
+    root = 2.0 ** ((498 - frexp(largest)[1]) // 2)  # of the scale, which a float may not hold
+    return query * root * root, database * root * root, *labels
 
 # %% ../nbs/06_evaluation.ipynb #ebaf4a3b
 @register_jitable
@@ -736,6 +734,18 @@ def _order_of(
             starts[tie] += 1
 
 
+@register_jitable
+def _least_gap(ordered: np.ndarray) -> float:  # uint64, (N,): distances and relevance, sorted
+    "The least difference of squared distances between a relevant item and another beside it."
+    distances = (ordered >> np.uint64(1)).view(np.float64)
+    least = np.inf
+    for i in range(1, len(ordered)):
+        gap = (distances[i] - distances[i - 1]) * (distances[i] + distances[i - 1])
+        if gap < least and (ordered[i] ^ ordered[i - 1]) & np.uint64(1):
+            least = gap
+    return least
+
+
 @njit(parallel=True, cache=True, nogil=True)
 def _precisions_by_rank(
     ordered: np.ndarray,  # uint64, (q, N)
@@ -743,10 +753,12 @@ def _precisions_by_rank(
     relevant: np.ndarray,  # bool, (q, N)
     precisions: np.ndarray,  # float64, (q, k): filled
     found: np.ndarray,  # int64, (q,): added to
+    gaps: np.ndarray,  # float64, (q,): filled
 ) -> None:
     for q in prange(len(ordered)):
         hits = np.zeros(ordered.shape[1], np.uint8)
         _order_of(ordered[q], distances[q], relevant[q], hits)
+        gaps[q] = _least_gap(ordered[q])
         for i in range(precisions.shape[1]):
             found[q] += hits[i]
             precisions[q, i] = found[q] / (i + 1) if hits[i] else 0.0
@@ -757,8 +769,9 @@ def _ranked(
     apart: np.ndarray,  # float64, shape (q, N): distances, none below 0
     relevant: np.ndarray,  # bool, of the same shape
     k: int,  # length of the ranking
-) -> tuple[np.ndarray, np.ndarray]:  # (q, k) and (q,)
-    """Precision at the rank of each relevant item, 0 at the others, and the relevant items found.
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # (q, k), (q,) and (q,)
+    """Precision at the rank of each relevant item, 0 at the others; the relevant items found; and
+    the least gap.
 
     Ranked as a stable argsort does it, by a sort of numbers, which is many times as fast."""
     distances = apart.view(np.uint64)  # whole numbers in the order of the distances
@@ -770,27 +783,60 @@ def _ranked(
     for sort in sorts:
         sort.result()
     precisions, found = np.empty((len(apart), k)), np.zeros(len(apart), np.int64)
-    _precisions_by_rank(ordered, distances, relevant, precisions, found)
-    return precisions, found
+    gaps = np.empty(len(apart))
+    _precisions_by_rank(ordered, distances, relevant, precisions, found, gaps)
+    return precisions, found, gaps
 
 # %% ../nbs/06_evaluation.ipynb #470d669c
 def _ranked_by_torch(
     apart: Tensor,  # float64, shape (q, N): distances
     relevant: Tensor,  # bool, of the same shape
     k: int,  # length of the ranking
-) -> tuple[np.ndarray, np.ndarray]:  # both (q,)
-    "The sum of the precisions at relevant items, and how many were found, on any device."
-    ranked = relevant.gather(1, apart.argsort(dim=1, stable=True)[:, :k])
-    precisions = ranked.cumsum(1).double() / torch.arange(1, k + 1, device=apart.device) * ranked
-    return precisions.sum(1).cpu().numpy(), ranked.sum(1).cpu().numpy()
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # all (q,)
+    """The sum of the precisions at relevant items, how many were found, and the least gap, on any
+    device."""
+    ordered, order = apart.sort(dim=1, stable=True)
+    ranked = relevant.gather(1, order)
+    first = ranked[:, :k]
+    precisions = first.cumsum(1).double() / torch.arange(1, k + 1, device=apart.device) * first
+    before = torch.full_like(ordered[:, :1], -torch.inf)  # the first rank has none before it
+    gaps = ordered.square().diff(dim=1, prepend=before)
+    changes = ranked.diff(dim=1, prepend=ranked[:, :1])
+    least = gaps.where(changes, torch.inf).amin(1)
+    return precisions.sum(1).cpu().numpy(), first.sum(1).cpu().numpy(), least.cpu().numpy()
 
 
-def _precisions_found(apart: Tensor, relevant: Tensor, k: int) -> tuple[np.ndarray, np.ndarray]:
+def _precisions_found(
+    apart: Tensor, relevant: Tensor, k: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     "The same, by the sort of numbers on a CPU."
     if apart.device.type != 'cpu':
         return _ranked_by_torch(apart, relevant, k)
-    precisions, found = _ranked(apart.numpy(), relevant.numpy(), k)
-    return torch.from_numpy(precisions).sum(1).numpy(), found
+    precisions, found, gaps = _ranked(apart.numpy(), relevant.numpy(), k)
+    return torch.from_numpy(precisions).sum(1).numpy(), found, gaps
+
+# %% ../nbs/06_evaluation.ipynb #5e0c7a11
+def _least_sure_gaps(query: Tensor, database: Tensor) -> np.ndarray:  # float64, shape (Q,)
+    "How far apart squared distances must be for a product of matrices to tell which is less."
+    reach = query.norm(dim=1) + database.norm(dim=1).max()
+    return ((2 * query.shape[1] + 8) * 2.0**-52 * reach.square()).cpu().numpy()
+
+
+def _ranked_surely(
+    query: Tensor,  # shape (q, K)
+    database: Tensor,  # shape (N, K)
+    relevant: Tensor,  # bool, shape (q, N)
+    k: int,  # length of the ranking
+    sure: np.ndarray,  # shape (q,): gaps above these are no error of the product
+) -> tuple[np.ndarray, np.ndarray]:  # both (q,)
+    "The sum of the precisions at relevant items, and how many were found."
+    total, found, gaps = _precisions_found(torch.cdist(query, database), relevant, k)
+    again = torch.from_numpy(gaps <= sure).to(query.device)
+    if again.any():
+        apart = torch.cdist(query[again], database, compute_mode='donot_use_mm_for_euclid_dist')
+        at = again.cpu().numpy()
+        total[at], found[at], _ = _precisions_found(apart, relevant[again], k)
+    return total, found
 
 # %% ../nbs/06_evaluation.ipynb #8f6a6abb
 @torch.no_grad()
@@ -809,7 +855,7 @@ def ap_of_outputs(
     Raises ValueError where the arguments do not fit together."""
     check_cut(top_k, normaliser)
     query, database, y, z = _outputs(query, database, query_labels, database_labels, device)
-    way = _way_of_distances(query, database)
+    sure = _least_sure_gaps(query, database)
     k = min(top_k or len(z), len(z))
     pairs = 2**22 if query.device.type == 'cpu' else 2**25
     rows = max(1, pairs // len(z))  # queries in work at a time
@@ -817,8 +863,7 @@ def ap_of_outputs(
     for start in range(0, len(query), rows):
         own = slice(start, start + rows)
         relevant = _which_relevant(y[own], z)
-        apart = torch.cdist(query[own], database, compute_mode=way)
-        total, found = _precisions_found(apart, relevant, k)
+        total, found = _ranked_surely(query[own], database, relevant, k, sure[own])
         R = relevant.sum(1).cpu().numpy()
         scores.append(total / divisor(R, found, top_k, normaliser))
     return np.concatenate(scores)

@@ -6,6 +6,10 @@
 __all__ = ['PARTS', 'TwoSides', 'collected', 'HashRetrieval']
 
 # %% ../nbs/07_metrics.ipynb #44c239a6
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from hashlib import sha256
 from typing import Any, NoReturn
 
 import numpy as np
@@ -39,9 +43,9 @@ def _batch(
     if isinstance(h, Codes) and y is not None:
         raise ValueError('y is given beside codes, which have labels of their own')
     codes = h if isinstance(h, Codes) else Codes.from_outputs(h, y)
-    if metric.model and codes.model and metric.model != codes.model:
+    if codes.model and metric.model not in (0, _number_of(codes.model)):
         raise ValueError(
-            f'h is of model {codes.model} and earlier batches of {metric.model}; '
+            f'h is of model {codes.model} and earlier batches of another; '
             'their codes cannot be compared'
         )
     if codes.labels is None:
@@ -52,6 +56,11 @@ def _batch(
             'one metric takes one code length'
         )
     return codes
+
+
+def _number_of(model: str) -> int:
+    "A number for the identity of a model, which processes can exchange; 0 for none."
+    return int.from_bytes(sha256(model.encode()).digest()[:7]) if model else 0
 
 # %% ../nbs/07_metrics.ipynb #6501dc5e
 def _checked_ids(
@@ -68,22 +77,30 @@ def _checked_ids(
     return numbers.astype(np.int64)
 
 # %% ../nbs/07_metrics.ipynb #7041753e
-def _keep_form(
+def _form_of(
     metric: 'TwoSides',
     labels: np.ndarray,  # of a batch: int64 (N,) or bool (N, C)
     side: str,
-) -> None:
+) -> int:  # columns of labels; -1 for class numbers
     "The form of labels of a side. Raises ValueError where earlier batches have another."
-    several = labels.ndim == 2
-    width = labels.itemsize * (labels.shape[1] if several else 1)  # bytes per image
-    columns, known = getattr(metric, f'{side}_columns'), getattr(metric, f'{side}_several')
-    if columns and (columns, known) != (width, several):
+    form = labels.shape[1] if labels.ndim == 2 else -1
+    if getattr(metric, f'{side}_form') not in (0, form):
         raise ValueError(
             f'y has shape {labels.shape}, and earlier batches have another '
             'form; one side takes one kind of labels'
         )
-    columns.fill_(width)
-    known.fill_(several)
+    return form
+
+# %% ../nbs/07_metrics.ipynb #5e0c7c12
+def _agreed(
+    numbers: Tensor,  # int, of the metrics that are joined; 0: not known
+    what: str,  # they are, for the error
+) -> Tensor:
+    "The number that they have in common. Raises ValueError where they have different ones."
+    known = numbers[numbers != 0].unique()
+    if len(known) > 1:
+        raise ValueError(f'metrics differ in {what}; their batches cannot be joined')
+    return known[0] if len(known) else numbers[0]
 
 # %% ../nbs/07_metrics.ipynb #49f57f3f
 PARTS = {'packed': torch.uint8, 'labels': torch.uint8, 'ids': torch.int64}  # of a side, each flat
@@ -95,15 +112,15 @@ class TwoSides(Metric):
     is_differentiable = False
     full_state_update = False
     bits: Tensor  # code length; 0 before the first batch
+    model: Tensor  # a number for its identity; 0 where no batch tells
 
     def __init__(self, **options: Any):  # of torchmetrics.Metric
         super().__init__(**options)
-        self.model = ''  # of codes, where they know
-        self.add_state('bits', torch.tensor(0), dist_reduce_fx='max')
+        shared = {'bits': 'code length', 'model': 'model'}
+        shared |= {f'{side}_form': f'the form of {side} labels' for side in ('query', 'database')}
+        for name, what in shared.items():
+            self.add_state(name, torch.tensor(0), dist_reduce_fx=partial(_agreed, what=what))
         for side in ('query', 'database'):
-            # bytes of the labels of an image, and 1 where they are several and not one number
-            self.add_state(f'{side}_columns', torch.tensor(0), dist_reduce_fx='max')
-            self.add_state(f'{side}_several', torch.tensor(0), dist_reduce_fx='max')
             for part in PARTS:
                 self.add_state(f'{side}_{part}', [], dist_reduce_fx='cat')
 
@@ -123,17 +140,33 @@ class TwoSides(Metric):
             'labels': known_labels(codes),
             'ids': _checked_ids(ids, len(codes)),
         }
-        _keep_form(self, kept['labels'], side)
-        self.model = self.model or codes.model
+        getattr(self, f'{side}_form').fill_(_form_of(self, kept['labels'], side))
         self.bits.fill_(codes.bits)
+        if codes.model:
+            self.model.fill_(_number_of(codes.model))
         for part, rows in kept.items():
             flat = rows.reshape(-1).view(np.int64 if part == 'ids' else np.uint8)
-            getattr(self, f'{side}_{part}').append(torch.from_numpy(flat).to(self.device))
+            copied = torch.tensor(flat, device=self.device)  # the caller may fill its own anew
+            getattr(self, f'{side}_{part}').append(copied)
 
-    def reset(self) -> None:
-        "Before the next epoch."
-        super().reset()
-        self.model = ''
+    def merge_state(self, incoming_state: dict[str, Any] | Metric) -> None:
+        """Add the batches of another metric.
+
+        Raises ValueError, before anything is kept, where they do not fit."""
+        with self._whole_or_not():
+            super().merge_state(incoming_state)
+        self._computed = None
+
+    @contextmanager
+    def _whole_or_not(self) -> Iterator[None]:
+        "What is kept stays as it is where joining fails."
+        before = self.metric_state
+        try:
+            yield
+        except Exception:
+            for name, value in before.items():
+                setattr(self, name, value)
+            raise
 
     def forward(self, *args: Any, **kwargs: Any) -> NoReturn:
         "Refused: raises TypeError."
@@ -142,14 +175,17 @@ class TwoSides(Metric):
         )
 
     def _sync_dist(self, *args: Any, **kwargs: Any) -> None:
-        "Gather from all processes; one that has seen no batch of a side gives empty parts."
-        for side in ('query', 'database'):
-            for part, dtype in PARTS.items():
-                name = f'{side}_{part}'
-                empty = torch.zeros(0, dtype=dtype, device=self.device)
-                if not getattr(self, name):
-                    setattr(self, name, [empty])
-        super()._sync_dist(*args, **kwargs)
+        """Gather from all processes; one that has seen no batch of a side gives empty parts.
+
+        Raises ValueError, in all of them, where they do not fit."""
+        with self._whole_or_not():
+            for side in ('query', 'database'):
+                for part, dtype in PARTS.items():
+                    name = f'{side}_{part}'
+                    empty = torch.zeros(0, dtype=dtype, device=self.device)
+                    if not getattr(self, name):
+                        setattr(self, name, [empty])
+            super()._sync_dist(*args, **kwargs)
 
 # %% ../nbs/07_metrics.ipynb #182be8fd
 def _first_of_each(ids: Tensor) -> Tensor:
@@ -172,7 +208,7 @@ def collected(
     if not sum(map(len, held)):
         raise ValueError(f"the {side} side is empty; give it with update(h, y, side='{side}')")
     packed, labels, ids = (dim_zero_cat(part) for part in parts)
-    bits, several = int(sides.bits), bool(getattr(sides, f'{side}_several'))
+    bits, several = int(sides.bits), bool(getattr(sides, f'{side}_form') > 0)
     packed = packed.reshape(-1, -(-bits // 8))
     labels = labels.reshape(len(packed), -1)
     if len(ids) not in (0, len(packed)):

@@ -19,6 +19,7 @@ from dcwh.evaluation import (
     _ranked,
     _ranked_by_torch,
     ap_in_order,
+    ap_of_outputs,
     average_precision,
     evaluate,
     found_at,
@@ -158,12 +159,43 @@ def test_outputs_are_ranked_as_a_stable_sort_does(seed, n, values, top_k):
     relevant = rng.random((5, n)) < rng.random()
     k = min(top_k or n, n)
     ranked = np.take_along_axis(relevant, apart.argsort(axis=1, kind='stable'), 1)[:, :k]
-    precisions, found = _ranked(apart, relevant, k)
+    precisions, found, gaps = _ranked(apart, relevant, k)
     assert np.array_equal(precisions, ranked.cumsum(1) / np.arange(1, k + 1) * ranked)
     assert (found == ranked.sum(1)).all()
-    total, hits = _ranked_by_torch(*map(torch.from_numpy, (apart, relevant)), k)
+    total, hits, least = _ranked_by_torch(*map(torch.from_numpy, (apart, relevant)), k)
     assert np.array_equal(total, torch.from_numpy(precisions).sum(1).numpy())
     assert (hits == found).all()
+    assert np.allclose(least, gaps, rtol=1e-9, atol=1e-9)
+
+
+def all_ap_by_differences(query, database, y, z):
+    "AP of each query, all distances from differences of outputs."
+    apart = torch.cdist(query, database, compute_mode='donot_use_mm_for_euclid_dist')
+    relevant = (y[:, None] == z).gather(1, apart.argsort(dim=1, stable=True))
+    return [precision_sum(ranked, None, 'all') for ranked in relevant.int().tolist()]
+
+
+@quick
+@given(
+    st.integers(0, 2**32 - 1),
+    st.integers(1, 60),
+    st.sampled_from((0.0, 1e-12, 1e-9, 1e-6, 1.0)),
+    st.sampled_from((0.0, 1.0, 1e4, 1e8)),
+    st.sampled_from((1, 2, 7)),
+    st.sampled_from((-900, -565, 0, 460)),
+)
+def test_outputs_are_ranked_as_differences_rank_them(seed, bits, spread, offset, every, power):
+    "Also where some rows lie so close together that a product of matrices confuses them."
+    generator = torch.Generator().manual_seed(seed)
+    query, database = (
+        torch.randn(n, bits, generator=generator, dtype=torch.float64) for n in (4, 60)
+    )
+    database[::every] = query[0] + spread * database[::every]
+    database += offset
+    query += offset
+    y, z = torch.arange(4) % 3, torch.randint(0, 3, (60,), generator=generator)
+    found = ap_of_outputs(query * 2.0**power, database * 2.0**power, y, z)
+    assert found == pytest.approx(all_ap_by_differences(query, database, y, z), abs=1e-12)
 
 
 @quick

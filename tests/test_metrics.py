@@ -86,6 +86,44 @@ def test_several_processes_give_what_one_gives(world):
         assert numbers == known, (MODES[mode], turned, rank)
 
 
+MISFITS = {  # what the last process has, where the first has 9 bits of model a, class numbers
+    'code length': {'bits': 16},
+    'model': {'model': 'b'},
+    'form of query labels': {'labels': np.eye(4, 8, dtype=bool)},
+}
+
+
+def one_of_two_that_differ(rank, port, results):
+    distributed.init_process_group(
+        'gloo', init_method=f'tcp://127.0.0.1:{port}', rank=rank, world_size=2
+    )
+    for what, changed in MISFITS.items():
+        made = {'bits': 9, 'model': 'a', 'labels': np.arange(4)} | (changed if rank else {})
+        bits = np.eye(4, made.pop('bits'), dtype=bool)
+        metric = HashRetrieval()
+        for side in SIDES:
+            metric.update(Codes.from_bits(bits, **made), side=side)
+        before = len(metric.query_packed), int(metric.bits)
+        try:
+            metric.compute()
+        except ValueError as e:
+            results[what, rank] = str(e)
+        assert (len(metric.query_packed), int(metric.bits)) == before
+    distributed.destroy_process_group()
+
+
+def test_processes_that_differ_are_refused():
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0))
+        port = s.getsockname()[1]
+    with torch.multiprocessing.Manager() as manager:
+        results = manager.dict()
+        spawn(one_of_two_that_differ, (port, results), nprocs=2)
+        found = dict(results)
+    assert found.keys() == set(product(MISFITS, (0, 1)))
+    assert all(what in said for (what, _), said in found.items())
+
+
 def test_all_is_missing():
     with pytest.raises(ValueError, match='query side is empty'), pytest.warns(UserWarning):
         HashRetrieval().compute()
