@@ -105,8 +105,7 @@ class Squashed(Criterion):
         "Norms of gradients at an image's outputs, in the mean: of the loss, its class-wise term."
 
         def arrived(loss: Callable[[dict[str, Tensor]], Tensor]) -> Tensor:
-            gradient = torch.func.grad(lambda h: loss(self.terms(h, y, index)))
-            return mean_norm(gradient(h.detach()))
+            return mean_norm(torch.func.grad(lambda h: loss(self.terms(h, y, index)))(h.detach()))
 
         found = {'gradient': arrived(self.weighted)}
         if 'class' in self.criterion.last:

@@ -102,11 +102,47 @@ def _agreed(
         raise ValueError(f'metrics differ in {what}; their batches cannot be joined')
     return known[0] if len(known) else numbers[0]
 
-# %% ../nbs/07_metrics.ipynb #49f57f3f
+# %% ../nbs/07_metrics.ipynb #49f57f40
 PARTS = {'packed': torch.uint8, 'labels': torch.uint8, 'ids': torch.int64}  # of a side, each flat
 
 
-class TwoSides(Metric):
+class _JoinedWhole(Metric):
+    "Batches of several metrics or processes are joined whole, or not at all."
+
+    def merge_state(self, incoming_state: dict[str, Any] | Metric) -> None:
+        """Add the batches of another metric.
+
+        Raises ValueError, before anything is kept, where they do not fit."""
+        with self._whole_or_not():
+            super().merge_state(incoming_state)
+        self._computed = None
+
+    @contextmanager
+    def _whole_or_not(self) -> Iterator[None]:
+        "What is kept stays as it is where joining fails."
+        before = self.metric_state
+        try:
+            yield
+        except Exception:
+            for name, value in before.items():
+                setattr(self, name, value)
+            raise
+
+    def _sync_dist(self, *args: Any, **kwargs: Any) -> None:
+        """Gather from all processes; one that has seen no batch of a side gives empty parts.
+
+        Raises ValueError, in all of them, where they do not fit."""
+        with self._whole_or_not():
+            for side in ('query', 'database'):
+                for part, dtype in PARTS.items():
+                    name = f'{side}_{part}'
+                    empty = torch.zeros(0, dtype=dtype, device=self.device)
+                    if not getattr(self, name):
+                        setattr(self, name, [empty])
+            super()._sync_dist(*args, **kwargs)
+
+# %% ../nbs/07_metrics.ipynb #49f57f3f
+class TwoSides(_JoinedWhole):
     "Codes and labels of queries and database, as they come in batches."
 
     is_differentiable = False
@@ -149,43 +185,11 @@ class TwoSides(Metric):
             copied = torch.tensor(flat, device=self.device)  # the caller may fill its own anew
             getattr(self, f'{side}_{part}').append(copied)
 
-    def merge_state(self, incoming_state: dict[str, Any] | Metric) -> None:
-        """Add the batches of another metric.
-
-        Raises ValueError, before anything is kept, where they do not fit."""
-        with self._whole_or_not():
-            super().merge_state(incoming_state)
-        self._computed = None
-
-    @contextmanager
-    def _whole_or_not(self) -> Iterator[None]:
-        "What is kept stays as it is where joining fails."
-        before = self.metric_state
-        try:
-            yield
-        except Exception:
-            for name, value in before.items():
-                setattr(self, name, value)
-            raise
-
     def forward(self, *args: Any, **kwargs: Any) -> NoReturn:
         "Refused: raises TypeError."
         raise TypeError(
             'one batch is no retrieval: call update with each batch of both sides, then compute'
         )
-
-    def _sync_dist(self, *args: Any, **kwargs: Any) -> None:
-        """Gather from all processes; one that has seen no batch of a side gives empty parts.
-
-        Raises ValueError, in all of them, where they do not fit."""
-        with self._whole_or_not():
-            for side in ('query', 'database'):
-                for part, dtype in PARTS.items():
-                    name = f'{side}_{part}'
-                    empty = torch.zeros(0, dtype=dtype, device=self.device)
-                    if not getattr(self, name):
-                        setattr(self, name, [empty])
-            super()._sync_dist(*args, **kwargs)
 
 # %% ../nbs/07_metrics.ipynb #182be8fd
 def _first_of_each(ids: Tensor) -> Tensor:

@@ -275,10 +275,8 @@ def test_killed_and_resumed_is_the_same_to_the_bit(tmp_path, uninterrupted, deat
 
 
 def test_a_method_that_remembers_outputs_resumes_the_same_to_the_bit(tmp_path):
-    config, script = (
-        resolve(**QUICK, method='dsdh'),
-        RUN.replace('recipe="quick"', 'recipe="quick", method="dsdh"'),
-    )
+    config = resolve(**QUICK, method='dsdh')
+    script = RUN.replace("recipe='quick'", "recipe='quick', method='dsdh'")
     whole, runs = run(config, tmp_path / 'whole'), tmp_path / 'runs'
     killed = subprocess.run([sys.executable, '-c', KILL_IN_EPOCH + script, runs])
     assert killed.returncode == -signal.SIGKILL
