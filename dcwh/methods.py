@@ -72,7 +72,7 @@ class Squashed(Criterion):
         return self.criterion.centres
 
     @property
-    def weights(self) -> dict[str, float]:  # type: ignore[override]  # the criterion's, not to be set
+    def weights(self) -> dict[str, float]:  # type: ignore[override]  # not to be set
         "Those of the criterion; what is logged beside is no part of the loss."
         logged = ('passed', 'gradient', 'class_gradient')
         return self.criterion.weights | dict.fromkeys(logged, 0.0)

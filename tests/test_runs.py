@@ -559,6 +559,12 @@ def test_every_committed_row_is_read():
     assert sum(len(read_table(table)) for table in tables) >= 1607
 
 
+def quick_run(reports, runs):
+    "The words of a quick run, into these folders, without a report."
+    places = ['--reports', str(reports), '--runs', str(runs)]
+    return ['run', '--recipe', 'quick', '--detail', 'none', *places]
+
+
 def test_a_recorded_run_is_not_made_again_and_its_row_stays(tmp_path, uninterrupted, monkeypatch):
     config, reports, runs = resolve(**QUICK), tmp_path / 'reports', tmp_path / 'runs'
     half = dict.fromkeys(('map', 'map_pessimistic', 'map_optimistic'), 0.5)
@@ -568,17 +574,7 @@ def test_a_recorded_run_is_not_made_again_and_its_row_stays(tmp_path, uninterrup
     }  # as of another processor
     before = record(other, reports, modified=True).read_bytes()
     monkeypatch.chdir(ROOT)
-    words = [
-        'run',
-        '--recipe',
-        'quick',
-        '--reports',
-        str(reports),
-        '--runs',
-        str(runs),
-        '--detail',
-        'none',
-    ]
+    words = quick_run(reports, runs)
     done = CliRunner().invoke(app, words)
     assert done.exit_code == 0 and not runs.exists()
     assert (
@@ -612,18 +608,7 @@ def test_code_with_changes_is_recorded_only_if_asked(tmp_path, uninterrupted, mo
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr('dcwh.experiment.commit', lambda: 'abc-modified')
     reports, runs = tmp_path / 'reports', tmp_path / 'runs'
-    words = [
-        'run',
-        '--recipe',
-        'quick',
-        '--reports',
-        str(reports),
-        '--runs',
-        str(runs),
-        '--detail',
-        'none',
-        '--record',
-    ]
+    words = [*quick_run(reports, runs), '--record']
     refused = CliRunner().invoke(app, words)
     assert (
         refused.exit_code == 2
