@@ -23,6 +23,8 @@ from dcwh.evaluation import (
     average_precision,
     evaluate,
     found_at,
+    kinship,
+    kinship_of_classes,
     ndcg,
 )
 
@@ -351,3 +353,68 @@ def test_torch_counts_where_the_kernel_does_not_run(monkeypatch):
         assert counting._count_on_device(None, None, None, torch.device('cuda')) == 'torch'
     monkeypatch.setattr(counting, 'find_spec', lambda _: None)  # no Triton, no warning
     assert counting._count_on_device(None, None, None, torch.device('cuda')) == 'torch'
+
+
+@st.composite
+def few_codes(draw):
+    "Queries and images of short codes, each of one of five classes, and the superclasses of these."
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    sides = [
+        Codes.from_bits(rng.random((n, 2)) < 0.5, rng.integers(0, 5, n))
+        for n in (draw(st.integers(1, 4)), draw(st.integers(1, 7)))
+    ]
+    return *sides, rng.choice(['a', 'b', 'c'], 5).tolist()
+
+
+def listed(distances, values):
+    "The values of items in every order of tied ones, nearest first."
+    groups = [[v for d, v in zip(distances, values, strict=True) if d == at] for at in range(3)]
+    return [sum(parts, ()) for parts in product(*(list(permutations(group)) for group in groups))]
+
+
+@quick
+@given(few_codes(), cuts)
+def test_kinship_is_that_of_the_listed_orders(drawn, top_k):
+    query, database, superclasses = drawn
+    found = kinship(query, database, superclasses, top_k)
+
+    def gain(ranked):
+        return sum(s / np.log2(i + 2) for i, s in enumerate(ranked[:top_k]))
+
+    aps, gains = [], []
+    for code, label in zip(query.packed, query.labels, strict=True):
+        away = np.bitwise_count(code ^ database.packed).sum(1)
+        kin = [superclasses[y] == superclasses[label] for y in database.labels]
+        other = database.labels != label
+        ranked = listed(away[other], np.array(kin)[other])
+        aps.append(np.mean([precision_sum(r, top_k, 'found') for r in ranked]))
+        ranked = listed(away, np.where(other, kin, 2))
+        best = gain(sorted(ranked[0], reverse=True)) or 1
+        gains.append(np.mean([gain(r) for r in ranked]) / best)
+    assert found['map_kin'] == pytest.approx(np.mean(aps), abs=1e-12)
+    assert found['ndcg_kin'] == pytest.approx(np.mean(gains), abs=1e-12)
+
+
+@quick
+@given(few_codes(), st.integers(0, 2**32 - 1))
+def test_kinship_of_classes_is_that_of_the_listed_orders(drawn, seed):
+    superclasses = np.array(drawn[2])
+    distances = np.random.default_rng(seed).integers(0, 3, (5, 5))
+    aps = []
+    for c, row in enumerate(distances):
+        other = np.arange(5) != c
+        ranked = listed(row[other], (superclasses == superclasses[c])[other])
+        aps.append(np.mean([precision_sum(r, None, 'all') for r in ranked]))
+    found = kinship_of_classes(distances, superclasses)
+    assert found == pytest.approx(np.mean(aps), abs=1e-12)
+
+
+@quick
+@given(few_codes(), st.integers(0, 2**32 - 1))
+def test_kinship_of_a_part_is_that_of_its_queries(drawn, seed):
+    "Also where classes are missing on one side, and in another order of the database."
+    query, database, superclasses = drawn
+    order = np.random.default_rng(seed).permutation(len(database))
+    each = [kinship(query[[q]], database[order], superclasses) for q in range(len(query))]
+    for name, value in kinship(query, database, superclasses).items():
+        assert value == pytest.approx(np.mean([found[name] for found in each]), abs=1e-12)
