@@ -25,7 +25,12 @@ readme = re.sub(
 )
 
 # files that travel in the package; dcwh.files.shipped finds them, here and there
-shipped = {'recipes': 'data/recipes', 'templates': 'nbs/templates', 'published': 'data'}
+shipped = {
+    'recipes': 'data/recipes',
+    'superclasses': 'data/superclasses',
+    'templates': 'nbs/templates',
+    'published': 'data',
+}
 
 setup(
     name=cfg['lib_name'],
@@ -44,6 +49,7 @@ setup(
     package_data={
         'dcwh': ['py.typed'],
         'dcwh.recipes': ['*.yaml'],
+        'dcwh.superclasses': ['*.csv'],
         'dcwh.templates': ['*.ipynb'],
         'dcwh.published': ['published.csv'],
     },

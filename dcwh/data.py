@@ -875,6 +875,8 @@ def _holdings(source: Source, counts: np.ndarray) -> dict[str, Any]:
     if source.split:
         sizes = {role: len(getattr(source.split, role)) for role in ROLES}
         found |= {'split': source.split.name, **sizes}
+    if source.superclasses:
+        found['superclasses'] = len(set(source.superclasses))
     found['source_hash'] = source.hash
     if isinstance(source.images, Files):
         found['content_hash'] = content_hash(source.images, np.arange(len(source.labels)))

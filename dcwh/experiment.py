@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['NEEDED', 'LAUNCHER', 'commit', 'processor', 'manifest', 'retrieval_set', 'otherwise', 'finished', 'check_data',
-           'check_weights', 'coded', 'tidy', 'recorded', 'reported', 'yardsticks', 'compactness', 'Laps', 'encoded',
-           'plain', 'run', 'clean', 'template_parameters', 'checked', 'launched', 'is_main', 'without_launcher',
-           'check_place', 'execute', 'report']
+           'check_weights', 'coded', 'tidy', 'recorded', 'reported', 'yardsticks', 'compactness', 'kinship_of_run',
+           'Laps', 'encoded', 'plain', 'run', 'clean', 'template_parameters', 'checked', 'launched', 'is_main',
+           'without_launcher', 'check_place', 'execute', 'report']
 
 # %% ../nbs/17_experiment.ipynb #e6a39cb2
 import ast
@@ -37,7 +37,7 @@ from .codes import Codes, collisions
 from .config import Config, resolve
 from .criterion import Criterion
 from .data import ROLES, RetrievalSet, load
-from .evaluation import ap_of_outputs, decisions, evaluate
+from .evaluation import ap_of_outputs, decisions, evaluate, kinship
 from .files import locked, remove_leftovers, shipped, writable, write_whole
 from .model import HashModel, first_line, threads_for
 from .results import read_result, result_of, row_of_config, run_name, table_of
@@ -276,6 +276,17 @@ def compactness(codes: Codes) -> dict[str, float]:
         'collisions': float(table['collisions'].sum() / table['images'].sum()),
     }
 
+# %% ../nbs/17_experiment.ipynb #769147bb
+def kinship_of_run(
+    data: RetrievalSet,
+    codes: dict[str, Codes],  # of query and database, with labels
+) -> dict[str, float]:  # map_kin and ndcg_kin
+    "`kinship` of the codes of a run; nothing where its source has no superclasses."
+    superclasses = data.query.source.superclasses
+    if superclasses is None:
+        return {}
+    return kinship(codes['query'], codes['database'], superclasses, data.top_k)
+
 # %% ../nbs/17_experiment.ipynb #df92218f
 class Laps:
     "Seconds of each phase."
@@ -398,6 +409,7 @@ def _work(
     metrics = evaluate(query, database, top_k=data.top_k).to_dict() | compactness(database)
     device = accelerator.device if accelerator.device.type == 'cuda' else 'cpu'
     metrics |= yardsticks(trained.criterion, outputs, sides, data.top_k, device)
+    metrics |= kinship_of_run(data, sides)
     laps.end('evaluation')
     made = manifest(laps.seconds, *began, accelerator)
     result = {

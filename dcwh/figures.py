@@ -200,6 +200,8 @@ MEANINGS = {
     'distinct_codes': 'different codes in the database',
     'collisions': 'share of the database whose code another class has too',
     'map_decisions': 'of the network as a classifier: same decision or not',
+    'map_kin': 'of other classes: relevant is the same superclass',
+    'ndcg_kin': 'nDCG, gain 2 for the class, 1 for its superclass',
     'ndcg': 'nDCG, gain 2^s - 1 for s shared labels',
     'acg': 'mean number of shared labels',
     'weighted_map': 'mAP with shared labels in place of relevance',

@@ -190,11 +190,16 @@ def folder_lock(
         os.close(place)
 
 # %% ../nbs/00_files.ipynb #f754195e
-SHIPPED = {'recipes': 'data/recipes', 'templates': 'nbs/templates', 'published': 'data'}
+SHIPPED = {
+    'recipes': 'data/recipes',
+    'superclasses': 'data/superclasses',
+    'templates': 'nbs/templates',
+    'published': 'data',
+}
 
 
 def shipped(
-    kind: str,  # recipes, templates or published
+    kind: str,  # recipes, superclasses, templates or published
     name: str,  # of the file
 ) -> Path:
     "A file that comes with dcwh: in the package, or in the repository around it."

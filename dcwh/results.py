@@ -82,6 +82,8 @@ class _Metrics(_Part):
     collisions: _Share | None = None
     map_outputs: _Share | None = None
     map_decisions: _Share | None = None
+    map_kin: _Share | None = None
+    ndcg_kin: _Share | None = None
 
 # %% ../nbs/15_results.ipynb #c4d1e0ab
 class _Epoch(_Part):
@@ -282,6 +284,8 @@ METRICS = {
     'collisions': float,
     'map_outputs': float,
     'map_decisions': float,
+    'map_kin': float,
+    'ndcg_kin': float,
 }
 REPEATED = {  # metrics that stand in another column
     'queries': 'query',
@@ -330,7 +334,7 @@ _DEFAULTS = {
 }
 LATER: dict[str, Any] = {  # columns that a table may lack: what its rows have there
     **_DEFAULTS,
-    **dict.fromkeys([*FACTS, 'model']),
+    **dict.fromkeys([*FACTS, 'map_kin', 'ndcg_kin', 'model']),
 }
 
 # %% ../nbs/15_results.ipynb #a4fc99b4

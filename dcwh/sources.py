@@ -8,7 +8,8 @@ __all__ = ['ImageStore', 'IMAGES', 'UNREAD', 'BESIDE', 'BENCHMARKS', 'LISTS', 'S
            'named_path', 'digits', 'digit_pairs', 'fetch', 'unpack_archive', 'cifar', 'images_below', 'folder',
            'read_text', 'read_cells', 'Rows', 'read_rows', 'names_below', 'image_names', 'split_labels', 'labels_in',
            'number_labels', 'table', 'typed', 'typed_columns', 'read_columns', 'catalogue', 'write_table', 'read_list',
-           'find_lists', 'read_lists', 'labels_of', 'lists', 'from_dataset', 'check_source', 'find_source']
+           'find_lists', 'read_lists', 'labels_of', 'lists', 'from_dataset', 'with_superclasses', 'check_source',
+           'find_source']
 
 # %% ../nbs/10_sources.ipynb #19812303
 import errno
@@ -26,7 +27,7 @@ import textwrap
 import warnings
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn, Protocol, TypeGuard
 
@@ -34,7 +35,7 @@ import numpy as np
 from torch import Tensor
 
 from .codes import as_array, as_labels
-from .files import locked, shipped, shown
+from .files import file_is_there, locked, shipped, shown
 
 # %% ../nbs/10_sources.ipynb #d0982fcf
 @dataclass(frozen=True)
@@ -175,6 +176,7 @@ class Source:
     files: tuple[str, ...] = ()  # names of files, where images come from files
     hash: str = ''  # 16 hex digits; made here unless given
     missing: int = 0  # listed images that are not there and are left out
+    superclasses: tuple[str, ...] | None = None  # of each class; not part of the hash
 
     def __post_init__(self) -> None:
         _check_images(self)
@@ -185,6 +187,7 @@ class Source:
             object.__setattr__(self, 'files', self.images.names)
         _check_labels(self)
         _check_split(self)
+        _check_superclasses(self)
         if not self.hash:
             hashed = digest(self.labels.tobytes(), *_hashed_parts(self.images))
             object.__setattr__(self, 'hash', hashed)
@@ -259,6 +262,30 @@ def _check_labels(source: Source) -> None:
     if bare.any():
         raise ValueError(
             f'{name}: {bare.sum()} images without a label, the first at position {bare.argmax()}'
+        )
+
+# %% ../nbs/10_sources.ipynb #62bdfe47
+def _check_superclasses(source: Source) -> None:
+    "Raise ValueError where superclasses are not one for each class, or do not divide the classes."
+    name, names = source.name, source.superclasses
+    if names is None:
+        return
+    if not isinstance(names, tuple) or not all(isinstance(n, str) and n.strip() for n in names):
+        raise ValueError(f'{name}: superclasses is {shown(names)}; give a tuple of names, or None')
+    if source.labels.ndim == 2:
+        raise ValueError(
+            f'{name}: superclasses are for images with one label each, '
+            'and these have several; leave superclasses out'
+        )
+    if len(names) != len(source.classes):
+        raise ValueError(
+            f'{name}: {len(names)} superclasses for {len(source.classes)} classes; '
+            'give the superclass of each class, in their order'
+        )
+    if len(set(names)) < 2:
+        raise ValueError(
+            f'{name}: {names[0]} is the superclass of all classes; '
+            'give at least two superclasses, or none'
         )
 
 # %% ../nbs/10_sources.ipynb #fa1702af
@@ -895,7 +922,7 @@ def image_names(
     return tuple(names)
 
 
-def _check_once(rows: Rows, names: Sequence[str]) -> None:
+def _check_once(rows: Rows, names: Sequence[str], what: str = 'image') -> None:
     "Raise ValueError naming both lines, if a name stands in two rows."
     first: dict[str, int] = {}
     for row, name in enumerate(names):
@@ -903,7 +930,7 @@ def _check_once(rows: Rows, names: Sequence[str]) -> None:
         if known != row:
             raise ValueError(
                 f'{rows.at(row)}: {printable(name)} stands in line '
-                f'{rows.lines[known]} already; one line per image'
+                f'{rows.lines[known]} already; one line per {what}'
             )
 
 # %% ../nbs/10_sources.ipynb #62bb9fda
@@ -1477,6 +1504,55 @@ def _numbered(labels: np.ndarray, name: str) -> tuple[str, ...]:
         )
     return tuple(map(str, range(number)))
 
+# %% ../nbs/10_sources.ipynb #14d2d488
+def with_superclasses(
+    source: Source,
+    file: str | Path,  # a CSV with columns class and superclass, one line for each class
+) -> Source:
+    """The same source, with the superclass of each class.
+
+    Raises FileNotFoundError, or ValueError naming the line of what is wrong."""
+    rows = read_rows(file, 'class')
+    if 'superclass' not in rows.columns:
+        columns = printable(', '.join(rows.columns))
+        raise ValueError(
+            f'{at_line(rows.file, 1)}: there is no column superclass; the columns are {columns}'
+        )
+    names = [name.strip() for name in rows.columns['class']]
+    _check_once(rows, names, 'class')
+    found = dict(zip(names, rows.columns['superclass'], strict=True))
+    for row, (name, superclass) in enumerate(found.items()):
+        if name not in source.classes:
+            raise ValueError(
+                f'{rows.at(row)}: {printable(name)} is no class of {source.name}; '
+                'mend the name, or take the line out'
+            )
+        if not superclass:
+            raise ValueError(f'{rows.at(row)}: {printable(name)} has no superclass; give it one')
+    lacking = [name for name in source.classes if name not in found]
+    if lacking:
+        raise ValueError(
+            f'{printable(rows.file)}: {len(lacking)} classes of {source.name} have no superclass, '
+            f'the first {printable(lacking[0])}; give each class a line'
+        )
+    return replace(source, superclasses=tuple(found[name] for name in source.classes))
+
+
+def _table_of_superclasses(
+    name: str,  # of a source
+    data_dir: str | Path,
+) -> Path | None:
+    "Where the superclasses of a source are, if it has any."
+    kind = name.partition('/')[0]
+    if name in SOURCES:
+        file = shipped('superclasses', f'{name}.csv')
+    elif kind in ('folder', 'csv'):
+        where = Path(data_dir)
+        file = (where if kind == 'folder' else where.parent) / 'superclasses.csv'
+    else:
+        return None
+    return file if file_is_there(file) else None
+
 # %% ../nbs/10_sources.ipynb #0c863933
 SOURCES: dict[str, Callable[..., Source]] = {
     'digits': digits,
@@ -1523,12 +1599,21 @@ def find_source(
     lists_dir: str | Path = '',  # where lists are, if not there
     missing: str = 'refuse',  # or skip: leave out listed images that are not there
 ) -> Source:
-    "The source called `name`. Raises ValueError, or OSError where files cannot be read."
+    """The source called `name`, with its superclasses if there are any.
+
+    Raises ValueError, or OSError where files cannot be read."""
     check_source(name)
     if missing not in MISSING:
         raise ValueError(f'unknown missing {missing!r}; known are {", ".join(MISSING)}')
     for argument, where in {'data_dir': data_dir, 'lists_dir': lists_dir}.items():
         named_path(where, argument)
+    source = _source_of(name, data_dir, lists_dir, missing)
+    superclasses = _table_of_superclasses(name, data_dir)
+    return with_superclasses(source, superclasses) if superclasses else source
+
+
+def _source_of(name: str, data_dir: str | Path, lists_dir: str | Path, missing: str) -> Source:
+    "Images and labels of a set."
     if name in SOURCES:
         return SOURCES[name](data_dir)
     kind = 'lists' if name in BENCHMARKS else name.partition('/')[0]

@@ -14,9 +14,12 @@ from typer.testing import CliRunner
 
 import dcwh.sources
 from dcwh.cli import app
+from dcwh.codes import Codes
 from dcwh.config import resolve
 from dcwh.data import FORMATS, ImageSet, check, content_hash, load, readable
+from dcwh.evaluation import kinship
 from dcwh.experiment import retrieval_set, run
+from dcwh.results import read_table, record
 from dcwh.sources import (
     BESIDE,
     IMAGES,
@@ -820,3 +823,92 @@ def test_lists_with_odd_paths_are_read(tmp_path):
     (tmp_path / 'a b 1.png').unlink()
     with pytest.raises(ValueError, match='the official split has no query image'):
         find_source('lists/x', tmp_path, missing='skip')
+
+
+KIN = 'class,superclass\nowl,bird\n dog ,mammal\n"cat",mammal\n'
+
+
+def test_superclasses_lie_beside_the_images(zoo):
+    bare = find_source('folder/x', zoo)
+    assert bare.superclasses is None and 'superclasses' not in check(bare)[0]
+    rows = [f'{c}/{i}.png,{c}' for c in ('cat', 'dog', 'owl') for i in range(4)]
+    (zoo / 'mine.csv').write_text('\n'.join(['path,label', *rows]))
+    (zoo / 'superclasses.csv').write_text(KIN)
+    for name, place in (('folder/x', zoo), ('csv/x', zoo / 'mine.csv')):
+        source = find_source(name, place)
+        assert source.classes == ('cat', 'dog', 'owl')
+        assert source.superclasses == ('mammal', 'mammal', 'bird')
+        assert source.hash == bare.hash
+        assert load(source).read(8).query.source.superclasses == source.superclasses
+        assert check(source)[0]['superclasses'] == 2
+
+
+@pytest.mark.parametrize(
+    'text, message',
+    (
+        (KIN + 'cat,bird\n', 'line 5: cat stands in line 4 already; one line per class'),
+        (KIN + 'fox,mammal\n', 'line 5: fox is no class of folder/x'),
+        (KIN.replace('bird', ''), 'line 2: owl has no superclass'),
+        (KIN.replace('owl,bird\n', ''), '1 classes of folder/x have no superclass, the first owl'),
+        (KIN.replace('bird', 'mammal'), 'mammal is the superclass of all classes'),
+        (KIN.replace('superclass', 'group'), 'line 1: there is no column superclass'),
+        ('superclass,classes\nbird,owl\n', 'line 1: there is no column class'),
+    ),
+)
+def test_a_wrong_table_of_superclasses_says_what_is_wrong(zoo, text, message):
+    (zoo / 'superclasses.csv').write_text(text)
+    with pytest.raises(ValueError) as wrong:
+        find_source('folder/x', zoo)
+    assert message in str(wrong.value) and '\n' not in str(wrong.value)
+
+
+def test_superclasses_are_refused_for_several_labels(tmp_path):
+    as_csv(tmp_path, refused=False)
+    (tmp_path / 'superclasses.csv').write_text(
+        'class,superclass\n' + ''.join(f'{n},{n % 2}\n' for n in range(10))
+    )
+    with pytest.raises(ValueError, match='superclasses are for images with one label each'):
+        find_source('csv/pairs', tmp_path / 'pairs.csv')
+
+
+def test_superclasses_of_cifar100_come_with_it(monkeypatch):
+    table = dcwh.sources.shipped('superclasses', 'cifar100.csv').read_text().splitlines()[1:]
+    names = tuple(line.partition(',')[0] for line in table)
+    assert names == tuple(sorted(names)) and len(names) == 100  # as torchvision has them
+    made = Source('cifar100', np.zeros((200, 8, 8, 3), np.uint8), np.arange(200) % 100, names)
+    monkeypatch.setitem(dcwh.sources.SOURCES, 'cifar100', lambda data_dir: made)
+    superclasses = find_source('cifar100').superclasses
+    assert sorted(superclasses.count(name) for name in set(superclasses)) == [5] * 20
+    kind = dict(zip(names, superclasses, strict=True))
+    assert kind['oak_tree'] == kind['willow_tree'] == 'trees'
+    assert find_source('digits').superclasses is None
+
+
+def test_a_run_says_how_near_kin_are(zoo, tmp_path):
+    settings = {
+        'backbone': 'small',
+        'weights': 'none',
+        'image_size': 8,
+        'resize': 8,
+        'flip': False,
+        'epochs': 1,
+        'batch_size': 4,
+        'workers': 0,
+    }
+
+    def made(seed):
+        config = resolve(settings, dataset='folder/zoo', bits=8, data_dir=str(zoo), seed=seed)
+        return run(config, tmp_path / 'runs')
+
+    plain = made(0)
+    assert not [name for name in plain['metrics'] if name.endswith('_kin')]
+    table = record(plain, tmp_path / 'reports', modified=True)
+    (zoo / 'superclasses.csv').write_text(KIN)
+    result = made(1)
+    folder = next((tmp_path / 'runs').glob('*/*seed1*'))
+    sides = [Codes.load(folder / f'{role}.npz') for role in ('query', 'database')]
+    expected = kinship(*sides, ('mammal', 'mammal', 'bird'))
+    found = {name: result['metrics'][name] for name in expected}
+    assert found == expected and expected.keys() == {'map_kin', 'ndcg_kin'}
+    record(result, tmp_path / 'reports', modified=True)
+    assert [row['map_kin'] for row in read_table(table)] == [None, expected['map_kin']]

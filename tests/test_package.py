@@ -22,6 +22,7 @@ NAMES = {
 }
 SHIPPED = {
     *(f'dcwh/recipes/{p.name}' for p in (ROOT / 'data/recipes').glob('*.yaml')),
+    *(f'dcwh/superclasses/{p.name}' for p in (ROOT / 'data/superclasses').glob('*.csv')),
     *(f'dcwh/templates/{p.name}' for p in (ROOT / 'nbs/templates').glob('*.ipynb')),
     'dcwh/published/published.csv',
 }
