@@ -6,7 +6,8 @@
 __all__ = ['COLOURS', 'BLUE', 'ORANGE', 'GREY', 'HALO', 'MEANINGS', 'DASHES', 'RING', 'LINES', 'MARKERS', 'OTHER_LINE',
            'PUBLISHED_LINE', 'look', 'pictures', 'samples', 'as_image', 'learning_curves', 'metrics_table', 'headline',
            'in_columns', 'band', 'precision_recall', 'precision_at_n', 'radius_curves', 'distances', 'diagnostics',
-           'class_table', 'plane', 'code_map', 'draw_queries', 'nearest', 'gallery', 'contact_sheet', 'map_by_bits']
+           'class_table', 'plane', 'code_map', 'draw_queries', 'nearest', 'gallery', 'contact_sheet', 'map_by_bits',
+           'class_trees']
 
 # %% ../nbs/16_figures.ipynb #ae449817
 import io
@@ -21,10 +22,13 @@ try:
     import seaborn as sns
     from IPython.display import Image
     from matplotlib.axes import Axes
+    from matplotlib.colors import to_hex
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
+    from matplotlib.lines import Line2D
     from matplotlib.patheffects import withStroke
     from matplotlib.ticker import MaxNLocator
+    from scipy.cluster.hierarchy import dendrogram, linkage
     from sklearn.manifold import TSNE
     from threadpoolctl import threadpool_limits
 except ImportError as e:
@@ -807,4 +811,71 @@ def map_by_bits(
         own = {name: looks[_plain_name(name)] for name in coloured[n]}
         _draw_panel(axes[n, 0], ours, theirs, own)
         axes[n, 0].set_title(title, loc='left')
+    return fig
+
+# %% ../nbs/16_figures.ipynb #08fa2776
+def _kin_marks(
+    superclasses: Sequence[str],
+) -> dict[str, dict[str, Any]]:  # a colour and a symbol for each
+    "How the classes of each superclass are marked."
+    found: dict[str, dict[str, Any]] = {}
+    for n, name in enumerate(dict.fromkeys(superclasses)):
+        colour, turn = LINES[n % len(LINES)], n // len(LINES)
+        face = 'white' if turn % 2 else colour
+        found[name] = {'color': colour, 'mfc': face, 'marker': 's' if turn % 4 < 2 else 'o'}
+    return found
+
+
+def _kin_below(
+    tree: np.ndarray,  # of scipy's linkage
+    superclasses: Sequence[str],
+) -> list[str]:
+    "The superclass of all classes below each node; '' where they have several."
+    found = list(superclasses)
+    for left, right in tree[:, :2].astype(int):
+        found.append(found[left] if found[left] == found[right] else '')
+    return found
+
+
+def _draw_tree(
+    ax: Axes,
+    distances: np.ndarray,  # shape (C, C)
+    classes: Sequence[str],
+    superclasses: Sequence[str],
+    marks: dict[str, dict[str, Any]],
+) -> None:
+    "A tree of classes, its root on the left."
+    pairs = np.triu_indices(len(classes), 1)
+    tree = linkage(np.asarray(distances, float)[pairs], 'average')
+    below = _kin_below(tree, superclasses)
+
+    def colour(node: int) -> str:
+        return to_hex(marks[below[node]]['color'] if below[node] else '0.7')
+
+    drawn = dendrogram(
+        tree, labels=classes, orientation='left', link_color_func=colour, leaf_font_size=8, ax=ax
+    )
+    for place, leaf in enumerate(drawn['leaves']):
+        look_of: dict[str, Any] = {'ls': 'none', 'ms': 6, 'clip_on': False, 'zorder': 3}
+        ax.plot(0, 5 + 10 * place, **look_of, **marks[superclasses[leaf]])
+    ax.tick_params('y', pad=6)
+    ax.set(xlabel='mean distance of what is joined')
+    sns.despine(ax=ax, left=True)
+    ax.grid(visible=False)
+
+# %% ../nbs/16_figures.ipynb #8b90ade9
+def class_trees(
+    distances: dict[str, np.ndarray],  # title: of each class to each, shape (C, C)
+    classes: Sequence[str],  # names
+    superclasses: Sequence[str],  # of the classes, in their order
+) -> Figure:
+    "Which classes are near each other, a tree for each kind of distance, coloured by superclass."
+    marks = _kin_marks(superclasses)
+    size = (1 + 4.5 * len(distances), 1 + 0.15 * max(len(classes), 12))
+    fig, axes = plt.subplots(1, len(distances), figsize=size, squeeze=False, layout='constrained')
+    for ax, (title, apart) in zip(axes.flat, distances.items(), strict=True):
+        _draw_tree(ax, apart, classes, superclasses, marks)
+        ax.set_title(title, loc='left')
+    handles = [Line2D([], [], ls='none', label=name, **look_of) for name, look_of in marks.items()]
+    fig.legend(handles=handles, loc='outside lower center', ncols=4, frameon=False, fontsize=8)
     return fig

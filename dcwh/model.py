@@ -6,7 +6,7 @@
 __all__ = ['CLASSIFIERS', 'HALF', 'IMAGENET', 'SIDE', 'OneImage', 'Images', 'HUB', 'small', 'find_timm', 'first_line',
            'check_backbone', 'downloaded', 'backbone_named', 'read_weights', 'load_weights', 'check_count',
            'check_side', 'check_channels', 'features_of', 'HashNetwork', 'as_images', 'threads_for', 'Encoder',
-           'SavedModel', 'read_saved', 'model_folder', 'marked', 'is_marked', 'HashModel']
+           'SavedModel', 'read_saved', 'model_folder', 'marked', 'is_marked', 'HashModel', 'feature_model']
 
 # %% ../nbs/12_model.ipynb #f6c1eaa4
 import hashlib
@@ -836,3 +836,14 @@ class HashModel(HashNetwork, Encoder, PyTorchModelHubMixin, library_name='dcwh',
         saved = _config_of(self, config or self._hub_mixin_config)
         card = str(self.generate_model_card(**(model_card_kwargs or {})))
         _write_model(folder, saved, save(_distinct(self.state_dict())), card)
+
+# %% ../nbs/12_model.ipynb #d6cb07c9
+def feature_model(model: HashModel) -> HashModel:
+    "A model with the same backbone, of which it takes the features as outputs."
+    norm = (tuple(getattr(model, name).flatten().tolist()) for name in ('mean', 'std'))
+    features = model.hash_layer.in_features
+    found = HashModel(model.backbone, features, 'none', model.image_size, model.resize, *norm)
+    with torch.no_grad():
+        found.hash_layer.weight.copy_(torch.eye(features))
+        found.hash_layer.bias.zero_()
+    return found.to(model.device, model.dtype).train(model.training)

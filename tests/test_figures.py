@@ -90,6 +90,25 @@ def test_at_most_six_lines_have_a_colour(number):
     assert 0 <= low < high <= 1
 
 
+def test_a_branch_has_a_colour_where_all_of_it_are_kin():
+    kin = [str(c // 5) for c in range(100)]
+    group = np.arange(100) // 5
+    near = np.where(group[:, None] == group, 1, 9)
+    far = np.random.default_rng(0).integers(5, 9, (100, 100))
+    far = far + far.T
+    fig = figures.class_trees({'near': near, 'far': far}, [f'class {c}' for c in range(100)], kin)
+    grey = matplotlib.colors.to_rgba(matplotlib.colors.to_hex('0.7'))
+    coloured = [
+        [lines for lines in ax.collections if tuple(lines.get_colors()[0]) != grey]
+        for ax in fig.axes
+    ]
+    near_links, far_links = (sum(len(lines.get_paths()) for lines in own) for own in coloured)
+    assert near_links == 20 * 4 and far_links < 20
+    assert len(coloured[0]) == len(figures.LINES)  # colours that are told apart
+    assert [len(ax.get_yticklabels()) for ax in fig.axes] == [100, 100]
+    assert len(fig.legends[0].get_texts()) == 20
+
+
 def test_without_the_extra_the_import_says_what_to_install():
     code = "import sys; sys.modules['seaborn'] = None; import dcwh.figures"
     done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True)
