@@ -819,12 +819,34 @@ def read_rows(
         rows.append(row)
     if not rows:
         raise ValueError(f'{printable(file)} names no images')
-    columns = dict(zip(head, zip(*rows, strict=True), strict=True))
+    kept, once = _once(file, lines, rows)
+    columns = dict(zip(head, zip(*once, strict=True), strict=True))
     for name in columns.keys() - {key}:
         columns[name] = tuple(value.strip() for value in columns[name])
-    found = Rows(file, tuple(lines), columns)
+    found = Rows(file, tuple(kept), columns)
     _check_values(found, key)
     return found
+
+
+def _once(
+    file: Path,
+    lines: list[int],  # in which each row begins
+    rows: list[list[str]],
+) -> tuple[list[int], list[tuple[str, ...]]]:  # of the rows that are kept
+    "Each row once. Warns where rows repeat another word for word, and leaves these out."
+    first: dict[tuple[str, ...], int] = {}  # the line of each
+    again = []
+    for line, row in zip(lines, rows, strict=True):
+        known = first.setdefault(tuple(row), line)
+        if known != line:
+            again.append((line, known))
+    if again:
+        warnings.warn(
+            f'{at_line(file, again[0][0])}: the same row as in line {again[0][1]}; '
+            f'rows that repeat another word for word are left out, {len(again)} in this table',
+            stacklevel=3,  # where `read_rows` was called
+        )
+    return list(first.values()), list(first)
 
 # %% ../nbs/10_sources.ipynb #480da25f
 def _check_head(
@@ -1034,10 +1056,7 @@ def table(
     "Images and labels named by a CSV file. Raises FileNotFoundError or ValueError naming the line."
     file = named_path(data_dir, 'data_dir')
     if not file.is_file():
-        raise FileNotFoundError(
-            f'data_dir {printable(file)} is not a file; '
-            'csv/<name> takes a CSV with columns path and label (or labels)'
-        )
+        raise FileNotFoundError(_no_table(file))
     rows = read_rows(file, 'path')
     labels = labels_in(rows.columns)
     if labels is None:
@@ -1051,6 +1070,18 @@ def table(
     split = _split_of(rows)
     classes, numbers = number_labels(labels)
     return Source(name, images, numbers, classes, split)
+
+
+def _no_table(place: Path) -> str:
+    "What is said of a data_dir that is not a file. A folder's own tables are named."
+    said = (
+        f'data_dir {printable(place)} is not a file; '
+        'csv/<name> takes a CSV with columns path and label (or labels)'
+    )
+    tables = sorted(place.glob('*.csv')) if place.is_dir() else []
+    if not tables:
+        return said
+    return f'{said}, such as {", ".join(map(printable, tables[:3]))} in this folder'
 
 
 def _check_present(rows: Rows, images: Files) -> None:

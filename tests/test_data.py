@@ -686,6 +686,44 @@ def test_paths_of_one_file_are_one_file(zoo, tmp_path):
     assert all(path.is_file() for path in find_source('csv/x', file).images)
 
 
+def test_a_row_that_is_there_twice_is_read_once_with_a_warning(zoo):
+    file = zoo / 'mine.csv'
+    rows = ['cat/0.png,furry;small,train', 'dog/0.png,furry,test', 'dog/1.png,small,train']
+    file.write_text('\n'.join(['path,labels,split', *rows]))
+    plain = find_source('csv/x', file)
+    file.write_text('\n'.join(['path,labels,split', *rows[:2], *rows[1:], rows[1]]))
+    for reads in (lambda: find_source('csv/x', file), lambda: catalogue(file)):
+        with pytest.warns(UserWarning, match='mine.csv, line 4: the same row as in line 3; .* 2 '):
+            reads()
+    with pytest.warns(UserWarning):
+        source = find_source('csv/x', file)
+    assert source.files == plain.files and source.hash == plain.hash
+    assert source.split.query.tolist() == [1]
+    code, out, err = shell_check('csv/x', file)
+    assert code == 0 and 'images            3' in out and err.count('line 3') == 1
+    file.write_text('\n'.join(['path,labels,split', *rows, 'dog/0.png,furry,train']))
+    with pytest.raises(ValueError, match='line 5: dog/0.png stands in line 3 already'):
+        find_source('csv/x', file)
+
+
+def test_the_folder_of_a_table_names_the_table(zoo):
+    with pytest.raises(FileNotFoundError, match='is not a file; csv/<name> takes a CSV .*labels.$'):
+        find_source('csv/x', zoo)
+    (zoo / 'mine.csv').write_text('path,label\n')
+    with pytest.raises(FileNotFoundError, match=f'such as {zoo}/mine.csv in this folder'):
+        find_source('csv/x', zoo)
+
+
+@pytest.mark.parametrize('method', ('dcwh', 'dcwh-sparse'))
+def test_a_table_of_several_labels_is_trained_on_and_searched(method, tmp_path):
+    as_csv(tmp_path, refused=False)
+    plain = {'backbone': 'small', 'weights': 'none', 'image_size': 16, 'workers': 0, 'epochs': 1}
+    where = {'dataset': 'csv/pairs', 'data_dir': str(tmp_path / 'pairs.csv')}
+    result = run(resolve(plain, **where, method=method, bits=8, padding=2), tmp_path / 'runs')
+    assert 0 < result['metrics']['map'] <= 1 and result['metrics']['queries'] == 80
+    assert result['protocol']['labels_per_image'].startswith('1 to 2')
+
+
 WRONG_TABLES = (
     (b'path,label,label\ncat/0.png,a,b\n', 'line 1: the column label is given twice'),
     (b'path,label,labels\ncat/0.png,a,b\n', 'line 1: there are columns label and labels'),

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import yaml
 from typer.testing import CliRunner
 
 from dcwh.cli import app
@@ -16,6 +17,7 @@ from dcwh.config import Config, resolve
 from dcwh.experiment import finished, recorded, report, run
 from dcwh.methods import BUILT_IN, METHODS, method_of, register
 from dcwh.results import read_result, read_table, record, row_of_config, run_name
+from dcwh.sources import BENCHMARKS, SOURCES
 
 ROOT = Path(__file__).parents[1]
 QUICK = {'dataset': 'digits', 'bits': 8, 'recipe': 'quick', 'epochs': 1}
@@ -35,6 +37,20 @@ class MyLoss(Criterion):
     def terms(self, h, y, index=None):
         return {'class': label_loss(self.classifier(self.scale * h), y)}
 """
+
+
+@pytest.mark.parametrize(
+    'file', sorted((ROOT / 'data/recipes').glob('*.yaml')), ids=lambda f: f.stem
+)
+def test_every_recipe_completes_every_method(file):
+    name = file.stem if file.stem in {*SOURCES, *BENCHMARKS} else f'folder/{file.stem}'
+    sections = yaml.safe_load(file.read_text())
+    for part in sections.values():
+        assert part.get('methods', {}).keys() <= set(BUILT_IN)
+    for method in BUILT_IN:
+        for recipe in {'default', 'quick', *sections}:
+            config = resolve(dataset=name, method=method, bits=16, recipe=recipe)
+            assert config.method == method and config.sigma > 0
 
 
 @pytest.fixture
