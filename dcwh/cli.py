@@ -763,6 +763,7 @@ def save_codes(
 
     text = write_table({'id': codes.ids, **columns})
     table = _table_beside(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
     with folder_lock(out.parent):  # another command may write the same two at this moment
         codes.save(out, table=digest(text), replaces=_hash_of(table))
         write_whole(table, lambda f: f.write(text))

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -209,18 +210,29 @@ def test_parameters_of_the_template_are_those_of_the_configuration():
 
 
 def test_a_failing_run_leaves_its_report_and_no_result(tmp_path):
-    with pytest.raises(Exception, match='not a folder'):
-        report(
-            TEMPLATE,
-            dataset='folder/none',
-            bits=8,
-            weights='none',
-            data_dir=str(tmp_path / 'none'),
-            runs=str(tmp_path / 'runs'),
-        )
-    assert 'not a folder' in next(
-        (tmp_path / 'runs').rglob('report.ipynb')
-    ).read_text() and not results(tmp_path)
+    with pytest.raises(Exception, match='the loss is'):
+        report(TEMPLATE, **QUICK, lr=1e9, runs=str(tmp_path / 'runs'))
+    made = next((tmp_path / 'runs').rglob('report.ipynb'))
+    assert 'FloatingPointError' in made.read_text() and not results(tmp_path)
+    assert not made.with_name('model').exists()
+
+
+@pytest.mark.parametrize('detail', ['full', 'none'])
+@pytest.mark.parametrize(
+    'words',
+    [
+        ['--dataset', 'folder/none', '--set', 'data_dir=nowhere'],
+        ['--dataset', 'digits', '--bits', '3'],
+        ['--dataset', 'digits', '--set', 'weights=nowhere.safetensors'],
+        ['--dataset', 'digits', '--tracker', 'paper'],
+        ['--dataset', 'digits', '--set', 'protocol=disjoint', '--record', '--modified'],
+    ],
+)
+def test_a_run_that_is_refused_leaves_nothing(tmp_path, monkeypatch, words, detail):
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(app, ['run', '--recipe', 'quick', '--detail', detail, *words])
+    assert done.exit_code == 2 and len(done.stderr.splitlines()) == 1, done.output
+    assert not list(tmp_path.iterdir())
 
 
 # interruptions
@@ -810,6 +822,13 @@ def test_epochs_are_told_and_tracked(tmp_path, capsys):
     assert [event.value for event in events] == pytest.approx([epoch['loss'] for epoch in history])
     refused = CliRunner().invoke(app, [*words, '--seed', '1', '--tracker', 'paper'])
     assert refused.exit_code == 2 and "tracker is 'paper'; installed are" in refused.stderr
+
+
+def test_every_message_counts_epochs_from_1(tmp_path, caplog):
+    caplog.set_level('INFO', 'dcwh')
+    run(resolve(**QUICK, epochs=2, settings={'sigma': 100}), tmp_path)  # centres are held
+    told = [int(n) for n in re.findall(r'epoch (\d+)', caplog.text)]
+    assert 'epoch 1: the two closest class means' in caplog.text and set(told) == {1, 2}
 
 
 def test_a_row_an_epoch_while_it_goes_on_and_where_it_was_resumed(tmp_path):
