@@ -30,7 +30,7 @@ from .config import MANY, Config, explain, resolve
 from .files import locked, shipped, shown, write_whole
 from .methods import BUILT_IN
 from .model import first_line
-from .sources import BENCHMARKS, _quoted, at_line, named_path, printable, read_cells
+from .sources import BENCHMARKS, as_cell, at_line, named_path, printable, read_cells
 
 try:
     import pandas as pd
@@ -652,7 +652,7 @@ def _check_same(held: dict, row: dict, file: Path) -> None:
 # %% ../nbs/15_results.ipynb #820a0ef2
 def _line_text(texts: list[str]) -> str:
     "A line of a table. Cells that `read_cells` would not keep bare stand in quotes."
-    return ','.join(text and _quoted(text) for text in texts) + '\n'
+    return ','.join(text and as_cell(text) for text in texts) + '\n'
 
 
 def write_rows(
