@@ -638,17 +638,22 @@ def report(
     path = Path(path or Path(options['runs']) / run_name(config) / 'report.ipynb')
     writable(path)
     afresh, shown = force or not options['resume'], sys.stderr.isatty()
-    ready = _ready(config, options['runs'], not afresh, tracker)
+    ready, failed = _ready(config, options['runs'], not afresh, tracker), None
     try:
         _carried_out(ready, not afresh, shown, tracker)
         if 'resume' in parameters:
             parameters['resume'] = True  # the report shows what was just made
-    except Exception:
-        if launched():
-            raise
-        # the report meets the same error, and shows where
+    except Exception as e:
+        if launched() or finished(config, options['runs']):
+            raise  # an older result stays, and its report
+        failed = e  # the report meets the same error, and shows where
     if not is_main():
         return path
     with without_launcher():
         execute(template, path, parameters)
+    if failed and not finished(config, options['runs']):
+        raise RuntimeError(
+            f'{template} ended without an error and wrote no result; the run failed '
+            f'({first_line(failed)})'
+        ) from failed
     return path

@@ -217,19 +217,20 @@ def read_result(
     Raises FileNotFoundError, or ValueError naming the file where it is torn, was changed or is
     no result."""
     path = named_path(path, 'path')
+    said = printable(path)
     if not path.is_file():
         raise FileNotFoundError(
-            f'result file {path} is not there; runs write them to runs/<set>-<recipe>/<run>/'
+            f'result file {said} is not there; runs write them to runs/<set>-<recipe>/<run>/'
         )
     mend = 'delete it, or make it again (dcwh run … --force)'
     try:
         result = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as e:
-        raise ValueError(f'{path} is torn, or no result file ({first_line(e)}); {mend}') from e
+        raise ValueError(f'{said} is torn, or no result file ({first_line(e)}); {mend}') from e
     try:
         check_result(result)
     except ValueError as e:
-        raise ValueError(f'{path}: {e}; {mend}') from e
+        raise ValueError(f'{said}: {e}; {mend}') from e
     return result
 
 # %% ../nbs/15_results.ipynb #f9ce1cf9

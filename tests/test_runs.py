@@ -217,6 +217,35 @@ def test_a_failing_run_leaves_its_report_and_no_result(tmp_path):
     assert not made.with_name('model').exists()
 
 
+def test_a_template_that_writes_no_result_is_named_with_the_error_of_the_run(tmp_path):
+    notebook = nbformat.read(TEMPLATE, 4)
+    notebook.cells = [c for c in notebook.cells if 'parameters' in c.metadata.get('tags', [])]
+    nbformat.write(notebook, tmp_path / 'mine.ipynb')
+    said = (
+        'mine.ipynb ended without an error and wrote no result; the run failed .Floating.*loss is'
+    )
+    with pytest.raises(RuntimeError, match=said):
+        report(tmp_path / 'mine.ipynb', **QUICK, lr=1e9, runs=str(tmp_path / 'runs'))
+
+
+def test_a_forced_run_that_fails_is_told_and_the_older_result_stays(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = ['run', '--recipe', 'quick', '--force', '--set', 'epochs=1']
+    run(resolve(**QUICK, epochs=1), 'runs')
+    (old,) = results(tmp_path)
+    before = old.read_bytes()
+    old.with_name('report.ipynb').write_text('"injected-parameters" figures.headline(')
+
+    def fails(*given, **more):
+        raise FloatingPointError('the loss is nan')
+
+    monkeypatch.setattr('dcwh.experiment.train', fails)
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 2 and done.stderr == 'the loss is nan\n', done.output
+    assert old.read_bytes() == before
+    assert 'headline' in old.with_name('report.ipynb').read_text()
+
+
 @pytest.mark.parametrize('detail', ['full', 'none'])
 @pytest.mark.parametrize(
     'words',
