@@ -301,6 +301,9 @@ def main():
     parser.add_argument('--out', help='the table; gpu.csv and step.csv stand beside this file')
     asked = parser.parse_args()
     sizes = SIZES[asked.sizes]
+    if sizes is SIZES['tiny']:
+        where = '' if GPU else ' No GPU is here: --sizes cpu measures the processor.'
+        print(f'Trial sizes: these times show that all of it runs, and measure nothing.{where}')
     out = asked.out or (sizes.table and HERE / sizes.table)
     if out:
         writable(out)  # or all would be measured in vain

@@ -91,6 +91,17 @@ def _value(text: str) -> Any:
     except json.JSONDecodeError:
         return text
 
+# %% ../nbs/21_cli.ipynb #f4b317b0
+def _say(
+    text: str,  # lines
+    colour: str = '',  # of what goes wrong, which is said on stderr
+) -> None:
+    "Print lines; control characters, as a name from elsewhere may hold, become escapes."
+    from dcwh.sources import printable
+
+    lines = '\n'.join(map(printable, text.split('\n')))
+    typer.secho(lines, fg=colour or None, err=bool(colour))
+
 # %% ../nbs/21_cli.ipynb #bd9c19d4
 EXPECTED = (ValueError, OSError, ImportError, FloatingPointError, RuntimeError, MemoryError)
 
@@ -103,7 +114,7 @@ def _fail(e: Exception, given: Iterable) -> NoReturn:
     said = _said(e)
     if not expected:
         said = f'{_kind_of(e)}: {said}. This is a bug; DCWH_TRACEBACK=1 shows where'
-    typer.secho(_one_line(said, given), fg='red', err=True)
+    _say(_one_line(said, given), 'red')
     raise typer.Exit(2 if expected else 3)
 
 
@@ -162,7 +173,7 @@ def in_a_line(
                 raise
             except KeyboardInterrupt:
                 again = '; the same command goes on' if command.__name__ == 'run' else ''
-                typer.secho(f'stopped{again}', fg='yellow', err=True)
+                _say(f'stopped{again}', 'yellow')
                 raise typer.Exit(130) from None
             except Exception as e:
                 _fail(e, options.values())
@@ -186,7 +197,7 @@ def _warn(
     line: str | None = None,
 ) -> None:
     "What `warnings` calls: only the message is printed."
-    typer.secho(str(message), fg='yellow', err=True)
+    _say(str(message), 'yellow')
 
 # %% ../nbs/21_cli.ipynb #d419c60d
 SETS = (
@@ -296,11 +307,11 @@ def run(
         return  # one of several processes speaks for all
     if known:
         result, file = known
-        typer.echo(_known(result, file))
+        _say(_known(result, file))
     else:
         result, file = results.read_result(folder / 'result.json'), folder / 'result.json'
     if record and file.suffix == '.json':
-        typer.echo(f'recorded in {results.record(result, reports, study, modified, replace=force)}')
+        _say(f'recorded in {results.record(result, reports, study, modified, replace=force)}')
     _tell(result, {'report': place, 'model': folder / 'model'})
 
 # %% ../nbs/21_cli.ipynb #5111dfd4
@@ -362,19 +373,19 @@ def _tell(
     cut = f'@{p["top_k"]}' if p['top_k'] else ''
     if p['top_k'] and m['normaliser'] != 'found':
         cut += f' (normaliser {m["normaliser"]})'
-    typer.echo(
+    _say(
         f'{p["source"]}, protocol {p["name"]}: {p["query"]} queries, {p["database"]} in the '
         f'database, {c["bits"]} bits, {c["method"]}, seed {c["seed"]}'
     )
-    typer.echo(
+    _say(
         f'mAP{cut} {m["map"]:.4f} '
         f'(ties put wrong {m["map_pessimistic"]:.4f}, put right {m["map_optimistic"]:.4f})'
     )
     for part, own in result.get('parts', {}).items():
-        typer.echo(f'{part}: mAP{cut} {own["metrics"]["map"]:.4f}')
+        _say(f'{part}: mAP{cut} {own["metrics"]["map"]:.4f}')
     for name, path in places.items():
         if path.exists():
-            typer.echo(f'{name}: {path}')
+            _say(f'{name}: {path}')
 
 # %% ../nbs/21_cli.ipynb #6401273b
 @app.command()
@@ -392,15 +403,17 @@ def record(
 
     dcwh record runs/digits-default --study ablation
     """
+    from dcwh.sources import printable
+
     refused = 0
     for file in _results_in(folders or [Path('runs')]):
         try:
             table = _record_file(file, reports, study, modified, force)
         except (ValueError, OSError) as e:
             refused += 1
-            typer.secho(str(e), fg='red', err=True)
+            _say(str(e), 'red')
         else:
-            typer.echo(f'{table}: {file.parent}')
+            _say(f'{table}: {printable(file.parent)}')
     if refused:
         raise typer.Exit(1)
 
@@ -423,12 +436,13 @@ def _results_in(places: list[Path]) -> list[Path]:
 def _record_file(file: Path, reports: str, study: str, modified: bool, replace: bool) -> Path:
     "Record a result, and return its table. Raises ValueError or OSError, naming the file."
     from dcwh import results
+    from dcwh.sources import printable
 
     result = results.read_result(file)
     try:
         return results.record(result, reports, study, modified, replace)
     except (ValueError, OSError) as e:
-        raise ValueError(f'{file}: {e}') from e
+        raise ValueError(f'{printable(file)}: {e}') from e
 
 # %% ../nbs/21_cli.ipynb #ae673349
 @app.command()
@@ -450,12 +464,13 @@ def compare(
 
     dcwh compare reports --out reports/compare.ipynb
     """
-    from dcwh import experiment, files
+    from dcwh import experiment, files, results
 
     folders = folders or [name for name in ('reports', 'runs') if Path(name).is_dir()]
-    _check_compared(folders, published)
+    _check_compared(folders)
     experiment.check_place(out, 'results.comparison(')
     files.writable(out)
+    results.published(published or None)  # before the notebook is executed
     notebook = template or files.shipped('templates', 'compare.ipynb')
     missing = {'folders', 'published'} - experiment.template_parameters(notebook).keys()
     if missing:
@@ -464,18 +479,16 @@ def compare(
         )
     _warn_of_results(folders)
     experiment.execute(notebook, out, {'folders': folders, 'published': published}, partial=False)
-    typer.echo(out)
+    _say(out)
 
 
-def _check_compared(folders: list[str], published: str) -> None:
+def _check_compared(folders: list[str]) -> None:
     "Raises FileNotFoundError where there is nothing to compare."
     if not folders:
         raise FileNotFoundError('there is no folder reports or runs here; name one')
     for folder in folders:
         if not Path(folder).is_dir():
             raise FileNotFoundError(f'{folder} is not there; give a folder of tables or of runs')
-    if published and not Path(published).is_file():
-        raise FileNotFoundError(f'{published} is not there; give the table of published numbers')
 
 
 def _warn_of_results(folders: list[str]) -> None:
@@ -534,7 +547,7 @@ def _show(table: dict) -> None:
     "Print a table of names and values, aligned."
     width = max(16, *map(len, table)) + 2
     for name, value in table.items():
-        typer.echo(f'{name:{width}}{_in_words(value)}')
+        _say(f'{name:{width}}{_in_words(value)}')
 
 
 def _in_words(value: object) -> str:
@@ -591,10 +604,10 @@ def check(
     found, wrong = check_images(_source(config), workers, config.protocol)
     _show(found)
     for line in wrong:
-        typer.secho(line, fg='red', err=True)
+        _say(line, 'red')
     if wrong:
         raise typer.Exit(1)
-    typer.echo('every image can be read')
+    _say('every image can be read')
 
 # %% ../nbs/21_cli.ipynb #c1a00008
 @data.command()
@@ -610,7 +623,7 @@ def fetch(
             'data/README.md says how to get others'
         )
     config = _config(name, data_dir=data_dir)
-    typer.echo(f'{config.data_dir}: {len(_source(config).images)} images of {name}')
+    _say(f'{config.data_dir}: {len(_source(config).images)} images of {name}')
 
 # %% ../nbs/21_cli.ipynb #1a7157dd
 MODEL = 'folder of a saved model, an .onnx file, or hf://owner/name on the hub'
@@ -647,7 +660,7 @@ def _answer(found: dict, as_json: bool) -> None:
 def _name_broken(lines: list[str]) -> None:
     "Name the images that were left out, and end with exit code 1, if there are any."
     for line in lines:
-        typer.secho(f'left out: {line}', fg='red', err=True)
+        _say(f'left out: {line}', 'red')
     if lines:
         raise typer.Exit(1)
 
@@ -770,6 +783,7 @@ def save_codes(
 
     text = write_table({'id': codes.ids, **columns})
     table = _table_beside(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
     with folder_lock(out.parent):  # another command may write the same two at this moment
         codes.save(out, table=digest(text), replaces=_hash_of(table))
         write_whole(table, lambda f: f.write(text))
@@ -1066,14 +1080,22 @@ def _as_json(asked: list[Path], answers: list[list[dict]], left_out: int) -> str
 
 def _print_answers(asked: list[Path], answers: list[list[dict]]) -> None:
     "Each image that asks, and below it its answers, a line each."
+    from dcwh.sources import printable
+
     for image, found in zip(asked, answers, strict=True):
-        typer.echo('\n'.join([str(image), *map(_line, found)]))
+        _say('\n'.join([printable(image), *map(_line, found)]))
 
 
 def _line(answer: dict) -> str:
     "An answer as a line: distance, id, and what the columns say."
-    known = [f'{name} {value}' for name, value in answer.items() if name not in ('id', 'distance')]
-    return f'{answer["distance"]:10.4g}  {answer["id"]}  {", ".join(known)}'
+    from dcwh.sources import printable
+
+    known = [
+        f'{name} {printable(str(value))}'
+        for name, value in answer.items()
+        if name not in ('id', 'distance')
+    ]
+    return f'{answer["distance"]:10.4g}  {printable(str(answer["id"]))}  {", ".join(known)}'
 
 # %% ../nbs/21_cli.ipynb #2c006bfb
 SHEET, SOFTWARE = 'dcwh: a contact sheet', 0x0131  # what is written into a sheet, and its Exif tag
@@ -1260,14 +1282,22 @@ def _warn_of_codes(query: 'Codes', database: 'Codes', same_file: bool) -> None:
 
 
 def _in_both(query: 'Codes', database: 'Codes') -> int:
-    "Queries whose id is in the database. A text is no number, and numbers of rows are no ids."
+    """Queries whose id is in the database.
+
+    A text is no number, and numbers of rows are no ids: where a side has them, codes must agree."""
     import numpy as np
 
     texts = [codes.ids.dtype.kind == 'U' for codes in (query, database)]
     numbered = [np.array_equal(codes.ids, np.arange(len(codes))) for codes in (query, database)]
     if texts[0] != texts[1] or all(numbered):
         return 0
-    return int(np.isin(query.ids, database.ids).sum())
+    again = np.flatnonzero(np.isin(query.ids, database.ids))
+    if any(numbered):
+        row = {i: n for n, i in enumerate(database.ids.tolist())}
+        places = [row[i] for i in query.ids[again].tolist()]
+        if (query.packed[again] != database.packed[places]).any():
+            return 0
+    return len(again)
 
 # %% ../nbs/21_cli.ipynb #bbcad38c
 @app.command()
@@ -1287,4 +1317,5 @@ def serve(
     from dcwh import app as page
     from dcwh.search import CodeIndex
 
+    page.find_gradio()  # its extra brings FAISS, too
     page.serve(CodeIndex.load(where), _encoder_of(model), images, port)

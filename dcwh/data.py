@@ -538,7 +538,8 @@ class _Attempts(Dataset):
             said = printable(str(e) or type(e).__name__)
             if isinstance(source.images, Files):
                 return said  # files are named by `square`
-            return f'item {place}: {said}'
+            kind = '' if isinstance(e, (ValueError, OSError)) else f'{type(e).__name__}: '
+            return f'item {place}: {kind}{said}'
 
 
 def _check_name(path: Path) -> None:

@@ -411,28 +411,57 @@ def run(
     """Data, model, training, codes, evaluation, result. A second run of the same waits for the
     first. Of several processes of one run the main one writes the files.
 
-    Raises OSError or ValueError, and before images are read wherever it can be known before."""
+    Raises OSError or ValueError, and before images are read wherever it can be known before. A
+    run that is refused so leaves nothing."""
+    return _carried_out(_ready(config, runs, resume, tracker), resume, progress, tracker)
+
+
+# %% ../nbs/17_experiment.ipynb #a48a49a3
+@dataclass
+class _Ready:
+    "A run that nothing refuses."
+
+    config: Config
+    runs: str | Path
+    data: RetrievalSet
+    accelerator: Accelerator
+
+    @property
+    def folder(self) -> Path:
+        "Of this run."
+        return Path(self.runs) / run_name(self.config)
+
+
+def _ready(config: Config, runs: str | Path, resume: bool, tracker: str) -> _Ready:
+    "All that can refuse a run before its work. Nothing is written. Raises as `run`."
     if type(resume) is not bool:
         raise ValueError(f'resume is {resume!r}; give True or False')
     folder = Path(runs) / run_name(config)
-    file = folder / 'result.json'
-    for name in ('query.npz', 'database.npz', 'model/config.json'):
+    for name in ('query.npz', 'database.npz', 'model/config.json', 'result.json'):
         writable(folder / name)
-    writable(file)
     tracking(tracker, folder)
     accelerator = accelerator_of(config)
-    main = accelerator.is_main_process
-    alone = locked(folder) if main else nullcontext()
-    with alone, threads_for(config.backbone == 'small'), numerics(config):
-        accelerator.wait_for_everyone()  # until the main process has the lock
+    with threads_for(config.backbone == 'small'), numerics(config):
         data = retrieval_set(config)
         known = _known(config, data, folder, runs) if resume else None
         if known is None:
-            build(config, len(data.seen), images=len(data.train))  # raises before the work
+            build(config, len(data.seen), images=len(data.train))
+    return _Ready(config, runs, data, accelerator)
+
+
+def _carried_out(ready: _Ready, resume: bool, progress: bool, tracker: str) -> dict:
+    "The work, unless it is done, by one process at a time. Raises as `run`."
+    config, data, folder = ready.config, ready.data, ready.folder
+    accelerator, main = ready.accelerator, ready.accelerator.is_main_process
+    alone = locked(folder) if main else nullcontext()
+    with alone, threads_for(config.backbone == 'small'), numerics(config):
+        accelerator.wait_for_everyone()  # until the main process has the lock
+        known = _known(config, data, folder, ready.runs) if resume else None  # by now
+        if known is None:
             known = _work(config, data, folder, resume, progress and main, tracker, accelerator)
             content = json.dumps(known, indent=1).encode()
             if main:
-                write_whole(file, lambda f: f.write(content))
+                write_whole(folder / 'result.json', lambda f: f.write(content))
         if main:
             _remove_checkpoint(folder)
     return known
@@ -686,22 +715,28 @@ def report(
     """Run, and then execute the run template, which finds the result and shows it. Of several
     processes the main one makes the report.
 
-    Parameters are checked first. Raises as `run` and `execute` do."""
+    A run that is refused leaves no report; one that fails does. Raises as `run` and `execute`."""
     template = template or shipped('templates', 'run.ipynb')
     config, options = checked(parameters, template_parameters(template))
     path = Path(path or Path(options['runs']) / run_name(config) / 'report.ipynb')
     writable(path)
     afresh, shown = force or not options['resume'], sys.stderr.isatty()
+    ready, failed = _ready(config, options['runs'], not afresh, tracker), None
     try:
-        run(config, options['runs'], not afresh, shown, tracker)
+        _carried_out(ready, not afresh, shown, tracker)
         if 'resume' in parameters:
             parameters['resume'] = True  # the report shows what was just made
-    except Exception:
-        if launched():
-            raise
-        # the report meets the same error, and shows where
+    except Exception as e:
+        if launched() or finished(config, options['runs']):
+            raise  # an older result stays, and its report
+        failed = e  # the report meets the same error, and shows where
     if not is_main():
         return path
     with without_launcher():
         execute(template, path, parameters)
+    if failed and not finished(config, options['runs']):
+        raise RuntimeError(
+            f'{template} ended without an error and wrote no result; the run failed '
+            f'({first_line(failed)})'
+        ) from failed
     return path

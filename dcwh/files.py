@@ -63,7 +63,8 @@ def writable(
 ) -> Path:  # the same, links followed
     """Try a place before the work.
 
-    Its folder is made. Raises OSError where the file could not be written."""
+    Nothing is made: of folders that are missing, the nearest one above is tried. Raises OSError
+    where the file could not be written."""
     place = Path(os.path.realpath(as_path(path)))
     try:
         if place.is_dir():
@@ -72,8 +73,8 @@ def writable(
             raise OSError('it is a pipe or a device')
         if place.exists() and not os.access(place, os.W_OK):
             raise OSError('it is write-protected')
-        place.parent.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=place.parent).close()
+        there = next(folder for folder in place.parents if os.path.lexists(folder))
+        tempfile.TemporaryFile(dir=there).close()  # which has no name
     except OSError as e:
         raise OSError(f'{path} cannot be written ({e.strerror or e}); give another place') from e
     return place
@@ -143,6 +144,7 @@ def write_whole(
     It is written beside its place, flushed to disk, then renamed into it. Its mode follows the
     umask. Raises OSError, naming path and reason, where it cannot be written."""
     place = writable(path)
+    place.parent.mkdir(parents=True, exist_ok=True)
     remove_leftovers(place)
     disk = _beside(place)
     try:

@@ -114,7 +114,7 @@ def take_or_hold(
     centres: Tensor,  # shape (C, K), written in place
     means: Tensor,  # of the classes, shape (C, K)
     sigma: float,  # the least distance that means may have
-    epoch: int,  # for the log
+    epoch: int,  # counted from 0; the log counts from 1, as all messages do
 ) -> bool:  # whether the centres are held
     "Centres go to the class means, unless two of these are less than sigma apart."
     apart = least_distance(means)
@@ -122,7 +122,7 @@ def take_or_hold(
         _log.warning(
             'epoch %d: the two closest class means are %.2f apart, less than '
             'sigma = %.2f; the centres are held',
-            epoch,
+            epoch + 1,
             apart,
             sigma,
         )

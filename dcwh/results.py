@@ -31,7 +31,7 @@ from .data import PARTS
 from .files import locked, shipped, shown, write_whole
 from .methods import BUILT_IN
 from .model import first_line
-from .sources import BENCHMARKS, _quoted, at_line, named_path, printable, read_cells
+from .sources import BENCHMARKS, as_cell, at_line, named_path, printable, read_cells
 
 try:
     import pandas as pd
@@ -265,19 +265,20 @@ def read_result(
     Raises FileNotFoundError, or ValueError naming the file where it is torn, was changed or is
     no result."""
     path = named_path(path, 'path')
+    said = printable(path)
     if not path.is_file():
         raise FileNotFoundError(
-            f'result file {path} is not there; runs write them to runs/<set>-<recipe>/<run>/'
+            f'result file {said} is not there; runs write them to runs/<set>-<recipe>/<run>/'
         )
     mend = 'delete it, or make it again (dcwh run … --force)'
     try:
         result = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as e:
-        raise ValueError(f'{path} is torn, or no result file ({first_line(e)}); {mend}') from e
+        raise ValueError(f'{said} is torn, or no result file ({first_line(e)}); {mend}') from e
     try:
         check_result(result)
     except ValueError as e:
-        raise ValueError(f'{path}: {e}; {mend}') from e
+        raise ValueError(f'{said}: {e}; {mend}') from e
     return result
 
 # %% ../nbs/15_results.ipynb #f9ce1cf9
@@ -758,7 +759,7 @@ def _check_same(held: dict, row: dict, file: Path) -> None:
 # %% ../nbs/15_results.ipynb #820a0ef2
 def _line_text(texts: list[str]) -> str:
     "A line of a table. Cells that `read_cells` would not keep bare stand in quotes."
-    return ','.join(text and _quoted(text) for text in texts) + '\n'
+    return ','.join(text and as_cell(text) for text in texts) + '\n'
 
 
 def _columns(file: Path, rows: list[dict]) -> list[str]:

@@ -713,6 +713,11 @@ def _joining(
 
     Raises ValueError if codes or columns are not like those of the index."""
     index.check(codes)
+    if codes.model and not index.model:
+        raise ValueError(
+            f'codes are of model {codes.model}, and those of the index name no model; '
+            'build an index of codes that name theirs'
+        )
     codes, columns = checked_table(codes, metadata)
     if columns.keys() != set(index.columns):
         raise ValueError(
@@ -1129,7 +1134,7 @@ def _longer(rows: ImageRows, codes: Codes, columns: dict[str, np.ndarray]) -> Im
         name: _one_after_other(old, columns[name], f'column {name!r}')
         for name, old in rows.columns.items()
     }
-    merged = Codes(packed, codes.bits, None, ids, rows.codes.model or codes.model)
+    merged = Codes(packed, codes.bits, None, ids, rows.codes.model)
     return ImageRows(merged, table, np.concatenate([rows.gone, np.zeros(len(codes), bool)]))
 
 
@@ -1229,7 +1234,7 @@ def _add_rows(index: FaissIndex, codes: Codes, columns: dict[str, np.ndarray]) -
     index.structure.add(codes.packed)  # from here on nothing can fail
     place.update(zip(ids, range(first, first + len(ids)), strict=True))
     longer.place = place
-    index.rows, index.model = longer, longer.codes.model
+    index.rows = longer
 
 
 def _built_anew(index: FaissIndex) -> FaissIndex:

@@ -628,6 +628,7 @@ def _alike(a: Any, b: Any) -> bool:
 @contextmanager
 def _draft_of(to: Path) -> Iterator[Path]:
     "A place for a folder until it is whole, beside its own."
+    to.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory('.part', _prefix(to), to.parent) as draft, folder_lock(draft):
         yield Path(draft) / 'made'
 

@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['ImageStore', 'IMAGES', 'UNREAD', 'BESIDE', 'BENCHMARKS', 'LISTS', 'SOURCES', 'KINDS', 'MISSING', 'Files',
-           'IndexedDataset', 'check_positions', 'Split', 'digest', 'Source', 'class_sizes', 'printable', 'at_line',
-           'named_path', 'digits', 'digit_pairs', 'fetch', 'unpack_archive', 'cifar', 'images_below', 'folder',
-           'read_text', 'read_cells', 'Rows', 'read_rows', 'names_below', 'image_names', 'split_labels', 'labels_in',
-           'number_labels', 'table', 'typed', 'typed_columns', 'read_columns', 'catalogue', 'write_table', 'read_list',
-           'find_lists', 'read_lists', 'labels_of', 'lists', 'from_dataset', 'with_superclasses', 'check_source',
-           'find_source']
+           'IndexedDataset', 'check_positions', 'Split', 'digest', 'Source', 'check_spelling', 'class_sizes',
+           'printable', 'at_line', 'named_path', 'digits', 'digit_pairs', 'fetch', 'unpack_archive', 'cifar',
+           'images_below', 'folder', 'read_text', 'read_cells', 'Rows', 'read_rows', 'names_below', 'image_names',
+           'split_labels', 'labels_in', 'number_labels', 'table', 'typed', 'typed_columns', 'read_columns', 'catalogue',
+           'as_cell', 'write_table', 'read_list', 'find_lists', 'read_lists', 'labels_of', 'lists', 'from_dataset',
+           'with_superclasses', 'check_source', 'find_source']
 
 # %% ../nbs/10_sources.ipynb #19812303
 import errno
@@ -24,9 +24,10 @@ import shutil
 import stat
 import tarfile
 import textwrap
+import unicodedata
 import warnings
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn, Protocol, TypeGuard
@@ -225,17 +226,35 @@ def _check_pixels(images: np.ndarray, name: str) -> None:
             'images in memory are uint8 (N, H, W, 3)'
         )
 
+# %% ../nbs/10_sources.ipynb #cd7d7215
+def check_spelling(
+    classes: Iterable[str],  # their names
+) -> None:
+    "Raises ValueError where two names look the same: they differ in their Unicode form only."
+    known: dict[str, str] = {}
+    for name in classes:
+        other = known.setdefault(unicodedata.normalize('NFC', name), name)
+        if other != name:
+            raise ValueError(
+                f'the classes {ascii(other)} and {ascii(name)} look the same and are written with '
+                'other characters; write both in one way'
+            )
+
 # %% ../nbs/10_sources.ipynb #7f968854
 def _class_names(
     classes: Sequence[str],
     name: str,  # of the source, for the error
 ) -> tuple[str, ...]:
-    "Names of classes. Raises ValueError if they are no names, or one is empty."
+    "Names of classes. Raises ValueError if they are no names, one is empty, or two look the same."
     if isinstance(classes, str) or not hasattr(classes, '__iter__'):
         raise ValueError(f'{name}: classes is {classes!r}; give a name for each class')
     for i, known in enumerate(classes):
         if not isinstance(known, str) or not known.strip():
             raise ValueError(f'{name}: class {i} is called {known!r}; every class has a name')
+    try:
+        check_spelling(classes)
+    except ValueError as e:
+        raise ValueError(f'{name}: {e}') from e
     return tuple(classes)
 
 
@@ -983,11 +1002,14 @@ _LARGEST_MATRIX = 2**32  # bytes of a matrix of images and classes
 def number_labels(
     rows: list[list[str]],  # names of the classes of each image
 ) -> tuple[tuple[str, ...], np.ndarray]:  # the classes, sorted, and int64 (N,), or bool (N, C)
-    "Class numbers where every image has one label, or a matrix. Raises ValueError if one has none."
+    """Class numbers where every image has one label, or a matrix.
+
+    Raises ValueError if an image has none, or two classes look the same."""
     bare = [i for i, row in enumerate(rows) if not row or not all(row)]
     if bare:
         raise ValueError(f'row {bare[0]} has an empty label; every image needs one')
     classes = tuple(sorted({label for row in rows for label in row}))
+    check_spelling(classes)
     number = {label: i for i, label in enumerate(classes)}
     if all(len(set(row)) == 1 for row in rows):
         return classes, np.array([number[row[0]] for row in rows], np.int64)
@@ -1160,6 +1182,15 @@ def catalogue(
         return images, {}
     return images, {'label': np.array([row[-2].strip() for row in rows])}
 
+# %% ../nbs/10_sources.ipynb #2029c1b4
+def as_cell(
+    value: object,  # written as text
+) -> str:
+    "A cell of a CSV, in quotes where `read_cells` would read something else without."
+    text = str(value)
+    plain = text and text == text.strip() and not re.search('[",\r\n]', text)
+    return text if plain else '"' + text.replace('"', '""') + '"'
+
 # %% ../nbs/10_sources.ipynb #88ec242f
 def write_table(
     columns: Mapping[str, Sequence | np.ndarray],  # name and values of each, all of one length
@@ -1174,18 +1205,12 @@ def write_table(
         )
     values = [v.tolist() if isinstance(v, np.ndarray) else list(v) for v in columns.values()]
     rows = [tuple(columns), *zip(*values, strict=True)]
-    lines = [','.join(map(_quoted, row)) for row in rows]
+    lines = [','.join(map(as_cell, row)) for row in rows]
     try:
         return ('\n'.join(lines) + '\n').encode()
     except UnicodeEncodeError as e:
         line = printable(e.object[: e.end].rpartition('\n')[2])
         raise ValueError(f'{line} … is not UTF-8; rename the file') from e
-
-
-def _quoted(value: object) -> str:
-    text = str(value)
-    plain = text and text == text.strip() and not re.search('[",\r\n]', text)
-    return text if plain else '"' + text.replace('"', '""') + '"'
 
 # %% ../nbs/10_sources.ipynb #3fc5b7d1
 _LONGEST_LIST = 2**32  # bytes, unpacked
@@ -1476,13 +1501,22 @@ def _relabels(dataset: object) -> bool:
 
 
 def _labels_of_items(dataset: IndexedDataset, name: str) -> list[np.ndarray]:
-    "The labels of all items of a dataset, which is asked for each."
-    try:
-        labels = [dataset[i][1] for i in range(len(dataset))]
-    except (TypeError, IndexError, KeyError) as e:
-        raise ValueError(
-            f'{name}: the items of the dataset are no pairs of an image and a label'
-        ) from e
+    "The labels of all items of a dataset, which is asked for each. Raises ValueError naming one."
+    labels = []
+    for i in range(len(dataset)):
+        try:
+            item = dataset[i]
+        except Exception as e:  # of whoever wrote the dataset and its transforms
+            raise ValueError(
+                f'{name}: item {i} of the dataset cannot be read '
+                f'({type(e).__name__}: {printable(str(e))[:200]})'
+            ) from e
+        try:
+            labels.append(item[1])
+        except (TypeError, IndexError, KeyError) as e:
+            raise ValueError(
+                f'{name}: item {i} of the dataset is no pair of image and label'
+            ) from e
     return [as_array(label, f'{name}: label {i}') for i, label in enumerate(labels)]
 
 # %% ../nbs/10_sources.ipynb #e643abe8

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from dcwh.codes import Codes
 
@@ -90,9 +91,10 @@ def test_no_shorter_table_is_written(script, tmp_path, capsys):
 
 def test_the_benchmark_of_gpus_runs_on_a_processor(tmp_path):
     script, out = ROOT / 'benchmarks/gpu.py', tmp_path / 'gpu.csv'
-    subprocess.run(
-        [sys.executable, script, '--sizes', 'tiny', '--out', out], check=True, capture_output=True
-    )
+    words = [sys.executable, script, '--sizes', 'tiny', '--out', out]
+    done = subprocess.run(words, check=True, capture_output=True, text=True)
+    assert done.stdout.startswith('Trial sizes: these times show that all of it runs, and measure')
+    assert torch.cuda.is_available() or 'No GPU is here' in done.stdout.splitlines()[0]
     with open(out) as file:
         rows = {row['what']: float(row['value']) for row in csv.DictReader(file)}
     parts = 'whole step', 'bare loop', 'cuts in a loop', 'by one gather', 'counting', 'evaluate'

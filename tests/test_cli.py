@@ -406,6 +406,14 @@ def test_an_index_is_refused_before_it_is_built(place):
     )
 
 
+def test_published_numbers_are_looked_at_before_the_notebook_is_executed(place, monkeypatch):
+    monkeypatch.setattr('dcwh.experiment.execute', lambda *given, **more: 1 / 0)
+    Path('reports').mkdir()
+    Path('theirs.csv').write_text('dataset,map\ndigits,0.5\n')
+    assert refused(do('compare', '--published', 'theirs.csv'), 'theirs.csv, line 1: there is no')
+    assert refused(do('compare', '--published', 'none.csv'), 'none.csv is not there')
+
+
 def test_a_comparison_of_no_folder_is_refused(tmp_path):
     assert refused(do('compare', tmp_path / 'nowhere'), 'nowhere is not there')
     assert refused(
@@ -548,6 +556,29 @@ def test_a_text_is_not_the_number_of_a_row(tmp_path):
         assert done.exit_code == 0 and done.stderr == '', done.output
     done = do('evaluate', tmp_path / 'named.npz', tmp_path / 'same.npz')
     assert '6 of 6 queries are in the database too' in done.stderr
+
+
+def test_whole_numbers_as_ids_are_names_in_any_order(tmp_path):
+    "Tables are read by id, not by row; and ids 3, 1, 2 are not in a database of numbered rows."
+    rng = np.random.default_rng(0)
+    h, labels, ids = rng.normal(size=(3, 16)), np.array([0, 1, 0]), np.array([3, 1, 2])
+    base, of_base = rng.normal(size=(8, 16)), np.arange(8) % 2
+    np.savez(tmp_path / 'bare.npz', codes=base, labels=of_base)
+    Codes.from_outputs(h, labels, ids).save(tmp_path / 'labelled.npz')
+    done = do('evaluate', tmp_path / 'labelled.npz', tmp_path / 'bare.npz', '--json')
+    assert done.exit_code == 0 and done.stderr == '', done.output
+    right = json.loads(done.stdout)['map']
+    Codes.from_outputs(h, ids=ids).save(tmp_path / 'named.npz')
+    (tmp_path / 'named.csv').write_text('id,label\n1,b\n2,a\n3,a\n')
+    Codes.from_outputs(base).save(tmp_path / 'rows.npz')
+    order = [5, 0, 7, 2, 1, 6, 3, 4]
+    rows = ''.join(f'{i},{"ab"[i % 2]}\n' for i in order)
+    (tmp_path / 'rows.csv').write_text(f'id,label\n{rows}')
+    done = do('evaluate', tmp_path / 'named.npz', tmp_path / 'rows.npz', '--json')
+    assert done.stderr == '' and json.loads(done.stdout)['map'] == right, done.output
+    Codes.from_outputs(base[ids], of_base[ids], ids).save(tmp_path / 'part.npz')  # it is
+    done = do('evaluate', tmp_path / 'part.npz', tmp_path / 'bare.npz')
+    assert '3 of 3 queries are in the database too' in done.stderr
 
 
 def test_the_version_is_printed_and_nothing_heavy_is_imported(tmp_path):
@@ -725,7 +756,28 @@ def test_a_model_without_a_name_is_refused(place):
 
 def test_a_name_that_is_no_text_is_printed_with_escapes(place):
     done = encode(out='\udcff.npz')
-    assert done.exit_code == 0 and '\\udcff.npz' in done.stdout
+    assert done.exit_code == 0 and '\\xff.npz' in done.stdout
+
+
+def test_a_name_from_elsewhere_reaches_no_terminal_raw(place):
+    "A folder of runs, a table beside codes: their names and texts may hold anything."
+    red = '\x1b[31m'
+    odd = place / f'runs/{red}\n/b'
+    odd.mkdir(parents=True)
+    (odd / 'result.json').write_text('{')
+    found = [do('record', 'runs')]
+    assert 'is torn' in found[0].stderr and found[0].exit_code == 1
+    result = dcwh.run(dcwh.resolve({'epochs': 1}, dataset='digits', bits=16, recipe='quick'), place)
+    (odd / 'result.json').write_text(json.dumps(result))
+    found.append(do('record', 'runs', '--modified'))
+    assert 'reports/digits.csv: ' in found[1].stdout
+    Codes.from_bits(np.eye(8), ids=np.array([f'{red}{i}' for i in range(8)])).save('a.npz')
+    Path('a.csv').write_text('id,note\n' + ''.join(f'{red}{i},"{red}\nb"\n' for i in range(8)))
+    found += [do('index', 'build', 'a.index', 'a.npz', '--table', 'a.csv')]
+    found += [do('index', 'add', 'a.index', 'a.npz', '--table', 'a.csv')]
+    for done in found:
+        assert '\x1b' not in done.output, done.output
+        assert len(done.output.splitlines()) == 1 or done is found[2]
 
 
 def test_an_odd_place_is_said_in_one_line(place):

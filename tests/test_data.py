@@ -16,7 +16,7 @@ import dcwh.sources
 from dcwh.cli import app
 from dcwh.codes import Codes
 from dcwh.config import resolve
-from dcwh.data import FORMATS, ImageSet, check, content_hash, load, readable
+from dcwh.data import FORMATS, ImageSet, check, content_hash, decode, load, readable
 from dcwh.evaluation import kinship
 from dcwh.experiment import retrieval_set, run
 from dcwh.results import read_table, record
@@ -163,6 +163,42 @@ def test_labels_of_a_dataset_are_those_of_its_items(made, tmp_path):
     source = from_dataset(dataset, 'anybody')
     assert source.labels.tolist() == [dataset[i][1] for i in range(len(dataset))]
     assert source.classes == ('0', '1')
+
+
+def test_an_item_that_cannot_be_read_is_named_with_the_cause():
+    def few(y):
+        return {0: 0, 1: 1}[int(y)]  # of four classes
+
+    first = next(i for i, y in enumerate(fake().targets) if y > 1)
+    said = rf'^anybody: item {first} of the dataset cannot be read \(KeyError: [23]\)$'
+    with pytest.raises(ValueError, match=said):
+        from_dataset(fake(target_transform=few), 'anybody')
+    labels = np.array([i % 4 for i in range(12)])
+    stated = Source('anybody', fake(target_transform=few), labels, tuple('abcd'))
+    with pytest.raises(ValueError, match=rf'item {first}: KeyError: [23]'):
+        decode(stated, np.arange(12), 8, workers=0)
+
+
+NFC, NFD = 'caf\xe9', 'cafe\u0301'  # the same to the eye
+
+
+@pytest.mark.parametrize('kind', ['folder', 'csv', 'lists of labels', 'dataset', 'codes'])
+def test_classes_that_look_the_same_are_refused_in_a_line_that_names_both(kind, tmp_path):
+    for i, name in enumerate((NFC, NFD, 'tea')):
+        (tmp_path / name).mkdir()
+        Image.new('RGB', (8, 8)).save(tmp_path / name / f'{i}.png')
+    head = {'csv': 'path,label', 'lists of labels': 'path,labels'}.get(kind, 'id,label')
+    rows = [f'{NFC}/0.png,{NFC}', f'{NFD}/1.png,{NFD}', 'tea/2.png,tea']
+    (tmp_path / 'a.csv').write_text('\n'.join([head, *rows]))
+    ask = {
+        'folder': lambda: find_source('folder/mine', tmp_path),
+        'dataset': lambda: from_dataset([(0, 0), (0, 1)], 'mine', (NFC, NFD)),
+        'codes': lambda: number_labels([[NFD], [NFC]]),
+    }.get(kind, lambda: find_source('csv/mine', tmp_path / 'a.csv'))
+    with pytest.raises(ValueError) as error:
+        ask()
+    said = str(error.value)
+    assert ascii(NFC) in said and ascii(NFD) in said and said.isprintable()
 
 
 def test_a_transform_of_images_reads_no_item():

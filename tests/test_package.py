@@ -1,17 +1,24 @@
 """What pip installs: the modules and the recipes and nothing of development; importable without
 nbdev, fastcore and execnb."""
 
+import ast
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tarfile
 import zipfile
+from configparser import ConfigParser
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 import dcwh
+import dcwh.sharing
+from dcwh.cli import app
 
 ROOT = Path(__file__).parents[1]
 MODULES = {p.name for p in (ROOT / 'dcwh').glob('*.py')}
@@ -137,3 +144,77 @@ def test_import_is_quick_and_gives_the_public_names(tmp_path):
         _ = dcwh.nobody
     assert set(dcwh.__all__) == NAMES | {'__version__'}
     assert 'HashModel.from_pretrained' in run('-c', 'import dcwh; help(dcwh)', cwd=tmp_path)
+
+
+EXTRA = re.compile(r"'(?:\.|dcwh)\[([\w,]+)\]'")  # as an error or a page names one
+TEXTS = [
+    *(ROOT / 'dcwh').glob('*.py'),
+    *(
+        p
+        for folder in ('nbs', 'data', 'workflow', 'benchmarks')
+        for p in (ROOT / folder).rglob('*')
+    ),
+    *ROOT.glob('*.md'),
+]
+
+
+def extras():
+    "What each extra of settings.ini holds, by the names of distributions."
+    settings = ConfigParser(interpolation=None)
+    settings.read(ROOT / 'settings.ini')
+    held = settings['DEFAULT']
+    return {
+        name: {re.match(r'[\w-]+', word)[0] for word in held[f'{name}_requirements'].split()}
+        for name in held['extras'].split()
+    }
+
+
+def test_every_extra_that_is_named_is_there():
+    texts = {p: p.read_text() for p in TEXTS if p.suffix in ('.py', '.md', '.ipynb', '.yaml')}
+    named = {
+        (p.name, name)
+        for p, text in texts.items()
+        for names in EXTRA.findall(text)
+        for name in names.split(',')
+    }
+    assert len(named) > 9 and {name for _, name in named} <= {*extras(), 'dev'}
+
+
+def needing(tree):
+    "Modules that a piece of code tries to import, and the extra that is named where they are not."
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Try):
+            continue
+        said = EXTRA.findall(' '.join(map(ast.unparse, node.handlers)).replace('\\', ''))
+        for part in (part for line in node.body for part in ast.walk(line)):
+            names = [a.name for a in part.names] if isinstance(part, ast.Import) else []
+            names += [part.module] if isinstance(part, ast.ImportFrom) else []
+            yield from ((name.partition('.')[0], extra) for name in names for extra in said)
+
+
+def test_the_extra_that_an_error_names_holds_what_is_missing():
+    found = [
+        pair
+        for name in sorted(MODULES)
+        for pair in needing(ast.parse((ROOT / 'dcwh' / name).read_text()))
+    ]
+    assert len(found) > 8
+    held, distributions = extras(), packages_distributions() | {'matplotlib': ['seaborn']}
+    for module, extra in found:  # seaborn brings matplotlib
+        assert {*distributions[module]} & held[extra], f'{module} is not in the extra {extra}'
+    assert {*dcwh.sharing.EXTRAS} <= held['onnx'] and 'pandas' in held['report']
+
+
+@pytest.mark.parametrize('lost', [('gradio',), ('gradio', 'faiss'), ('faiss',)])
+def test_serve_names_an_extra_that_holds_all_it_needs(lost, tmp_path, monkeypatch):
+    from dcwh.codes import Codes
+    from dcwh.search import CodeIndex
+
+    codes = Codes.from_bits([[0, 1], [1, 0]], ids=['a', 'b'])
+    CodeIndex.build(codes).save(tmp_path / 'a.index')
+    for name in lost:
+        monkeypatch.setitem(sys.modules, name, None)
+    done = CliRunner().invoke(app, ['serve', str(tmp_path / 'a.index'), '--model', 'nowhere'])
+    (extra,) = EXTRA.findall(done.stderr)
+    packages = {'gradio': 'gradio', 'faiss': 'faiss-cpu'}
+    assert done.exit_code == 2 and {packages[name] for name in lost} <= extras()[extra]

@@ -339,7 +339,7 @@ def test_a_zero_byte_is_refused_and_the_table_stays(tmp_path, name):
 def test_a_table_that_would_be_read_otherwise_replaces_nothing(tmp_path, monkeypatch):
     file = made(tmp_path, 0.9)
     before = file.read_bytes()
-    monkeypatch.setattr(results, '_quoted', str)  # a writer that forgets quotes
+    monkeypatch.setattr(results, 'as_cell', str)  # a writer that forgets quotes
     for text in (' blank', 'a\rb', 'a,b', '"a'):
         with pytest.raises(ValueError) as error:
             results.record(result_with({'data_dir': text}, seed=1), tmp_path)

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -209,18 +210,58 @@ def test_parameters_of_the_template_are_those_of_the_configuration():
 
 
 def test_a_failing_run_leaves_its_report_and_no_result(tmp_path):
-    with pytest.raises(Exception, match='not a folder'):
-        report(
-            TEMPLATE,
-            dataset='folder/none',
-            bits=8,
-            weights='none',
-            data_dir=str(tmp_path / 'none'),
-            runs=str(tmp_path / 'runs'),
-        )
-    assert 'not a folder' in next(
-        (tmp_path / 'runs').rglob('report.ipynb')
-    ).read_text() and not results(tmp_path)
+    with pytest.raises(Exception, match='the loss is'):
+        report(TEMPLATE, **QUICK, lr=1e9, runs=str(tmp_path / 'runs'))
+    made = next((tmp_path / 'runs').rglob('report.ipynb'))
+    assert 'FloatingPointError' in made.read_text() and not results(tmp_path)
+    assert not made.with_name('model').exists()
+
+
+def test_a_template_that_writes_no_result_is_named_with_the_error_of_the_run(tmp_path):
+    notebook = nbformat.read(TEMPLATE, 4)
+    notebook.cells = [c for c in notebook.cells if 'parameters' in c.metadata.get('tags', [])]
+    nbformat.write(notebook, tmp_path / 'mine.ipynb')
+    said = (
+        'mine.ipynb ended without an error and wrote no result; the run failed .Floating.*loss is'
+    )
+    with pytest.raises(RuntimeError, match=said):
+        report(tmp_path / 'mine.ipynb', **QUICK, lr=1e9, runs=str(tmp_path / 'runs'))
+
+
+def test_a_forced_run_that_fails_is_told_and_the_older_result_stays(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = ['run', '--recipe', 'quick', '--force', '--set', 'epochs=1']
+    run(resolve(**QUICK, epochs=1), 'runs')
+    (old,) = results(tmp_path)
+    before = old.read_bytes()
+    old.with_name('report.ipynb').write_text('"injected-parameters" figures.headline(')
+
+    def fails(*given, **more):
+        raise FloatingPointError('the loss is nan')
+
+    monkeypatch.setattr('dcwh.experiment.train', fails)
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 2 and done.stderr == 'the loss is nan\n', done.output
+    assert old.read_bytes() == before
+    assert 'headline' in old.with_name('report.ipynb').read_text()
+
+
+@pytest.mark.parametrize('detail', ['full', 'none'])
+@pytest.mark.parametrize(
+    'words',
+    [
+        ['--dataset', 'folder/none', '--set', 'data_dir=nowhere'],
+        ['--dataset', 'digits', '--bits', '3'],
+        ['--dataset', 'digits', '--set', 'weights=nowhere.safetensors'],
+        ['--dataset', 'digits', '--tracker', 'paper'],
+        ['--dataset', 'digits', '--set', 'protocol=disjoint', '--record', '--modified'],
+    ],
+)
+def test_a_run_that_is_refused_leaves_nothing(tmp_path, monkeypatch, words, detail):
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(app, ['run', '--recipe', 'quick', '--detail', detail, *words])
+    assert done.exit_code == 2 and len(done.stderr.splitlines()) == 1, done.output
+    assert not list(tmp_path.iterdir())
 
 
 # interruptions
@@ -810,6 +851,13 @@ def test_epochs_are_told_and_tracked(tmp_path, capsys):
     assert [event.value for event in events] == pytest.approx([epoch['loss'] for epoch in history])
     refused = CliRunner().invoke(app, [*words, '--seed', '1', '--tracker', 'paper'])
     assert refused.exit_code == 2 and "tracker is 'paper'; installed are" in refused.stderr
+
+
+def test_every_message_counts_epochs_from_1(tmp_path, caplog):
+    caplog.set_level('INFO', 'dcwh')
+    run(resolve(**QUICK, epochs=2, settings={'sigma': 100}), tmp_path)  # centres are held
+    told = [int(n) for n in re.findall(r'epoch (\d+)', caplog.text)]
+    assert 'epoch 1: the two closest class means' in caplog.text and set(told) == {1, 2}
 
 
 def test_a_row_an_epoch_while_it_goes_on_and_where_it_was_resumed(tmp_path):

@@ -12,6 +12,7 @@ import threading
 import time
 import tracemalloc
 import zipfile
+from dataclasses import replace
 from inspect import getsource
 from pathlib import Path
 from uuid import uuid4
@@ -936,3 +937,30 @@ def test_a_lance_index_that_could_not_be_made_leaves_nothing(tmp_path, monkeypat
     (path / 'data').mkdir(parents=True)  # what a kill leaves has no version
     with pytest.raises(FileExistsError, match='x.lance is there, and no whole index; remove it'):
         CodeIndex.build(codes(10), 'lance', path=path)
+
+
+@pytest.mark.parametrize('kind', OPTIONS)
+def test_an_index_never_holds_codes_of_two_models(tmp_path, kind):
+    "What it was built of decides, for every kind; codes without a model are on your own word."
+    place = {'path': tmp_path / 'x.lance'} if kind == 'lance' else {}
+    of_model = {
+        name: replace(codes(5, n), model=name) for n, name in ((900, 'aaaa'), (950, 'bbbb'))
+    }
+    unnamed = CodeIndex.build(replace(codes(50), model=''), kind, **place)
+    path = place.get('path', tmp_path / 'x.index')
+    unnamed.save(path)
+    for index in (unnamed, CodeIndex.load(path)):
+        for name, new in of_model.items():
+            with pytest.raises(ValueError, match=f'are of model {name}, and those of the index'):
+                index.add(new)
+            assert index.search(new, 1)[1].shape == (5, 1)
+        assert index.model == '' and len(index) == 50
+        assert index.codes_of(index.ids).model == ''
+    new = replace(codes(5, 900), model='')
+    unnamed.add(new)
+    shutil.rmtree(path, ignore_errors=True)
+    named = CodeIndex.build(codes(50), kind, **place)
+    named.add(new)
+    with pytest.raises(ValueError, match='of model bbbb cannot be compared'):
+        named.add(of_model['bbbb'])
+    assert named.model == 'aaaa' and len(named) == 55
