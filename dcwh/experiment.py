@@ -415,7 +415,6 @@ def run(
     run that is refused so leaves nothing."""
     return _carried_out(_ready(config, runs, resume, tracker), resume, progress, tracker)
 
-
 # %% ../nbs/17_experiment.ipynb #a48a49a3
 @dataclass
 class _Ready:
