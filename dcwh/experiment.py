@@ -324,8 +324,8 @@ def measured(
             {role: scores[role][rows[role]] for role in scores},
             *cut,
         ).metrics()
-    everything = slice(None), slice(None)
-    for part, (query, database) in {'': everything, **data.parts}.items():
+    found[''] |= kinship_of_run(data, codes)
+    for part, (query, database) in data.parts.items():
         sides = {'query': codes['query'][query], 'database': codes['database'][database]}
         found[part] |= kinship_of_run(data, sides)
     return found
