@@ -899,5 +899,8 @@ def class_trees(
         _draw_tree(ax, apart, classes, superclasses, marks)
         ax.set_title(title, loc='left')
     handles = [Line2D([], [], ls='none', label=name, **look_of) for name, look_of in marks.items()]
-    fig.legend(handles=handles, loc='outside lower center', ncols=4, frameon=False, fontsize=8)
+    columns = min(4, 2 * len(distances))  # as many long names as there is room for
+    fig.legend(
+        handles=handles, loc='outside lower center', ncols=columns, frameon=False, fontsize=8
+    )
     return fig

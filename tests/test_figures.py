@@ -107,6 +107,11 @@ def test_a_branch_has_a_colour_where_all_of_it_are_kin():
     assert len(coloured[0]) == len(figures.LINES)  # colours that are told apart
     assert [len(ax.get_yticklabels()) for ax in fig.axes] == [100, 100]
     assert len(fig.legends[0].get_texts()) == 20
+    for trees in ({'near': near}, {'near': near, 'far': far}):
+        fig = figures.class_trees(trees, kin, [f'superclass of a long name {c}' for c in kin])
+        fig.draw_without_rendering()
+        legend = fig.legends[0].get_window_extent()
+        assert 0 <= legend.x0 < legend.x1 <= fig.bbox.width
 
 
 def test_without_the_extra_the_import_says_what_to_install():
