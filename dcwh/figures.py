@@ -206,6 +206,7 @@ MEANINGS = {
     'map_decisions': 'of the network as a classifier: same decision or not',
     'map_kin': 'of other classes: relevant is the same superclass',
     'ndcg_kin': 'nDCG, gain 2 for the class, 1 for its superclass',
+    'map_found': 'with the normaliser found',
     'ndcg': 'nDCG, gain 2^s - 1 for s shared labels',
     'acg': 'mean number of shared labels',
     'weighted_map': 'mAP with shared labels in place of relevance',
