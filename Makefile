@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTHON ?= $(firstword $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p; done))
 
-TWO = -n $(or $(WORKERS),2) --dist loadfile
+TWO = -n $(or $(WORKERS),2)
 
 .DEFAULT_GOAL := help
 .PHONY: help venv shell report reports test test-all lint format chromium grid benchmark lab allowed readme export clean-notebooks docs hooks
@@ -34,11 +34,11 @@ reports: export OMP_NUM_THREADS ?= 1
 reports: venv  ## make reports/ from the tables and from images that are here: a report for each set and code length, the comparison
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python workflow/reports.py $(ARGS)
 
-test: venv  ## run the tests, two files of them at a time; WORKERS=8 more
-	$(BIN)/python -m pytest tests -m 'not whole' $(TWO) $(ARGS)
+test: venv  ## run the tests, two at a time; WORKERS=8 more
+	$(BIN)/python -m pytest tests -m 'not whole' $(TWO) --dist worksteal $(ARGS)
 
 test-all: venv chromium  ## run the tests that need a browser, a server or an environment of their own
-	$(BIN)/python -m pytest tests -m whole $(TWO) $(ARGS)
+	$(BIN)/python -m pytest tests -m whole $(TWO) --dist loadfile $(ARGS)
 
 lint: venv  ## ruff and mypy, which are part of the tests
 	$(BIN)/ruff check

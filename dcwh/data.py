@@ -26,7 +26,6 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torch.nn.functional import interpolate
 from torch.utils.data import DataLoader, Dataset
-from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 
 from .files import write_whole
 from dcwh.sources import (
@@ -260,6 +259,8 @@ def on_white(
 
 def _as_picture(image: Tensor) -> Image.Image:
     "A tensor (C, H, W), bytes or floats from 0 to 1, as a PIL image. Raises ValueError for others."
+    from torchvision.transforms.functional import to_pil_image  # takes 2 seconds
+
     if image.is_floating_point() and image.numel():
         least, most = image.min().item(), image.max().item()
         if not (least > -1 / 255 and most < 256 / 255):  # beyond rounding; a NaN is not either
@@ -319,7 +320,7 @@ def square(
             f'an image of mode {image.mode} has more than 8 bits a channel; convert it to RGB'
         )
     fitted = ImageOps.fit(on_white(image), (side, side), Image.Resampling.BICUBIC)
-    return pil_to_tensor(fitted)
+    return torch.from_numpy(np.array(fitted)).permute(2, 0, 1)
 
 
 def _upright(image: Image.Image) -> Image.Image:

@@ -28,7 +28,6 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
-from torchvision import models
 from tqdm import tqdm
 
 from .codes import LONGEST, Codes, check_bits
@@ -137,6 +136,8 @@ def backbone_named(
         return small(), HALF, ()
     if name.startswith('timm/'):
         return _timm_backbone(name, pretrained)
+    from torchvision import models  # takes 2 seconds, and small does without
+
     options = {'aux_logits': False, 'init_weights': False} if name == 'googlenet' else {}
     net, last = models.get_model(name, weights=None, **options), CLASSIFIERS[name]
     if pretrained:
@@ -147,6 +148,8 @@ def backbone_named(
 
 def _torchvision_weights(name: str) -> dict[str, Tensor]:
     "The default weights, their sum checked, without those of classifiers half-way up."
+    from torchvision import models
+
     known = models.get_model_weights(name).DEFAULT
     state = known.get_state_dict(check_hash=True, weights_only=True)
     return {k: v for k, v in state.items() if not k.startswith('aux')}

@@ -10,12 +10,12 @@ import tarfile
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler
-from multiprocessing import get_context
 from socketserver import ThreadingTCPServer
 from threading import Event, Thread
 
 import numpy as np
 import pytest
+from forked import processes
 from torchvision.datasets import CIFAR10
 
 from dcwh.sources import cifar, fetch, unpack_archive
@@ -76,14 +76,6 @@ class Answer(BaseHTTPRequestHandler):
         pass
 
 
-@pytest.fixture(scope='module', autouse=True)
-def no_proxy():
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ('no_proxy', 'NO_PROXY'):
-            patch.setenv(name, '127.0.0.1')
-        yield
-
-
 @pytest.fixture
 def server():
     with Server() as server:
@@ -102,14 +94,7 @@ def nowhere():
 
 
 @pytest.fixture(scope='module')
-def processes():
-    context = get_context('forkserver')
-    context.set_forkserver_preload(['dcwh.sources', 'torchvision'])
-    return context
-
-
-@pytest.fixture(scope='module')
-def two(processes, no_proxy):
+def two():
     "Two processes that are up and have imported everything."
     with ProcessPoolExecutor(2, processes, initializer=processes.Barrier(2).wait) as pool:
         list(pool.map(in_room_for, (1, 2), (abs, abs), (1, 2)))
@@ -201,7 +186,7 @@ def test_two_processes_make_one_download(server, two, tmp_path):
     )
 
 
-def test_a_killed_download_is_not_there_and_blocks_nobody(server, processes, tmp_path):
+def test_a_killed_download_is_not_there_and_blocks_nobody(server, tmp_path):
     server.script = ['slow', 'whole']
     killed = processes.Process(target=fetch, args=(server.url, SHA256, tmp_path))
     killed.start()

@@ -11,6 +11,8 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -22,33 +24,52 @@ from dcwh.results import read_table, write_rows
 NEEDED = "grids need snakemake: pip install '.[workflow]' in a clone of dcwh"
 pytest.importorskip('snakemake', reason=NEEDED)
 
+# a folder of snakemake's, which has its end with the process
+pytestmark = pytest.mark.filterwarnings('ignore:Implicitly cleaning up:ResourceWarning')
+
 ROOT = Path(__file__).parents[1]
 GRIDS = sorted((ROOT / 'workflow/grids').glob('*.yaml'))
-COMMAND = [
-    str(Path(sys.executable).with_name('snakemake')),
-    '--snakefile',
-    str(ROOT / 'workflow/Snakefile'),
-    '--cores',
-    '2',
-]
+COMMAND = str(Path(sys.executable).with_name('snakemake'))
+CORES = ['--cores', '2']
+WORDS = ['--snakefile', str(ROOT / 'workflow/Snakefile'), '--directory']
 ENV = {**os.environ, 'PATH': f'{Path(sys.executable).parent}:{os.environ["PATH"]}'}
 
 
-def start(folder, file, *more):
-    "Run a grid file in a folder; the repository's templates and recipes are linked into it."
+def start(folder, *more, **env):
+    "Call snakemake in this process, for a process of its own takes seconds before it begins."
+    from snakemake.cli import main
+
+    out, err = StringIO(), StringIO()
+    with redirect_stdout(out), redirect_stderr(err), pytest.MonkeyPatch.context() as patch:
+        for name, value in {'PATH': ENV['PATH'], **env}.items():
+            patch.setenv(name, value)
+        with pytest.raises(SystemExit) as end:
+            main([*WORDS, str(folder), *more])
+    code = end.value.code
+    return SimpleNamespace(returncode=code, stdout=out.getvalue(), stderr=err.getvalue())
+
+
+def linked(folder):
+    "A folder into which the repository's templates and recipes are linked."
     folder.mkdir(exist_ok=True)
     for name in ('nbs', 'data'):
         if not (folder / name).exists():
             (folder / name).symlink_to(ROOT / name)
-    words = [*COMMAND, '--directory', str(folder), '--configfile', str(file), *more]
-    return subprocess.run(words, capture_output=True, text=True, env=ENV)
+    return folder
+
+
+def written(folder, grid, **config):
+    "A grid file."
+    folder.mkdir(exist_ok=True)
+    file = folder / 'grid.yaml'
+    file.write_text(json.dumps({'grid': grid, 'modified': True, **config}))
+    return file
 
 
 def snakemake(folder, grid, *more, **config):
     "Run a grid in a folder of its own."
-    folder.mkdir(exist_ok=True)
-    (folder / 'grid.yaml').write_text(json.dumps({'grid': grid, 'modified': True, **config}))
-    return start(folder, folder / 'grid.yaml', *more)
+    file = written(folder, grid, **config)
+    return start(linked(folder), *CORES, '--configfile', str(file), *more)
 
 
 def rows(folder):
@@ -67,7 +88,8 @@ QUICK = {'dataset': 'digits', 'bits': 16, 'recipe': 'quick', 'epochs': 2}
 @pytest.mark.slow
 def test_the_smoke_grid_runs_as_it_is_shipped_and_is_not_run_again(tmp_path):
     grid, shipped = ROOT / 'workflow/grids/smoke.yaml', tmp_path / 'a/runs/smoke'
-    done = start(tmp_path / 'a', grid)
+    words = [COMMAND, *WORDS, str(linked(tmp_path / 'a')), *CORES, '--configfile', str(grid)]
+    done = subprocess.run(words, capture_output=True, text=True, env=ENV)
     assert done.returncode == 0, done.stderr[-3000:]
     assert (shipped / 'compare.ipynb').is_file() and len(read_table(shipped / 'digits.csv')) == 4
     # a fresh clone has the table and the comparison, with any times, and nothing else
@@ -79,7 +101,8 @@ def test_the_smoke_grid_runs_as_it_is_shipped_and_is_not_run_again(tmp_path):
     again = snakemake(clone, smoke)
     assert again.returncode == 0 and 'Nothing to be done' in again.stderr, again.stderr[-3000:]
     # only the run that is new
-    more = snakemake(clone, [*smoke, {**QUICK, 'epochs': 1}])
+    runs = '--until', 'run'  # the comparison was made above
+    more = snakemake(clone, [*smoke, {**QUICK, 'epochs': 1}], *runs)
     assert more.returncode == 0, more.stderr[-3000:]
     assert len(rows(clone)) == 5 and len(begun(clone)) == 1
     # a run that is finished and lost its row, as when it was killed between the two: recorded
@@ -88,7 +111,7 @@ def test_the_smoke_grid_runs_as_it_is_shipped_and_is_not_run_again(tmp_path):
     finished = result.read_bytes()
     others = [row for run, row in rows(clone).items() if run not in str(log)]
     write_rows(clone / 'reports/digits.csv', others)
-    mended = snakemake(clone, [*smoke, {**QUICK, 'epochs': 1}])
+    mended = snakemake(clone, [*smoke, {**QUICK, 'epochs': 1}], *runs)
     assert mended.returncode == 0 and len(others) == 4 and len(rows(clone)) == 5
     assert result.read_bytes() == finished
     assert 'finished: mAP' in log.read_text()
@@ -110,8 +133,8 @@ def test_a_run_that_fails_leaves_its_report_and_no_row_and_others_go_on(detail, 
 
 def test_a_killed_grid_goes_on(tmp_path):
     grid = [{**QUICK, 'seed': [0, 1, 2], 'epochs': 1}]
-    snakemake(tmp_path, grid, '--dry-run', '--quiet')
-    words = [*COMMAND, '--directory', str(tmp_path), '--configfile', str(tmp_path / 'grid.yaml')]
+    file = written(tmp_path, grid)
+    words = [COMMAND, *WORDS, str(linked(tmp_path)), *CORES, '--configfile', str(file)]
     silent = {'stdout': subprocess.DEVNULL, 'stderr': subprocess.DEVNULL}
     with subprocess.Popen(words, env=ENV, **silent, start_new_session=True) as process:
         while not rows(tmp_path) and process.poll() is None:
@@ -119,7 +142,7 @@ def test_a_killed_grid_goes_on(tmp_path):
         os.killpg(process.pid, signal.SIGKILL)
     first = rows(tmp_path)
     assert 1 <= len(first) < 3  # it was killed before its end
-    again = snakemake(tmp_path, grid)
+    again = snakemake(tmp_path, grid, '--until', 'run')
     assert again.returncode == 0, again.stderr[-3000:]
     assert len(rows(tmp_path)) == 3
     assert {name: rows(tmp_path)[name] for name in first} == first  # seconds, too
@@ -135,7 +158,8 @@ def test_code_with_changes_is_refused_before_anything_runs(checked, monkeypatch)
 @pytest.mark.parametrize('grid', GRIDS, ids=lambda file: file.stem)
 def test_every_grid_can_be_planned(grid, tmp_path):
     asked = yaml.safe_load(grid.read_text())
-    plan = start(tmp_path, grid, '--dry-run', '--printshellcmds', '--config', 'modified=true')
+    words = [*CORES, '--configfile', str(grid), '--dry-run', '--printshellcmds']
+    plan = start(linked(tmp_path), *words, '--config', 'modified=true')
     assert plan.returncode == 0, plan.stderr[-3000:]
     listed = re.findall('^rule run:', plan.stdout, re.MULTILINE)
     assert len(listed) == sum(map(runs_of, asked['grid']))  # a run for each combination
@@ -149,17 +173,15 @@ def runs_of(block):
 
 
 def test_without_a_grid_it_says_which_to_give(tmp_path):
-    words = [*COMMAND, '--directory', str(tmp_path)]
-    said = subprocess.run(words, capture_output=True, text=True, env=ENV).stderr
+    said = start(tmp_path, *CORES).stderr
     assert 'add --configfile workflow/grids/smoke.yaml' in said
 
 
 def test_the_paper_s_grid_can_be_planned_for_a_cluster(tmp_path):
     grid, profile = ROOT / 'workflow/grids/paper.yaml', ROOT / 'workflow/profiles/slurm'
-    words = [*COMMAND[:3], '--directory', str(tmp_path), '--configfile', str(grid), '--dry-run']
-    words += ['--workflow-profile', str(profile), '--resources', 'gpu=16']
-    words += ['--config', 'modified=true']
-    plan = subprocess.run(words, capture_output=True, text=True, env=ENV)
+    words = ['--configfile', str(grid), '--dry-run', '--workflow-profile', str(profile)]
+    words += ['--resources', 'gpu=16', '--config', 'modified=true']
+    plan = start(tmp_path, *words)
     assert plan.returncode == 0, plan.stderr[-3000:]
     assert len(re.findall('resources: .*gpu=1, runtime=240, mem_mb=32000', plan.stdout)) == 96
 
@@ -170,12 +192,9 @@ def test_runs_begin_in_the_order_of_the_file_each_on_a_gpu_of_its_own(tmp_path):
     stand_in.write_text('#!/bin/sh\necho "$CUDA_VISIBLE_DEVICES $*" >> calls\n')
     stand_in.chmod(0o755)
     grid = [{'bits': 48, 'seed': 2}, {'bits': [16, 24]}, {'bits': 48, 'method': 'ce'}]
-    (tmp_path / 'grid.yaml').write_text(json.dumps({'grid': grid, 'modified': True, 'gpu': 1}))
-    words = [*COMMAND, '--directory', str(tmp_path), '--configfile', str(tmp_path / 'grid.yaml')]
-    words += ['--resources', 'gpu=1']
+    words = [*CORES, '--configfile', str(written(tmp_path, grid, gpu=1)), '--resources', 'gpu=1']
     path = f'{stand_in.parent}:{ENV["PATH"]}'
-    env = {**ENV, 'PATH': path, 'CUDA_VISIBLE_DEVICES': 'GPU-a', 'TMPDIR': str(tmp_path)}
-    done = subprocess.run(words, capture_output=True, text=True, env=env)
+    done = start(tmp_path, *words, PATH=path, CUDA_VISIBLE_DEVICES='GPU-a', TMPDIR=str(tmp_path))
     assert done.returncode == 0, done.stderr[-3000:]
     calls = [line for line in (tmp_path / 'calls').read_text().splitlines() if ' run ' in line]
     asked = [re.findall('^GPU-a|--(?:bits|method|seed) [^ ]+', line) for line in calls]

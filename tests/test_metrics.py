@@ -8,7 +8,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from torch import distributed, nn
-from torch.multiprocessing import spawn
+from torch.multiprocessing import start_processes
 from torch.utils.data import DataLoader, TensorDataset
 
 from dcwh.codes import Codes
@@ -74,7 +74,7 @@ def test_several_processes_give_what_one_gives(world):
     expected = {several: at_once(several) for several in (False, True)}
     with torch.multiprocessing.Manager() as manager:
         results = manager.dict()
-        spawn(one_of_several, (world, port, results), nprocs=world)
+        start_processes(one_of_several, (world, port, results), world, start_method='forkserver')
         found = dict(results)
     assert len(found) == 2 * world * len(MODES)
     for (mode, turned, rank), numbers in found.items():
@@ -118,7 +118,7 @@ def test_processes_that_differ_are_refused():
         port = s.getsockname()[1]
     with torch.multiprocessing.Manager() as manager:
         results = manager.dict()
-        spawn(one_of_two_that_differ, (port, results), nprocs=2)
+        start_processes(one_of_two_that_differ, (port, results), 2, start_method='forkserver')
         found = dict(results)
     assert found.keys() == set(product(MISFITS, (0, 1)))
     assert all(what in said for (what, _), said in found.items())

@@ -137,6 +137,13 @@ def test_import_is_quick_and_gives_the_public_names(tmp_path):
         '-c', f'import sys, dcwh; print([m for m in {heavy} if m in sys.modules])', cwd=tmp_path
     )
     assert said.strip() == '[]'
+    heavy = 'torchvision', 'sklearn', 'matplotlib', 'papermill'  # seconds, for those that need them
+    said = run(
+        '-c',
+        f'import sys, dcwh.experiment; print([m for m in {heavy} if m in sys.modules])',
+        cwd=tmp_path,
+    )
+    assert said.strip() == '[]'
     for name in dcwh.__all__:
         assert getattr(dcwh, name) is not None
         assert name in dir(dcwh)

@@ -6,7 +6,6 @@ import io
 import json
 import re
 import shutil
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from forked import Python
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy import stats
@@ -650,17 +650,12 @@ for seed in range(1000):
 
 @pytest.mark.parametrize('after', [1, 4])
 def test_a_kill_loses_no_row(tmp_path, after):
-    process = subprocess.Popen(
-        [sys.executable, '-c', RECORDING, tmp_path],
-        text=True,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-    )
+    process = Python(RECORDING, tmp_path)
     process.stdin.write(json.dumps(result(0.9)) + '\n')
     process.stdin.flush()
     said = [int(process.stdout.readline()) for _ in range(after)]
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.kill()
+    process.end()
     kept = [row['seed'] for row in results.read_table(tmp_path / 'digits.csv')]
     assert set(said) <= set(kept) and len(kept) == len(set(kept))
     made(tmp_path, 0.9, seed=2000)  # and others go on

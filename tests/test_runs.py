@@ -16,6 +16,7 @@ import nbformat
 import numpy as np
 import pytest
 import torch
+from forked import Python, python
 from PIL import Image
 from safetensors.torch import save_file
 from sklearn.datasets import load_digits
@@ -307,9 +308,10 @@ def uninterrupted(tmp_path_factory):
 )
 def test_killed_and_resumed_is_the_same_to_the_bit(tmp_path, uninterrupted, death):
     runs, config = tmp_path / 'runs', resolve(**QUICK)
-    killed = subprocess.run([sys.executable, '-c', death + RUN, runs])
-    assert killed.returncode == -signal.SIGKILL and not results(tmp_path)
-    subprocess.run([sys.executable, '-c', RUN, runs], check=True)
+    killed, said = python(death + RUN, runs)
+    assert killed == -signal.SIGKILL and not results(tmp_path), said
+    code, said = python(RUN, runs)
+    assert code == 0, said
     result, codes = uninterrupted
     assert same(codes_of(config, runs), codes)
     assert {**read_result(*results(runs)), 'manifest': 0} == {**result, 'manifest': 0}
@@ -319,9 +321,10 @@ def test_a_method_that_remembers_outputs_resumes_the_same_to_the_bit(tmp_path):
     config = resolve(**QUICK, method='dsdh')
     script = RUN.replace("recipe='quick'", "recipe='quick', method='dsdh'")
     whole, runs = run(config, tmp_path / 'whole'), tmp_path / 'runs'
-    killed = subprocess.run([sys.executable, '-c', KILL_IN_EPOCH + script, runs])
-    assert killed.returncode == -signal.SIGKILL
-    subprocess.run([sys.executable, '-c', script, runs], check=True)
+    killed, said = python(KILL_IN_EPOCH + script, runs)
+    assert killed == -signal.SIGKILL, said
+    code, said = python(script, runs)
+    assert code == 0, said
     assert same(codes_of(config, runs), codes_of(config, tmp_path / 'whole'))
     assert read_result(*results(runs))['history'] == whole['history']
 
@@ -678,8 +681,9 @@ def test_what_kills_have_left_is_removed(tmp_path, uninterrupted):
 
 
 def test_two_processes_on_one_run(tmp_path):
-    both = [subprocess.Popen([sys.executable, '-c', RUN, tmp_path / 'runs']) for _ in range(2)]
-    assert [process.wait() for process in both] == [0, 0]
+    both = [Python(RUN, tmp_path / 'runs') for _ in range(2)]
+    ends = [process.end() for process in both]
+    assert [code for code, _ in ends] == [0, 0], ends
     assert len(results(tmp_path)) == 1 and asked(resolve(**QUICK), tmp_path)[0]()
     assert not list((tmp_path / 'runs').rglob('*checkpoint*')) and not list(
         tmp_path.rglob('*.part')
@@ -862,8 +866,8 @@ def test_every_message_counts_epochs_from_1(tmp_path, caplog):
 
 def test_a_row_an_epoch_while_it_goes_on_and_where_it_was_resumed(tmp_path):
     config = resolve(**QUICK)
-    killed = subprocess.run([sys.executable, '-c', KILL_IN_EPOCH + RUN, tmp_path])
-    assert killed.returncode == -signal.SIGKILL
+    killed, said = python(KILL_IN_EPOCH + RUN, tmp_path)
+    assert killed == -signal.SIGKILL, said
     assert (
         len(next(tmp_path.rglob('history.csv')).read_text().splitlines()) == 2
     )  # a head, an epoch

@@ -5,7 +5,6 @@ import io
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import threading
@@ -21,6 +20,7 @@ import faiss
 import numpy as np
 import pytest
 from faiss import serialize_index_binary
+from forked import Python, python
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -43,16 +43,6 @@ from dcwh.search import CodeIndex
 """
 
 
-def python(program, *args, **options):
-    return subprocess.Popen(
-        [sys.executable, '-c', PARTS + program, *map(str, args)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        **options,
-    )
-
-
 @pytest.mark.parametrize('kind', ('flat', 'ivf'))
 def test_killed_while_saving(tmp_path, kind):
     "Whenever the kill comes, the file is that of before or that of after."
@@ -66,11 +56,11 @@ while True: index.save(sys.argv[1])
 """
     sizes, torn = set(), 0
     for delay in np.linspace(0.001, 0.2, 5):
-        writer = python(program, path)
+        writer = Python(PARTS + program, path)
         assert writer.stdout.readline().strip() == 'saving'
         time.sleep(delay)
-        writer.send_signal(signal.SIGKILL)
-        writer.communicate()
+        writer.kill()
+        writer.end()
         sizes.add(len(index := CodeIndex.load(path)))
         assert index.search(codes(1), 1)[1].tolist() == [['0.jpg']]
         torn += len(
@@ -102,13 +92,13 @@ try: index.save(sys.argv[1])
 except OSError as e: print('refused', e)
 else: print('saved')
 """
-    writers = [python(program, path, first, stdin=subprocess.PIPE) for first in (1000, 2000)]
+    writers = [Python(PARTS + program, path, first) for first in (1000, 2000)]
     for writer in writers:
         assert writer.stdout.readline().strip() == 'ready'
     for writer in writers:
         writer.stdin.write('\n')
         writer.stdin.flush()
-    said = [writer.communicate()[0] for writer in writers]
+    said = [writer.end()[1] for writer in writers]
     assert sorted(s.split()[0] for s in said) == ['refused', 'saved'], said
     winner = next(
         first for first, s in zip((1000, 2000), said, strict=True) if s.startswith('saved')
@@ -125,9 +115,9 @@ def test_two_writers_of_a_table(tmp_path):
 index = CodeIndex.load(sys.argv[1])
 for n in range(5): index.add(codes(10, int(sys.argv[2]) + 10 * n))
 """
-    writers = [python(program, path, first) for first in (1000, 2000)]
-    said = [writer.communicate()[0] for writer in writers]
-    assert [writer.returncode for writer in writers] == [0, 0], said
+    writers = [Python(PARTS + program, path, first) for first in (1000, 2000)]
+    ends = [writer.end() for writer in writers]
+    assert [code for code, _ in ends] == [0, 0], ends
     assert len(CodeIndex.load(path)) == 1100
 
 
@@ -198,7 +188,7 @@ index = CodeIndex.load('{where}', storage_options={options!r})
 index.delete(['0.jpg'])
 print(len(index), index.search(codes(1), 1)[1].tolist() != [['0.jpg']])
 """
-    said, _ = python(program).communicate(timeout=120)
+    _, said = python(PARTS + program)
     assert said.split() == ['1999', 'True'], said
     again = CodeIndex.load(where, storage_options=options)
     assert (len(again), again.bits, again.model) == (1999, 64, 'aaaa')
