@@ -11,6 +11,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from forked import python
 
 ROOT = Path(__file__).parents[1]
 NUMBERED = sorted((ROOT / 'nbs').glob('[0-9][0-9]_*.ipynb'))
@@ -28,10 +29,13 @@ BY_HAND = '__init__.py', '__main__.py'  # names handed on, python -m dcwh: of no
 
 # one process a notebook, as a reader has: what one of them imports or seeds cannot help the next
 RUN = """
-import sys
+import os, sys
 from pathlib import Path
 from nbdev.config import get_config
 from nbdev.test import test_nb
+os.chdir(Path(sys.argv[1]).parent)
+sys.path.insert(0, '')
+os.environ.pop('IN_TEST', None)
 config = get_config()
 skipped = config.tst_flags.split()
 ok, seconds = test_nb(Path(sys.argv[1]), skip_flags=skipped, basepath=config.config_path)
@@ -43,9 +47,9 @@ def name(path):
     return path.relative_to(ROOT).as_posix()
 
 
-def run(args, cwd, **env):
+def run(args, cwd):
     "Run Python; fail with what it said if it fails."
-    env = {**{k: v for k, v in os.environ.items() if k != 'IN_TEST'}, **env}
+    env = {k: v for k, v in os.environ.items() if k != 'IN_TEST'}
     done = subprocess.run(
         [sys.executable, *map(str, args)],
         cwd=cwd,
@@ -85,7 +89,9 @@ def imported(tree, package='dcwh'):
 @pytest.mark.parametrize('path', NOTEBOOKS, ids=name)
 def test_runs(path):
     tables = {p: p.read_bytes() for p in (ROOT / 'reports').glob('*.csv')}
-    run(['-c', RUN, path], path.parent, MPLBACKEND='agg')
+    code, said = python(RUN, path)
+    if code:
+        pytest.fail(f'{path} failed:\n{said[-6000:]}', pytrace=False)
     changed = [name(p) for p, before in tables.items() if p.read_bytes() != before]
     assert changed == [], 'they are not what the notebooks write; look at git diff and commit them'
 

@@ -117,7 +117,7 @@ def test_wheel_imports_without_development_tools(site, tmp_path):
 def test_wheel_makes_a_report_in_any_folder(site, tmp_path):
     "With a folder called dcwh in it: the package is found all the same."
     (tmp_path / 'dcwh').mkdir()
-    asked = '--dataset', 'digits', '--bits', '8', '--recipe', 'quick'
+    asked = '--dataset', 'digits', '--bits', '8', '--recipe', 'quick', '--detail', 'brief'
     said = run('-m', 'dcwh', 'run', *asked, cwd=tmp_path, PYTHONPATH=str(site))
     assert 'mAP' in said and list(tmp_path.glob('runs/digits-quick/*/report.ipynb'))
     run('-m', 'dcwh', 'compare', 'runs', '--out', 'all.ipynb', cwd=tmp_path, PYTHONPATH=str(site))
