@@ -87,8 +87,11 @@ def test_an_unknown_set_is_refused(reports):
 def test_every_report_is_there_and_has_its_number(block, bits):
     config = resolve(**block, bits=bits)
     table = table_of(ROOT / 'reports', config.dataset)
+    rows = read_table(table) if table.is_file() else []
+    if not any(row['study'] == 'comparison' for row in rows):
+        pytest.skip(f'{table.name} has no run yet: workflow/grids')
     path = ROOT / 'reports' / table.stem / f'dcwh-{bits}.ipynb'
-    (row,) = [row for row in read_table(table) if row['hash'] == config.hash]
+    (row,) = [row for row in rows if row['hash'] == config.hash]
     shown = [
         output.get('data', {}).get('text/markdown', '')
         for cell in nbformat.read(path, 4).cells
