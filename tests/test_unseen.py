@@ -77,7 +77,10 @@ def test_training_reads_no_image_of_an_unseen_class(source):
 
 @pytest.mark.parametrize('method', METHODS)
 def test_unseen_images_and_queries_change_nothing_that_is_learned(method):
-    of, config = digits(), resolve({**QUICK, 'epochs': 1}, method=method, unseen=0.2, train_images=200)
+    of, config = (
+        digits(),
+        resolve({**QUICK, 'epochs': 1}, method=method, unseen=0.2, train_images=200),
+    )
     data = load(of, unseen=0.2, train_images=200)
     noise = np.random.default_rng(0).integers(0, 256, of.images.shape, dtype=np.uint8)
     noise[data.train.ids] = of.images[data.train.ids]
