@@ -260,7 +260,7 @@ def headline(
     "The number of a run, and what it is of."
     config, protocol, m = (result[part] for part in ('config', 'protocol', 'metrics'))
     cut = f'@{protocol["top_k"]}' if protocol['top_k'] else ''
-    if protocol['top_k'] and m['normaliser'] != 'found':
+    if protocol['top_k'] and m.get('normaliser') not in (None, 'found'):
         cut += f' (normaliser {m["normaliser"]})'
     text = (
         f'**mAP{cut} {m["map"]:.4f}** for {config["bits"]} bits, method `{config["method"]}`, '

@@ -1326,13 +1326,13 @@ def _measure_name(top_k: Any, normaliser: str = '') -> str:
 
 def _unlike(row: dict, ours: 'pd.DataFrame') -> str:
     "In what a published number differs from our rows beside it; nothing where it does not."
-    said = row['normaliser']  # nothing where it is not known, and without a k
-    divided = ours['normaliser'].where(ours['top_k'].notna() & (said != ''), '')
+    said = row.get('normaliser', '')  # nothing where it is not known
+    divided = ours['normaliser'][ours['top_k'].notna()]
     pairs = (
         ('images of ', row['dataset'], ours['dataset']),
         ('backbone ', row['backbone'], ours['backbone']),
         ('', _measure_name(row['top_k']), ours['top_k'].map(_measure_name)),
-        ('normaliser ', said, divided),
+        ('normaliser ', said, divided if said and len(divided) else [said]),
     )
     told = [what + theirs for what, theirs, here in pairs if {theirs} != set(here)]
     return '; '.join([*told, row['note']] if row['note'] else told)

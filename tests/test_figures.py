@@ -66,6 +66,7 @@ def test_at_most_six_lines_have_a_colour(number):
                 'protocol': 'full',
                 'train_per_class': 0,
                 'top_k': pd.NA,
+                'normaliser': 'all',
                 'method': f'm{m}',
                 'setting': 'default',
                 'shared': 'default',
