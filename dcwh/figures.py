@@ -199,7 +199,7 @@ MEANINGS = {
     'database': 'number of images searched',
     'bits': 'code length',
     'top_k': 'ranks that AP looks at',
-    'normaliser': "AP is divided by 'all' relevant, those 'found', or 'min' of all and k",
+    'normaliser': "AP is divided by 'all' relevant, or those 'found'",
     'map_outputs': 'of the real-valued outputs, before the sign',
     'distinct_codes': 'different codes in the database',
     'collisions': 'share of the database whose code another class has too',
@@ -217,6 +217,8 @@ def _metric_text(name: str, value: object) -> str:
     "A metric with four digits, a count with separators."
     if name == 'top_k' and value is None:
         return 'whole database'
+    if name == 'normaliser' and value == 'min':
+        return 'min: all relevant, at most k'
     if isinstance(value, float):
         return f'{value:.4f}'
     return f'{value:,}' if isinstance(value, int) else str(value)
