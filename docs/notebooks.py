@@ -51,24 +51,31 @@ class Links:
 
 
 def only_imports(code: str) -> bool:
-    "Whether a cell does nothing else than import."
+    "Whether a cell does nothing else than import, also in an `if` or a `try` around it."
     try:
         body = ast.parse(code).body
     except SyntaxError:
         return False
-    checked = [s for s in body if isinstance(s, ast.If) and ast.unparse(s.test) == 'TYPE_CHECKING']
-    rest = [s for s in body if s not in checked]
-    return bool(body) and all(isinstance(s, ast.Import | ast.ImportFrom) for s in rest)
+    around = [s for s in body if isinstance(s, ast.If | ast.Try)]
+    inner = [s for block in around for s in block.body]
+    rest = [s for s in body + inner if s not in around]
+    return bool(rest) and all(isinstance(s, ast.Import | ast.ImportFrom) for s in rest)
+
+
+def targets(node: ast.stmt) -> list[str]:
+    "The names that an assignment at the top of a module sets."
+    if isinstance(node, ast.AnnAssign):
+        return [ast.unparse(node.target)] if node.value else []
+    if not isinstance(node, ast.Assign):
+        return []
+    several = isinstance(node.targets[0], ast.Tuple)  # A, B = 1, 2
+    return [ast.unparse(target) for target in (node.targets[0].elts if several else node.targets)]
 
 
 def defined(code: str) -> list[str]:
-    "The names that an exported cell defines at its top, without private ones."
-    names = []
-    for node in ast.parse(code).body:
-        found = [node.name] if hasattr(node, 'name') else []
-        if isinstance(node, ast.Assign | ast.AnnAssign):
-            found = [ast.unparse(t) for t in getattr(node, 'targets', None) or [node.target]]
-        names += [name for name in found if name.isidentifier() and not name.startswith('_')]
+    "The names that an exported cell defines at its top."
+    body = ast.parse(code).body
+    names = [n for s in body for n in ([s.name] if hasattr(s, 'name') else targets(s))]
     return list(dict.fromkeys(names))  # overloads define a name several times
 
 

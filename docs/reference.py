@@ -12,7 +12,7 @@ import tokenize
 from collections.abc import Callable
 from pathlib import Path
 
-from notebooks import mark
+from notebooks import mark, targets
 
 Comments = dict[int, str]  # row -> comment that ends it
 Function = ast.FunctionDef | ast.AsyncFunctionDef
@@ -36,7 +36,8 @@ class Module:
         self.aliases = {
             name: node.value.slice.elts[0]
             for name, node in self.values.items()
-            if isinstance(node.value, ast.Subscript) and ast.unparse(node.value.value) == 'Annotated'
+            if isinstance(node.value, ast.Subscript)
+            and ast.unparse(node.value.value) == 'Annotated'
         }
         public = self.values.get('__all__')
         self.public = ast.literal_eval(public.value) if public else []
@@ -68,7 +69,7 @@ class Plain(ast.NodeTransformer):
         return self.generic_visit(node)
 
     def visit_Name(self, node: ast.Name) -> ast.expr:
-        return copy.deepcopy(self.aliases.get(node.id, node))
+        return self.visit(copy.deepcopy(self.aliases[node.id])) if node.id in self.aliases else node
 
 
 def comments_of(source: str) -> Comments:
@@ -76,15 +77,6 @@ def comments_of(source: str) -> Comments:
     tokens = tokenize.generate_tokens(io.StringIO(source).readline)
     said = {t.start[0]: t.string.lstrip('# ') for t in tokens if t.type == tokenize.COMMENT}
     return {row: text for row, text in said.items() if not re.match(r'type:|noqa|%%', text)}
-
-
-def targets(node: ast.stmt) -> list[str]:
-    "The names that an assignment at the top of a module sets."
-    if isinstance(node, ast.AnnAssign):
-        return [ast.unparse(node.target)] if node.value else []
-    if isinstance(node, ast.Assign):
-        return [ast.unparse(target) for target in node.targets]
-    return []
 
 
 def prose(text: str) -> str:
@@ -212,7 +204,9 @@ def members(node: ast.ClassDef) -> list[Function]:
         for item in node.body
         if isinstance(item, Function)
         and not item.name.startswith('_')
-        and not any('overload' in ast.unparse(m) or '.setter' in ast.unparse(m) for m in item.decorator_list)
+        and not any(
+            'overload' in ast.unparse(m) or '.setter' in ast.unparse(m) for m in item.decorator_list
+        )
     ]
 
 
@@ -235,6 +229,8 @@ def value(name: str, node: ast.Assign | ast.AnnAssign, module: Module) -> str:
     "A constant: what it is, if that is short."
     said = module.comments.get(node.end_lineno, '') or module.comments.get(node.lineno, '')
     shown = ast.unparse(node.value)
+    if isinstance(node.value, ast.Tuple) and len(targets(node)) > 1:
+        shown = ast.unparse(node.value.elts[targets(node).index(name)])
     options = f':value: {shown}\n' if len(shown) <= 80 else ''
     return directive('data', name, escaped(said), options)
 
