@@ -244,7 +244,8 @@ def test_reference_has_every_public_name(site):
         names = re.search(r'^__all__ = (\[.*?\])', path.read_text(), re.MULTILINE | re.DOTALL)
         if names and path.stem != 'cli':
             page = ids[f'reference/{path.stem}.html']
-            assert {f'dcwh.{path.stem}.{name}' for name in eval(names[1])} <= page
+            public = {f'dcwh.{path.stem}.{name}' for name in eval(names[1])}
+            assert public - page <= {'dcwh.counting.tl'}  # a module that may be absent
 
 
 def text_of(html):
