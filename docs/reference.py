@@ -96,12 +96,11 @@ def escaped(text: str) -> str:
     return ''.join(part if n % 2 else SPECIAL.sub(r'\\\1', part) for n, part in enumerate(parts))
 
 
-def documentation(docstring: str | None) -> str:
+def documentation(docstring: str | None) -> tuple[str, str]:
     "What a docstring says, and apart from it what is raised."
     text = docstring or ''
     raised = ' '.join(' '.join(found.split()) for found in RAISES.findall(text))
-    said = prose(RAISES.sub('', text))
-    return said + (f'\n\n**Raises** {escaped(raised)}' if raised else '')
+    return prose(RAISES.sub('', text)), f'**Raises** {escaped(raised)}' if raised else ''
 
 
 def first_sentence(docstring: str | None) -> str:
@@ -190,7 +189,8 @@ def function(node: Function, module: Module, kind: str = 'function', fence: int 
     "A function or method: what it does, its parameters, what it gives and raises."
     marks = [ast.unparse(mark) for mark in node.decorator_list]
     options = ''.join(f':{mark}:\n' for mark in ('classmethod', 'staticmethod') if mark in marks)
-    body = documentation(ast.get_docstring(node)) + '\n\n' + parameters(node, module)
+    said, raised = documentation(ast.get_docstring(node))
+    body = '\n\n'.join([said, parameters(node, module), raised])
     name = node.name + signature(node)
     if any(mark.endswith('property') for mark in marks):
         kind, name, options = 'property', node.name, ''
@@ -214,10 +214,12 @@ def class_(node: ast.ClassDef, module: Module) -> str:
     "A class: how one is made, its fields, its methods."
     made = next((i for i in node.body if isinstance(i, Function) and i.name == '__init__'), None)
     bases = ', '.join(f'`{ast.unparse(base)}`' for base in node.bases)
+    said, raised = documentation(ast.get_docstring(node))
     parts = [
-        documentation(ast.get_docstring(node)),
+        said,
         f'Bases: {bases}' if bases else '',
         parameters(made, module) if made else '',
+        raised,
         fields(node, module),
         *(function(item, module, 'method', fence=4) for item in members(node)),
     ]
