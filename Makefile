@@ -82,10 +82,8 @@ clean-notebooks: venv  ## drop run times, counters and other noise from the note
 readme: venv  ## write README.md from nbs/index.ipynb
 	$(BIN)/python workflow/readme.py
 
-docs: venv  ## render the notebooks as a website into _docs/ (needs Quarto)
-	@command -v quarto >/dev/null || { echo "make docs needs Quarto: https://quarto.org/docs/get-started" >&2; exit 1; }
-	touch README.md  # or nbdev would write its own
-	PATH="$(CURDIR)/$(BIN):$$PATH" nbdev_docs
+docs: venv  ## build the website into docs/_build/html, offline: open index.html there
+	$(BIN)/python docs/build.py $(ARGS)
 
 hooks: venv  ## clean notebooks on every save in JupyterLab, merge them cell by cell in git
 	PATH="$(CURDIR)/$(BIN):$$PATH" nbdev_install_hooks

@@ -3,7 +3,10 @@ tests that share a machine with other work stay steady. No folder of decoded ima
 proxy on the way to servers of the tests. And what processes of tests/forked.py have imported."""
 
 import os
+import shutil
 from multiprocessing import get_context
+
+import pytest
 
 os.environ.setdefault('OMP_NUM_THREADS', '1')
 os.environ.setdefault('DCWH_CACHE', '')  # nothing is left in the home of whoever runs them
@@ -17,3 +20,36 @@ IMPORTED = [
     *('dcwh.experiment', 'dcwh.search', 'dcwh.sources'),
 ]
 get_context('forkserver').set_forkserver_preload(IMPORTED)
+
+
+@pytest.fixture(scope='module')
+def chromium(tmp_path_factory):
+    """Headless Chromium that can reach 127.0.0.1 and nothing else, with a log of all that its
+    page asks for."""
+    from selenium import webdriver
+
+    program = next(
+        filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None
+    )
+    driver = shutil.which('chromedriver')
+    if not program or not driver:
+        pytest.fail(
+            f'{"Chromium" if not program else "chromedriver"} is not there. '
+            'On Debian: apt-get install chromium chromium-driver, or make test-all',
+            pytrace=False,
+        )
+    options = webdriver.ChromeOptions()
+    options.binary_location = program
+    for flag in (
+        'headless=new',
+        'no-sandbox',
+        'disable-dev-shm-usage',
+        'window-size=1280,900',
+        'host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1',
+        f'user-data-dir={tmp_path_factory.mktemp("chromium")}',
+    ):
+        options.add_argument(f'--{flag}')
+    options.set_capability('goog:loggingPrefs', {'performance': 'ALL', 'browser': 'ALL'})
+    browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    yield browser
+    browser.quit()

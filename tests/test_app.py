@@ -3,7 +3,6 @@ nobody but this machine."""
 
 import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -57,39 +56,6 @@ def site(tmp_path_factory):
     blocks = serve(index, encoder, port=(port := free_port()), wait=False)
     yield f'http://127.0.0.1:{port}/', index, encoder, root
     blocks.close()
-
-
-@pytest.fixture(scope='module')
-def chromium(tmp_path_factory):
-    """Headless Chromium that can reach 127.0.0.1 and nothing else, with a log of all that its
-    page asks for."""
-    from selenium import webdriver
-
-    program = next(
-        filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None
-    )
-    driver = shutil.which('chromedriver')
-    if not program or not driver:
-        pytest.fail(
-            f'{"Chromium" if not program else "chromedriver"} is not there. '
-            'On Debian: apt-get install chromium chromium-driver, or make test-all',
-            pytrace=False,
-        )
-    options = webdriver.ChromeOptions()
-    options.binary_location = program
-    for flag in (
-        'headless=new',
-        'no-sandbox',
-        'disable-dev-shm-usage',
-        'window-size=1280,900',
-        'host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1',
-        f'user-data-dir={tmp_path_factory.mktemp("chromium")}',
-    ):
-        options.add_argument(f'--{flag}')
-    options.set_capability('goog:loggingPrefs', {'performance': 'ALL', 'browser': 'ALL'})
-    browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
-    yield browser
-    browser.quit()
 
 
 class Visitor:

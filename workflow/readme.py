@@ -1,10 +1,9 @@
 """Write README.md, and its pictures in nbs/index_images/, from nbs/index.ipynb; with --check
 only tell whether they are up to date.
 
-What `nbdev_readme` does with Quarto, without Quarto: hidden cells are dropped, `#| echo: false`
-leaves the output of a cell and not its code. Links and pictures in the notebook are relative to
-nbs/, as Jupyter wants them; in the README they are relative to the repository's root, as GitHub
-wants them. setup.py makes them absolute for PyPI."""
+Hidden cells are dropped, `#| echo: false` leaves the output of a cell and not its code. Links and
+pictures in the notebook are relative to nbs/, as Jupyter wants them; in the README they are
+relative to the repository's root, as GitHub wants them. setup.py makes them absolute for PyPI."""
 
 import posixpath
 import re

@@ -1,0 +1,173 @@
+"""Build the website into docs/_build/html, offline: python docs/build.py [FOLDER]
+
+Sphinx reads one folder, so pages are gathered in FOLDER/source: the notebooks as they are kept,
+the pages of docs/ and the project's own Markdown, and what is made from modules and tables."""
+
+import json
+import sys
+from collections.abc import Callable
+from configparser import ConfigParser
+from pathlib import Path
+
+import nbformat
+from sphinx.cmd.build import main as sphinx
+
+DOCS = Path(__file__).resolve().parent
+ROOT = DOCS.parent
+sys.path[:0] = [str(DOCS), str(ROOT / 'workflow')]
+
+import notebooks  # noqa: E402 of this folder
+import reference  # noqa: E402
+import tables  # noqa: E402 of workflow/
+
+NOT_PAGES = 'nbs/index.ipynb', 'nbs/templates/'  # the README, and what reports are made from
+PLACES = {  # where files of the repository, or folders of them, are on the site
+    'CONTRIBUTING.md': 'contributing.md',
+    'CHANGELOG.md': 'changelog.md',
+    'workflow/README.md': 'guides/grids.md',
+    'data/README.md': 'guides/data.md',
+    'docs/': '',  # docs/reference/index.md and docs/idea.png are made, not kept
+    'nbs/tutorials/': 'guides/',
+    'nbs/': 'notebooks/',
+    'reports/': 'reports/',
+}
+
+
+def place(path: str) -> str:
+    "The page that a file of the repository becomes."
+    start = next(start for start in PLACES if path.startswith(start))
+    return path.replace(start, PLACES[start], 1)
+
+
+def files(folder: str, pattern: str) -> list[str]:
+    "Files of the repository, without checkpoints and what was built."
+    found = [path.relative_to(ROOT) for path in sorted((ROOT / folder).rglob(pattern))]
+    return [p.as_posix() for p in found if not any(part[0] in '._' for part in p.parts)]
+
+
+class Site:
+    "The pages of the site by their path, as text or bytes."
+
+    def __init__(self) -> None:
+        ini = ConfigParser(delimiters=['='])
+        ini.read(ROOT / 'settings.ini', encoding='utf-8')
+        found = files('nbs', '*.ipynb') + files('reports', '*.ipynb')
+        self.notebooks = [path for path in found if not path.startswith(NOT_PAGES)]
+        self.texts = [path for path in PLACES if path.endswith('.md')] + files('docs', '*.md')
+        made = ['docs/reference/index.md', 'docs/idea.png']
+        pages = {path: place(path) for path in self.notebooks + self.texts + made}
+        self.links = notebooks.Links(ROOT, pages, ini['DEFAULT']['git_url'])
+        self.modules = reference.modules(ROOT / 'dcwh')
+        self.known = {f'{m.name}.{name}' for m in self.modules for name in m.definitions()}
+        self.results = tables.recorded(ROOT / 'reports')
+        self.made: dict[str, Callable[[], str]] = {
+            'docs/results.md': self.results_tables,
+            'docs/claims.md': lambda: tables.claims_table(ROOT / 'reports/claims.csv'),
+            'docs/gallery.md': self.gallery,
+        }
+        self.files: dict[str, bytes] = {}
+
+    def add(self, path: str, content: str | bytes) -> None:
+        self.files[path] = content.encode() if isinstance(content, str) else content
+
+    def add_notebooks(self) -> None:
+        for path in self.notebooks:
+            report = path.startswith('reports/')
+            title = title_of(path) if path.startswith('reports/') and path.count('/') == 2 else ''
+            page = notebooks.page(ROOT / path, self.links, self.known, title, quiet=report)
+            self.add(place(path), nbformat.writes(page))
+
+    def add_texts(self) -> None:
+        for path in self.texts:
+            text = self.links.moved((ROOT / path).read_text(encoding='utf-8'), path)
+            if path in self.made:
+                text = text.replace('TABLES', self.made[path]())
+            self.add(place(path), text)
+
+    def add_reference(self) -> None:
+        self.add('reference/index.md', reference.overview_page(ROOT / 'dcwh'))
+        self.add('reference/commands.md', reference.commands_page())
+        for module in self.modules:
+            self.add(f'reference/{module.title}.md', reference.module_page(module, place))
+
+    def results_tables(self) -> str:
+        parts = []
+        for task, run in tables.tasks(self.results).items():
+            what = ' · '.join(tables.facts(*task[1:], run))
+            parts += [f'## {task[0]}\n\n{what}', tables.task_table(self.results, task)]
+        return '\n\n'.join(parts)
+
+    def gallery(self) -> str:
+        "Cards for each set, and the list of pages for the navigation."
+        cards, pages = [], []
+        for name in tables.REPORTS:
+            maps = tables.reported(self.results, name).set_index('bits')['map']
+            cards.append(f'## {name}\n\n::::::{{container}} cards small')
+            for bits in tables.LENGTHS:
+                path = f'reports/{name}/dcwh-{bits}.ipynb'
+                if path in self.notebooks:
+                    cards.append(self.card(path, f'{maps[bits]:.3f}', f'{bits} bits'))
+                    pages.append(place(path))
+            cards.append('::::::')
+        tree = ['```{toctree}', ':hidden:', '', *pages, '```']
+        return '\n\n'.join(cards) + '\n\n' + '\n'.join(tree)
+
+    def card(self, path: str, value: str, bits: str) -> str:
+        "A report in the gallery: the last of its pictures, its code length, its mAP."
+        report = nbformat.read(ROOT / path, as_version=4)
+        image, kind = notebooks.pictures(report)[-1]
+        name = f'gallery/{path.split("/")[1]}-{Path(path).stem}.{kind}'
+        self.add(name, image)
+        said = f'{title_of(path)}: queries and what they find'
+        return (
+            f':::::{{container}} card\n[![{said}]({name})]({place(path)})\n\n'
+            f'[`dcwh`, {bits}]({place(path)})\n\nmAP {value}\n:::::'
+        )
+
+    def add_pictures(self) -> None:
+        "Those of pages, and the picture of the idea on the front page."
+        for path in self.links.pictures:
+            self.add(path, (ROOT / path).read_bytes())
+        image, _ = notebooks.pictures(nbformat.read(ROOT / 'nbs/index.ipynb', as_version=4))[0]
+        self.add('idea.png', image)
+
+    def write(self, folder: Path) -> None:
+        "Only what has changed, so that Sphinx reads only that again; nothing else stays."
+        for path, content in self.files.items():
+            file = folder / path
+            file.parent.mkdir(parents=True, exist_ok=True)
+            if not file.is_file() or file.read_bytes() != content:
+                file.write_bytes(content)
+        for file in folder.rglob('*'):
+            if file.is_file() and file.relative_to(folder).as_posix() not in self.files:
+                file.unlink()
+
+
+def title_of(path: str) -> str:
+    "Of a report, by its path: reports/digits/dcwh-16.ipynb."
+    _, dataset, name = path.removesuffix('.ipynb').split('/')
+    method, _, bits = name.rpartition('-')
+    return f'{method} on {dataset}, {bits} bits'
+
+
+def gather(folder: Path) -> None:
+    "All sources of the site."
+    site = Site()
+    site.add_notebooks()
+    site.add_texts()
+    site.add_reference()
+    site.add_pictures()
+    origins = {place(path).rpartition('.')[0]: path for path in site.notebooks + site.texts}
+    site.add('origins.json', json.dumps(origins))
+    site.write(folder)
+
+
+def main(folder: Path) -> int:
+    gather(folder / 'source')
+    strict = '-W', '--keep-going', '-q'
+    places = folder / 'source', folder / 'html'
+    return sphinx([*strict, '-c', str(DOCS), '-d', str(folder / 'doctrees'), *map(str, places)])
+
+
+if __name__ == '__main__':
+    sys.exit(main(Path(sys.argv[1] if len(sys.argv) > 1 else DOCS / '_build').resolve()))

@@ -1,0 +1,133 @@
+"""Tables of results in Markdown, for the README and the website: made from reports/*.csv and
+reports/claims.csv, never typed."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+
+from dcwh.methods import METHODS
+from dcwh.results import LIMITED, changed, half_width, mean_text, read_results
+
+LENGTHS = 16, 24, 32, 48
+REPORTS = {  # data set: protocol, what is changed in the recipe
+    'digits': ('full', ''),
+    'digit-pairs': ('full', ''),
+    'cifar10-jpeg': ('sampled', 'image_size=64, epochs=10'),
+    'tiny-imagenet100': ('full', ''),
+}
+TASK = ['dataset', 'protocol', 'shared']
+STOOD = ' †'  # beside a number: its centres were held to the end
+
+
+def recorded(
+    reports: str | Path,  # the folder of tables
+) -> pd.DataFrame:
+    "All rows but those with few training images, which belong to a claim."
+    results = read_results(reports)
+    return results[~results['protocol'].str.contains(LIMITED)]
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    "A Markdown table."
+    lines = [head, ['---'] * len(head), *rows]
+    return '\n'.join(f'| {" | ".join(line)} |'.replace('| --- ', '|---') for line in lines)
+
+
+def reported(results: pd.DataFrame, name: str) -> pd.DataFrame:
+    "The rows of a data set that the reports in its folder show, one a code length."
+    protocol, changes = REPORTS[name]
+    own = results[(results['method'] == 'dcwh') & (results['seed'] == 0)]
+    own = own[own['dataset'].str.removeprefix('folder/') == name]
+    return own[(own['protocol'] == protocol) & (own['setting'].map(changed) == changes)]
+
+
+def reports_table(
+    results: pd.DataFrame,
+    reports: str,  # the folder of reports, as the links see it
+) -> str:
+    "mAP of data sets by code lengths, each linked to its report where that is there."
+
+    def cell(rows: pd.DataFrame, name: str, bits: int) -> str:
+        maps = [f'{value:.3f}' for value in rows.loc[rows['bits'] == bits, 'map']]
+        report = f'{reports}/{name}/dcwh-{bits}.ipynb'
+        return ''.join(f'[{text}]({report})' if Path(report).is_file() else text for text in maps)
+
+    lines = []
+    for name, (protocol, changes) in REPORTS.items():
+        rows = reported(results, name)
+        what = [f'`{name}`', protocol, *(f'`{c}`' for c in changes.split(', ') if c)]
+        lines.append([', '.join(what), *(cell(rows, name, bits) for bits in LENGTHS)])
+    return table(['', *(f'{bits} bits' for bits in LENGTHS)], lines)
+
+
+def facts(protocol: str, shared: str, run: pd.Series) -> list[str]:
+    "What a task is, part by part: protocol, sizes, network and epochs, what is changed."
+    sizes = f'{run["query"]:,} / {run["train"]:,} / {run["database"]:,}'
+    network = run['backbone'].removeprefix('timm/')
+    if run['weights'] != 'none':
+        network += ' (pretrained)'
+    trained = f'{network}, {run["image_size"]} px, {run["epochs"]} epochs'
+    changes = [f'`{change}`' for change in changed(shared).split(', ') if change]
+    return [protocol, sizes, trained, *changes]
+
+
+def tasks(results: pd.DataFrame) -> dict[tuple, pd.Series]:
+    "Each task with its first run: small images first, then photographs."
+    photographs = results['dataset'].str.startswith('folder/')
+    ordered = pd.concat([results[~photographs], results[photographs]])
+    return {task: rows.iloc[0] for task, rows in ordered.groupby(TASK, sort=False)}
+
+
+def cells(
+    results: pd.DataFrame,
+    by: str,  # beside the method: a column, such as bits
+) -> dict[tuple, str]:  # (*task, method, value of the column) -> what stands there
+    "Mean over seeds, half its 95 % interval, how many seeds, and settings of a method alone."
+    held = results[results['epochs_held'] == results['epochs']]
+    stood = set(held[[*TASK, 'method']].itertuples(index=False, name=None))
+    shown = {}
+    for (*key, value, setting), maps in results.groupby([*TASK, 'method', by, 'setting'])['map']:
+        shared = key[2].split(', ')
+        own = [part for part in setting.split(', ') if part not in shared]
+        text = f'{mean_text(maps.mean(), half_width(maps))} ({len(maps)})'
+        shown[*key, value] = ', '.join([text + STOOD * (tuple(key) in stood), *own])
+    return shown
+
+
+def by_method(columns: list[str], cell: Callable, corner: str = '') -> str:
+    "Methods by columns, without the methods that have no cell."
+    rows = [[f'`{method}`', *cell(method)] for method in METHODS if any(cell(method))]
+    return table([corner, *columns], rows)
+
+
+def maps_table(results: pd.DataFrame, bits: int) -> str:
+    "Methods by tasks, at one code length."
+    here = results[results['bits'] == bits]
+    shown, heads = cells(here, 'bits'), tasks(here)
+    columns = ['<br>'.join([f'`{t[0]}`', *facts(*t[1:], run)]) for t, run in heads.items()]
+    return by_method(
+        columns, lambda m: [shown.get((*t, m, bits), '') for t in heads], f'{bits} bits'
+    )
+
+
+def task_table(results: pd.DataFrame, task: tuple) -> str:
+    "Methods by code lengths, on one task."
+    shown = cells(results, 'bits')
+    lengths = sorted({key[-1] for key in shown if key[:3] == task})
+    return by_method(
+        [f'{bits} bits' for bits in lengths],
+        lambda m: [shown.get((*task, m, bits), '') for bits in lengths],
+        'method',
+    )
+
+
+def claims_table(
+    file: str | Path,  # reports/claims.csv
+) -> str:
+    "Each claim with its verdict, the evidence and the command that makes it."
+    rows = [
+        [row.claim, f'**{row.verdict}**', row.evidence, f'`{row.command}`']
+        for row in pd.read_csv(file).itertuples()
+    ]
+    return table(['claim', 'verdict', 'on what evidence', 'command'], rows)
