@@ -194,8 +194,8 @@ SETS = (
     'or folder/, csv/, lists/<name>'
 )
 METHOD = (
-    'dcwh, dcwh-learned, dcwh-fixed, dcwh-sparse, dcwh-tanh, dcwh-sigmoid, dcwh-cube, idcwh, '
-    'ce, dpsh, dtsh, hashnet, dsdh, dch, greedyhash, csq, orthohash, '
+    'dcwh, dcwh-learned, dcwh-fixed, dcwh-sparse, dcwh-tanh, dcwh-sigmoid, dcwh-cube, '
+    'dcwh-nested, idcwh, ce, dpsh, dtsh, hashnet, dsdh, dch, greedyhash, csq, orthohash, '
     'or package.module:Class of your own'
 )
 DataSet = Annotated[str, typer.Option(help=SETS)]
