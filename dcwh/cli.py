@@ -361,6 +361,8 @@ def _tell(
     "Print what came out of a run, and where it is."
     c, p, m = (result[part] for part in ('config', 'protocol', 'metrics'))
     cut = f'@{p["top_k"]}' if p['top_k'] else ''
+    if p['top_k'] and m['normaliser'] != 'found':
+        cut += f' (normaliser {m["normaliser"]})'
     typer.echo(
         f'{p["source"]}, protocol {p["name"]}: {p["query"]} queries, {p["database"]} in the '
         f'database, {c["bits"]} bits, {c["method"]}, seed {c["seed"]}'
@@ -369,6 +371,8 @@ def _tell(
         f'mAP{cut} {m["map"]:.4f} '
         f'(ties put wrong {m["map_pessimistic"]:.4f}, put right {m["map_optimistic"]:.4f})'
     )
+    for part, own in result.get('parts', {}).items():
+        typer.echo(f'{part}: mAP{cut} {own["metrics"]["map"]:.4f}')
     for name, path in places.items():
         if path.exists():
             typer.echo(f'{name}: {path}')
@@ -551,6 +555,8 @@ def describe(
     protocol: Protocol = '',
     seed: Annotated[int, typer.Option(help='of the draws')] = 0,
     train_per_class: PerClass = 0,
+    train_images: Annotated[int, typer.Option(help='training images drawn at random; 0: all')] = 0,
+    unseen: Annotated[float, typer.Option(help='share of classes that training never sees')] = 0.0,
     evaluate_on: Annotated[str, typer.Option(help='query or validation')] = 'query',
 ) -> None:
     """Print what every number comes with: sizes, classes, labels per image, k, hashes.
@@ -559,8 +565,9 @@ def describe(
     """
     from dcwh.experiment import retrieval_set
 
-    draw = {'seed': seed, 'train_per_class': train_per_class, 'evaluate_on': evaluate_on}
-    config = _config(name, lists_dir, missing, data_dir=data_dir, protocol=protocol, **draw)
+    draw = {'seed': seed, 'train_per_class': train_per_class, 'train_images': train_images}
+    asked = {'protocol': protocol, 'evaluate_on': evaluate_on, 'unseen': unseen, **draw}
+    config = _config(name, lists_dir, missing, data_dir=data_dir, **asked)
     _show(retrieval_set(config).describe())
 
 # %% ../nbs/21_cli.ipynb #3ff3e663

@@ -68,6 +68,10 @@ class Task(BaseModel):
     workers: Annotated[int, Field(ge=0, le=WORKERS)]  # processes that decode files
     lists_dir: Annotated[str, Field(pattern=r'^[^\x00]*$')] = ''  # where lists are, if not there
     missing: Literal['refuse', 'skip'] = 'refuse'  # skip: leave out listed images not there
+    unseen: Annotated[Number, Field(lt=1)] = 0.0  # share of classes that training never sees
+    train_images: Annotated[int, Field(ge=0, le=MANY)] = 0  # drawn at random; 0 takes all
+    map_top_k: Annotated[int, Field(ge=0, le=MANY)] = 0  # k of mAP@k; 0 is the protocol's own
+    map_normaliser: Literal['', 'found', 'min', 'all'] = ''  # of mAP@k; empty: found
 
 # %% ../nbs/13_config.ipynb #cc3a8d80
 class Config(Task):

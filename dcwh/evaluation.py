@@ -415,6 +415,11 @@ class Counts:
     counts: np.ndarray = field(repr=False)  # int, shape (Q, S+1, K+1): what `histograms` gives
     top_k: int | None = None  # length of the ranking; None: the whole database
     graded: bool = False  # whether shared labels were counted
+    normaliser: str = ''  # 'found', 'min' or 'all'; empty: found. Without a top_k it is all
+
+    def __post_init__(self) -> None:
+        used = 'all' if self.top_k is None else self.normaliser or 'found'
+        object.__setattr__(self, 'normaliser', used)
 
     @property
     def items(self) -> np.ndarray:
@@ -440,11 +445,6 @@ class Counts:
     def database(self) -> int:
         "How many images the database holds."
         return int(self.counts[0].sum())
-
-    @property
-    def normaliser(self) -> str:
-        "What AP is divided by: 'found' in the first `top_k`; 'all' relevant images without a cut."
-        return 'all' if self.top_k is None else 'found'
 
     def mean(
         self,
@@ -580,17 +580,17 @@ class Evaluation(GradedRelevance):
     @cached_property
     def map(self) -> float:
         "Mean of expected AP of the first `top_k`, from 0 to 1."
-        return self.map_at(self.top_k)
+        return self.map_at(self.top_k, self.normaliser)
 
     @cached_property
     def map_optimistic(self) -> float:
         "The same with relevant items first in every tie."
-        return self.map_at(self.top_k, ties='optimistic')
+        return self.map_at(self.top_k, self.normaliser, 'optimistic')
 
     @cached_property
     def map_pessimistic(self) -> float:
         "The same with relevant items last in every tie."
-        return self.map_at(self.top_k, ties='pessimistic')
+        return self.map_at(self.top_k, self.normaliser, 'pessimistic')
 
     @property
     def map_with_relevant(self) -> float:
@@ -643,13 +643,14 @@ def evaluate(
     top_k: int | None = None,  # length of the ranking; None: the whole database
     graded: bool = False,  # count shared labels too, for nDCG, ACG and weighted mAP
     device: str | torch.device = 'cpu',  # where to count
+    normaliser: str = '',  # 'found', 'min' or 'all'; empty: found. Without a top_k it is all
 ) -> Evaluation:
     """Rank the database for every query and measure it.
 
     Raises ValueError, before any work, where the arguments do not fit together."""
-    check_cut(top_k)
+    check_cut(top_k, normaliser or 'found')
     counts = histograms(query, database, graded, device)
-    return Evaluation(counts, None if top_k is None else int(top_k), graded)
+    return Evaluation(counts, None if top_k is None else int(top_k), graded, normaliser)
 
 # %% ../nbs/06_evaluation.ipynb #c9d0255c
 def _labels_of_outputs(

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['NEEDED', 'LAUNCHER', 'commit', 'processor', 'manifest', 'retrieval_set', 'otherwise', 'finished', 'check_data',
-           'check_weights', 'coded', 'tidy', 'recorded', 'reported', 'yardsticks', 'compactness', 'Laps', 'encoded',
-           'plain', 'run', 'clean', 'template_parameters', 'checked', 'launched', 'is_main', 'without_launcher',
-           'check_place', 'execute', 'report']
+           'check_weights', 'coded', 'tidy', 'recorded', 'reported', 'compactness', 'Ranking', 'ranked', 'measured',
+           'Laps', 'encoded', 'plain', 'run', 'clean', 'template_parameters', 'checked', 'launched', 'is_main',
+           'without_launcher', 'check_place', 'execute', 'report']
 
 # %% ../nbs/17_experiment.ipynb #e6a39cb2
 import ast
@@ -21,6 +21,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from time import perf_counter
@@ -37,7 +38,7 @@ from .codes import Codes, collisions
 from .config import Config, resolve
 from .criterion import Criterion
 from .data import ROLES, RetrievalSet, load
-from .evaluation import ap_of_outputs, decisions, evaluate
+from .evaluation import Evaluation, ap_of_outputs, decisions, evaluate
 from .files import locked, remove_leftovers, shipped, writable, write_whole
 from .model import HashModel, first_line, threads_for
 from .results import read_result, result_of, row_of_config, run_name, table_of
@@ -117,6 +118,9 @@ def retrieval_set(config: Config) -> RetrievalSet:
         config.evaluate_on,
         config.lists_dir,
         config.missing,
+        config.unseen,
+        config.train_images,
+        config.map_top_k,
     )
 
 # %% ../nbs/17_experiment.ipynb #de9cdf4d
@@ -147,7 +151,8 @@ def check_data(result: dict, data: RetrievalSet, file: str | Path) -> None:
     hashes, names, sizes = ('source_hash', 'split_hash'), ('source', 'name'), ROLES
     compared = *hashes, *names, *sizes, 'classes', 'top_k'
     differing = [name for name in compared if held[name] != found[name]]
-    other = [f'{name} {held[name]}, not {found[name]}' for name in differing]
+    differing += ['seen'] * (held.get('seen') != found.get('seen'))
+    other = [f'{name} {held.get(name)}, not {found.get(name)}' for name in differing]
     if other:
         raise ValueError(f'{file} is of other images ({"; ".join(other[:2])}); {otherwise(file)}')
 
@@ -245,28 +250,6 @@ def reported(report: str | Path, config: Config) -> bool:
     content = file.read_bytes() if file.is_file() else b''
     return config.hash.encode() in content and b'"output_type": "error"' not in content
 
-# %% ../nbs/17_experiment.ipynb #2d0210b7
-@torch.no_grad()
-def yardsticks(
-    criterion: Criterion,
-    outputs: dict[str, torch.Tensor],  # of query and database, shape (N, K), on the CPU
-    codes: dict[str, Codes],  # the same images' codes, with labels
-    top_k: int | None,
-    device: str | torch.device = 'cpu',  # where outputs are ranked
-) -> dict[str, float]:  # map_outputs; map_decisions where the criterion classifies
-    "mAP of what the codes are made of."
-    query, database = outputs['query'], outputs['database']
-    asked, held = codes['query'].labels, codes['database'].labels
-    assert asked is not None and held is not None  # images of a run have labels
-    precision = ap_of_outputs(query, database, asked, held, top_k, device=device)
-    found = {'map_outputs': float(precision.mean())}
-    criterion = criterion.cpu()
-    scores, known = criterion.logits(query), criterion.logits(database)
-    if scores is not None and known is not None:
-        decided = decisions(scores, asked), decisions(known, held)
-        found['map_decisions'] = evaluate(*decided, top_k=top_k).map
-    return found
-
 # %% ../nbs/17_experiment.ipynb #62d85341
 def compactness(codes: Codes) -> dict[str, float]:
     "distinct_codes, and collisions as a share of the images (where they have several, of labels)."
@@ -275,6 +258,82 @@ def compactness(codes: Codes) -> dict[str, float]:
         'distinct_codes': len(np.unique(codes.packed, axis=0)),
         'collisions': float(table['collisions'].sum() / table['images'].sum()),
     }
+
+# %% ../nbs/17_experiment.ipynb #2d0210b7
+@dataclass(frozen=True)
+class Ranking:
+    "A database ranked for queries: by codes, and by what they are made of."
+
+    codes: Evaluation
+    outputs: np.ndarray  # AP of each query by the distance of outputs
+    decisions: Evaluation | None  # by the decisions of the criterion, where it classifies
+    compact: dict[str, float]  # of `compactness`
+
+    def metrics(
+        self,
+        queries: np.ndarray | None = None,  # positions of those that count; None: all
+    ) -> dict[str, Any]:
+        "The metrics of a result; map_outputs is among them, and map_decisions where there is one."
+        rows = slice(None) if queries is None else queries
+        found = _of_queries(self.codes, rows).to_dict() | self.compact
+        found['map_outputs'] = float(self.outputs[rows].mean())
+        if self.decisions is not None:
+            found['map_decisions'] = _of_queries(self.decisions, rows).map
+        return found
+
+
+def _of_queries(evaluation: Evaluation, rows: np.ndarray | slice) -> Evaluation:
+    return replace(evaluation, counts=evaluation.counts[rows])
+
+
+def ranked(
+    codes: dict[str, Codes],  # of query and database, with labels
+    outputs: dict[str, torch.Tensor],  # of the same images, shape (N, K), on the CPU
+    scores: dict[str, torch.Tensor],  # of the classes, shape (N, C); of a method without: {}
+    top_k: int | None,
+    normaliser: str = '',  # as for `evaluate`
+    device: str | torch.device = 'cpu',  # where outputs are ranked
+) -> Ranking:
+    "Rank a database by codes, by outputs and by decisions. Raises ValueError as `evaluate` does."
+    query, database = codes['query'], codes['database']
+    assert query.labels is not None and database.labels is not None  # images of a run have labels
+    sides = outputs['query'], outputs['database'], query.labels, database.labels
+    decided = [decisions(scores[role], codes[role].labels) for role in scores]
+    return Ranking(
+        evaluate(query, database, top_k, normaliser=normaliser),
+        ap_of_outputs(*sides, top_k, normaliser or 'found', device),
+        evaluate(decided[0], decided[1], top_k, normaliser=normaliser) if decided else None,
+        compactness(database),
+    )
+
+# %% ../nbs/17_experiment.ipynb #17e00012
+@torch.no_grad()
+def measured(
+    config: Config,
+    data: RetrievalSet,
+    criterion: Criterion,
+    codes: dict[str, Codes],  # of query and database
+    outputs: dict[str, torch.Tensor],  # of the same images, on the CPU
+    device: str | torch.device = 'cpu',  # where outputs are ranked
+) -> dict[str, dict[str, Any]]:  # by part; '' is the whole
+    "Metrics of the whole and of each part of a set. A database is ranked once."
+    logits = {role: criterion.cpu().logits(outputs[role]) for role in codes}
+    scores = {role: score for role, score in logits.items() if score is not None}
+    cut = data.top_k, config.map_normaliser, device
+    whole = ranked(codes, outputs, scores, *cut)
+    found = {'': whole.metrics()}
+    for part, (query, database) in data.parts.items():
+        if part.endswith('@all'):
+            found[part] = whole.metrics(query)
+            continue
+        rows = {'query': query, 'database': database}
+        found[part] = ranked(
+            {role: codes[role][rows[role]] for role in codes},
+            {role: outputs[role][rows[role]] for role in outputs},
+            {role: scores[role][rows[role]] for role in scores},
+            *cut,
+        ).metrics()
+    return found
 
 # %% ../nbs/17_experiment.ipynb #df92218f
 class Laps:
@@ -352,7 +411,7 @@ def run(
         data = retrieval_set(config)
         known = _known(config, data, folder, runs) if resume else None
         if known is None:
-            build(config, len(data.classes), images=len(data.train))  # raises before the work
+            build(config, len(data.seen), images=len(data.train))  # raises before the work
             known = _work(config, data, folder, resume, progress and main, tracker, accelerator)
             content = json.dumps(known, indent=1).encode()
             if main:
@@ -394,20 +453,27 @@ def _work(
     laps.end('encoding')
     if not main:
         return broadcast_object_list([None])[0]
-    query, database = sides['query'], sides['database']
-    metrics = evaluate(query, database, top_k=data.top_k).to_dict() | compactness(database)
     device = accelerator.device if accelerator.device.type == 'cuda' else 'cpu'
-    metrics |= yardsticks(trained.criterion, outputs, sides, data.top_k, device)
+    metrics = measured(config, data, trained.criterion, sides, outputs, device)
     laps.end('evaluation')
     made = manifest(laps.seconds, *began, accelerator)
     result = {
         'config': {**config.model_dump(), 'hash': config.hash},
         'protocol': data.describe(),
-        'metrics': metrics,
+        'metrics': metrics.pop(''),
         'history': trained.history,
         'manifest': {**made, 'model': trained.model.identity()},
     }
+    if data.parts:
+        result['parts'] = {part: _described(data, part, own) for part, own in metrics.items()}
     return broadcast_object_list([plain(result)])[0]
+
+
+def _described(data: RetrievalSet, part: str, metrics: dict) -> dict:
+    "A part of a result: its sizes and its metrics."
+    query, database = map(len, data.parts[part])
+    sizes = {'query': query, 'database': database, 'classes': data.classes_in(part)}
+    return {**sizes, 'metrics': metrics}
 
 
 def _keep(trained: Trained, folder: Path) -> None:

@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['COLOURS', 'BLUE', 'ORANGE', 'GREY', 'HALO', 'MEANINGS', 'DASHES', 'RING', 'LINES', 'MARKERS', 'OTHER_LINE',
-           'PUBLISHED_LINE', 'look', 'pictures', 'samples', 'as_image', 'learning_curves', 'metrics_table', 'headline',
-           'in_columns', 'band', 'precision_recall', 'precision_at_n', 'radius_curves', 'distances', 'diagnostics',
-           'class_table', 'plane', 'code_map', 'draw_queries', 'nearest', 'gallery', 'contact_sheet', 'map_by_bits']
+           'PUBLISHED_LINE', 'look', 'pictures', 'samples', 'as_image', 'learning_curves', 'metrics_table',
+           'parts_table', 'headline', 'in_columns', 'band', 'precision_recall', 'precision_at_n', 'radius_curves',
+           'distances', 'diagnostics', 'class_table', 'plane', 'code_map', 'draw_queries', 'nearest', 'gallery',
+           'contact_sheet', 'map_by_bits']
 
 # %% ../nbs/16_figures.ipynb #ae449817
 import io
@@ -195,7 +196,7 @@ MEANINGS = {
     'database': 'number of images searched',
     'bits': 'code length',
     'top_k': 'ranks that AP looks at',
-    'normaliser': "AP is divided by 'all' relevant, or those 'found'",
+    'normaliser': "AP is divided by 'all' relevant, those 'found', or 'min' of all and k",
     'map_outputs': 'of the real-valued outputs, before the sign',
     'distinct_codes': 'different codes in the database',
     'collisions': 'share of the database whose code another class has too',
@@ -225,6 +226,26 @@ def metrics_table(
     }
     return pd.DataFrame.from_dict(rows, orient='index', columns=['value', 'meaning'])
 
+# %% ../nbs/16_figures.ipynb #16e00002
+def parts_table(
+    result: dict,  # of `read_result`, with parts
+) -> pd.DataFrame:  # text, one row a part
+    "What each part was measured on, and its mAP: of codes, of outputs, and of decisions."
+    names = {'map': 'mAP', 'map_outputs': 'of outputs', 'map_decisions': 'of decisions'}
+    sizes = {'query': 'queries', 'database': 'database', 'classes': 'classes'}
+    rows = {
+        part: {
+            **{title: f'{own[size]:,}' for size, title in sizes.items()},
+            **{title: _share_text(own['metrics'].get(name)) for name, title in names.items()},
+        }
+        for part, own in result['parts'].items()
+    }
+    return pd.DataFrame.from_dict(rows, orient='index')
+
+
+def _share_text(value: float | None) -> str:
+    return '' if value is None else f'{value:.4f}'
+
 # %% ../nbs/16_figures.ipynb #6c2c21bd
 def headline(
     result: dict,  # of `read_result`
@@ -233,6 +254,8 @@ def headline(
     "The number of a run, and what it is of."
     config, protocol, m = (result[part] for part in ('config', 'protocol', 'metrics'))
     cut = f'@{protocol["top_k"]}' if protocol['top_k'] else ''
+    if protocol['top_k'] and m['normaliser'] != 'found':
+        cut += f' (normaliser {m["normaliser"]})'
     text = (
         f'**mAP{cut} {m["map"]:.4f}** for {config["bits"]} bits, method `{config["method"]}`, '
         f'seed {config["seed"]}, on {protocol["source"]}.\n\n'

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SETTING_KINDS', 'PROTOCOL', 'METRICS', 'REPEATED', 'FACTS', 'PHASES', 'PACKAGES', 'MANIFEST', 'COLUMNS', 'LATER',
            'OTHER_TABLES', 'ELSEWHERE', 'LIMITED', 'ALIKE', 'T975', 'PUBLISHED', 'SHORT', 'MARKS', 'check_result',
-           'read_result', 'run_name', 'facts', 'row_of', 'result_of', 'table_of', 'read_row', 'check_study',
+           'read_result', 'run_name', 'facts', 'row_of', 'rows_of', 'result_of', 'table_of', 'read_row', 'check_study',
            'check_columns', 'lines_of', 'read_table', 'row_of_config', 'write_rows', 'record', 'completed', 'setting',
            'changed', 'tables_in', 'result_files', 'tables_hash', 'read_results', 'check_alike', 'other_numbers',
            'protocols', 'student', 'half_width', 'summary', 'paired', 'standings', 'published', 'beside', 'mean_text',
@@ -27,6 +27,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from .config import MANY, Config, explain, resolve
+from .data import PARTS
 from .files import locked, shipped, shown, write_whole
 from .methods import BUILT_IN
 from .model import first_line
@@ -58,7 +59,9 @@ class _Protocol(_Part):
     query: _Positive
     train: _Positive
     database: _Positive
-    classes: Annotated[int, Field(ge=2)]
+    classes: _Positive
+    seen: Annotated[int, Field(ge=2)] | None = None
+    part: Literal['seen@seen', 'seen@all', 'unseen@unseen', 'unseen@all'] | None = None
     labels_per_image: str | None = None
     missing: _Count = 0
     top_k: _Positive | None
@@ -77,7 +80,7 @@ class _Metrics(_Part):
     distance_within: _Measure | None = None
     distance_between: _Measure | None = None
     overlap: _Share | None = None
-    normaliser: Literal['all', 'found']
+    normaliser: Literal['all', 'found', 'min']
     distinct_codes: _Count | None = None
     collisions: _Share | None = None
     map_outputs: _Share | None = None
@@ -102,12 +105,20 @@ class _Manifest(_Part):
     model: str | None = None
 
 
+class _Subset(_Part):
+    query: _Positive
+    database: _Positive
+    classes: _Positive
+    metrics: _Metrics
+
+
 class _Result(_Part):
     config: dict
     protocol: _Protocol
     metrics: _Metrics
     history: list[_Epoch]
     manifest: _Manifest
+    parts: dict[str, _Subset] = {}
 
 # %% ../nbs/15_results.ipynb #c4d1e0aa
 def _is_named(config: Config, protocol: str) -> bool:
@@ -128,12 +139,15 @@ def _check_protocol(config: Config, protocol: dict) -> None:
             f'images of its configuration, {config.dataset}, {config.protocol}'
         )
     official = config.protocol == 'official' and config.dataset in BENCHMARKS
-    top_k = BENCHMARKS[config.dataset][1] if official else None
+    top_k = config.map_top_k or (BENCHMARKS[config.dataset][1] if official else None)
     if protocol['top_k'] != top_k:
         raise ValueError(
             f'top_k is {protocol["top_k"]}; {config.dataset}, {config.protocol} '
             f'has {top_k or "none"}'
         )
+    seen, part = protocol.get('seen'), protocol.get('part')
+    if bool(seen) != bool(config.unseen) or (part and not seen):
+        raise ValueError(f'unseen is {config.unseen}, seen is {seen} and part is {part}')
 
 # %% ../nbs/15_results.ipynb #865d5aea
 _WHOLES = {  # name: what it cannot be more than
@@ -169,11 +183,14 @@ def _check_bounds(row: dict) -> None:
 def _check_numbers(row: dict) -> None:
     "Raises ValueError where numbers of a run contradict each other."
     _check_parts(row)
-    if row.get('labels_per_image') == 'one' and row['train'] < row['classes']:
+    learned = 'seen' if row.get('seen') else 'classes'
+    if row.get('labels_per_image') == 'one' and row['train'] < row[learned]:
         raise ValueError(
-            f'train is {row["train"]}, and classes is {row["classes"]}; each has a training image'
+            f'train is {row["train"]}, and {learned} is {row[learned]}; each has a training image'
         )
-    normaliser = 'found' if row['top_k'] else 'all'
+    if row['classes'] < 2 and not row.get('part'):
+        raise ValueError(f'classes is {row["classes"]}; a set has 2 or more')
+    normaliser = (row.get('map_normaliser') or 'found') if row['top_k'] else 'all'
     if row['normaliser'] != normaliser:
         raise ValueError(
             f'normaliser is {row["normaliser"]}; '
@@ -188,6 +205,16 @@ def check_result(
     """The configuration of a result.
 
     Raises ValueError where this is no result, or where its hash belongs to another one."""
+    config = _check_numbers_of(result)
+    try:
+        _check_subsets(config, result)
+    except ValueError as e:
+        raise ValueError(f'it is no result of a run: {e}') from e
+    return config
+
+
+def _check_numbers_of(result: dict) -> Config:
+    "The same, of the whole alone or of a part alone: of what a row holds."
     try:
         _Result.model_validate(result)
         held = {name: value for name, value in result['config'].items() if name != 'hash'}
@@ -207,6 +234,25 @@ def check_result(
             f'and the hash that stands there is {shown(said)}'
         )
     return config
+
+
+def _check_subsets(config: Config, result: dict) -> None:
+    "Raises ValueError where parts of a result lack, or do not make up the whole."
+    parts, whole = result.get('parts', {}), result['protocol']
+    names = [*PARTS] if config.unseen else []
+    if sorted(parts) != sorted(names):
+        raise ValueError(f'parts are {shown([*parts])}; they should be {names or "none"}')
+    for name in names:
+        part = parts[name]
+        sizes = {of: part[of] for of in ('query', 'database', 'classes')}
+        _check_numbers(config.model_dump() | whole | part['metrics'] | sizes | {'part': name})
+    for of, halves in (
+        ('query', ('seen@all', 'unseen@all')),
+        ('database', ('seen@seen', 'unseen@unseen')),
+        ('classes', ('seen@seen', 'unseen@unseen')),
+    ):
+        if parts and sum(parts[half][of] for half in halves) != whole[of]:
+            raise ValueError(f'{of} of {" and ".join(halves)} do not make up {whole[of]}')
 
 # %% ../nbs/15_results.ipynb #d260578a
 def read_result(
@@ -261,6 +307,8 @@ PROTOCOL = {  # column: (name in a result's protocol, kind)
     'train': ('train', int),
     'database': ('database', int),
     'classes': ('classes', int),
+    'seen': ('seen', int),
+    'part': ('part', str),
     'labels_per_image': ('labels_per_image', str),
     'top_k': ('top_k', int),
     'split_hash': ('split_hash', str),
@@ -330,7 +378,7 @@ _DEFAULTS = {
 }
 LATER: dict[str, Any] = {  # columns that a table may lack: what its rows have there
     **_DEFAULTS,
-    **dict.fromkeys([*FACTS, 'model']),
+    **dict.fromkeys([*FACTS, 'model', 'seen', 'part']),
 }
 
 # %% ../nbs/15_results.ipynb #a4fc99b4
@@ -390,7 +438,9 @@ def row_of(
     result: dict,  # of `read_result`
     study: str = '',  # empty: tuning for runs on validation images, otherwise comparison
 ) -> dict:  # column: value, one of each in COLUMNS; None where there is none
-    "A result as a row. Raises ValueError for what is no result, or does not fit into a row."
+    """A result as a row: its whole, without its parts.
+
+    Raises ValueError for what is no result, or does not fit into a row."""
     config, metrics = check_result(result), result['metrics']
     row = {
         'run': run_name(config),
@@ -405,6 +455,25 @@ def row_of(
     _check_metrics(metrics, row)
     return {column: row[column] for column in COLUMNS}
 
+
+def rows_of(
+    result: dict,  # of `read_result`
+    study: str = '',  # as for `row_of`
+) -> list[dict]:  # as of `row_of`
+    "A result as rows: the whole, and each part of it. Raises ValueError as `row_of` does."
+    whole = row_of(result, study)
+    parts = result.get('parts', {})
+    return [whole, *(_part_row(whole, name, parts[name]) for name in PARTS if name in parts)]
+
+
+def _part_row(whole: dict, name: str, part: dict) -> dict:
+    "The row of a part: that of the whole with its own sizes and metrics."
+    metrics = {metric: part['metrics'].get(metric) for metric in METRICS}
+    sizes = {of: part[of] for of in ('query', 'database', 'classes')}
+    row = {**whole, **metrics, **sizes, 'part': name}
+    _check_metrics(part['metrics'], row)
+    return row
+
 # %% ../nbs/15_results.ipynb #4582d589
 def result_of(
     row: dict,  # of `row_of` or `read_table`
@@ -415,7 +484,7 @@ def result_of(
     seconds = {phase: row[f'seconds_{phase}'] for phase in PHASES}
     return {
         'config': {**{name: row[name] for name in SETTING_KINDS}, 'hash': row['hash']},
-        'protocol': {name: row[column] for column, (name, _) in PROTOCOL.items()},
+        'protocol': _protocol_of(row),
         'metrics': held | {name: row[column] for name, column in REPEATED.items()},
         'history': [],
         'manifest': {
@@ -428,6 +497,12 @@ def result_of(
             'peak_memory_mb': row['peak_memory_mb'],
         },
     }
+
+
+def _protocol_of(row: dict) -> dict:
+    "The protocol of a result; classes that were not seen, and parts, only where there are such."
+    known = {name: row[column] for column, (name, _) in PROTOCOL.items()}
+    return {name: value for name, value in known.items() if name not in LATER or value is not None}
 
 # %% ../nbs/15_results.ipynb #e8d8ba68
 OTHER_TABLES = ('claims', 'unions', 'history')  # of something else, in `reports/` and `runs/`
@@ -495,7 +570,7 @@ def read_row(
     if row['modified'] is None:
         raise ValueError('modified is empty; it is True or False')
     check_study(row['study'] or '')
-    config = check_result(result_of(row))
+    config = _check_numbers_of(result_of(row))
     _check_numbers(row)
     if row['run'] != run_name(config):
         raise ValueError(f'the run is called {run_name(config)}')
@@ -582,17 +657,30 @@ def read_table(
 ) -> list[dict]:  # rows, in the order of the file
     "A table of results. Raises FileNotFoundError, or ValueError naming the line."
     rows: list[dict] = []
-    first: dict[str, str] = {}  # hash of a run: where it stands
+    first: dict[tuple, str] = {}  # hash of a run, and a part: where it stands
     for where, texts in lines_of(file):
         row = _read_line(where, texts)
-        other, table = first.get(row['hash']), table_of('', row['dataset'])
+        key = row['hash'], row['part']
+        other, table = first.get(key), table_of('', row['dataset'])
         if other:
             raise ValueError(f'{where}: {row["run"]} stands twice, first in {other}; keep one')
         if table.name != Path(file).name:
             raise ValueError(f'{where}: {row["run"]} belongs into {table}; move the line there')
-        first[row['hash']] = where
+        first[key] = where
         rows.append(row)
+    for row in rows:
+        there = [part for hash_, part in first if hash_ == row['hash']] if row['unseen'] else [None]
+        _check_complete(there, row['unseen'], first[row['hash'], row['part']])
     return rows
+
+
+def _check_complete(parts: Iterable[str | None], unseen: float, where: str) -> None:
+    "Raises ValueError where a run has not the rows of its whole and of each of its parts."
+    needed = {'', *PARTS} if unseen else {''}
+    lacking = needed - {part or '' for part in parts}
+    if lacking:
+        names = ', '.join(sorted(part or 'the whole' for part in lacking))
+        raise ValueError(f'{where}: of this run {names} is missing; {_MEND}')
 
 # %% ../nbs/15_results.ipynb #c4d1e0ac
 def _check_endings(folder: Path) -> None:
@@ -609,17 +697,25 @@ def row_of_config(
     config: Config,
     reports: str | Path = 'reports',  # the folder of tables
 ) -> dict | None:
-    """The row of this very configuration, or None where its table has none.
+    """The row of this very configuration, of its whole, or None where its table has none.
 
-    Raises ValueError where the row is damaged or stands there twice."""
+    Raises ValueError where it is damaged or stands there twice, or where a part has none."""
     file = table_of(reports, config.dataset)
     _check_endings(file.parent)
     if not file.is_file():
         return None
-    found = [(where, texts) for where, texts in lines_of(file) if texts['hash'] == config.hash]
-    if len(found) > 1:
-        raise ValueError(f'{found[1][0]}: the run stands twice, first in {found[0][0]}; keep one')
-    return _read_line(*found[0]) if found else None
+    found: dict[str, tuple[str, dict[str, str]]] = {}
+    for where, texts in lines_of(file):
+        if texts['hash'] != config.hash:
+            continue
+        part = texts.get('part', '')
+        if part in found:
+            raise ValueError(f'{where}: the run stands twice, first in {found[part][0]}; keep one')
+        found[part] = where, texts
+    if not found:
+        return None
+    _check_complete(found, config.unseen, next(iter(found.values()))[0])
+    return _read_line(*found[''])
 
 # %% ../nbs/15_results.ipynb #81f13c84
 def _check_kept(row: dict) -> None:
@@ -681,7 +777,8 @@ def write_rows(
     """Write a table whole, rows sorted by name.
 
     Raises ValueError where it would not be read back as it is written; then nothing is replaced."""
-    ordered = sorted(rows, key=lambda row: row['run'])
+    in_turn = ('', *PARTS)
+    ordered = sorted(rows, key=lambda row: (row['run'], in_turn.index(row['part'] or '')))
     columns = _columns(file, ordered)
     lines = [columns, *([_as_text(row[column]) for column in columns] for row in ordered)]
 
@@ -702,28 +799,31 @@ def record(
     modified: bool = False,  # also where code had changes that are in no commit
     replace: bool = False,  # also where another result of the run is recorded
 ) -> Path:  # the table
-    """Add a result to the table of its data set.
+    """Add a result to the table of its data set: a row, and where it has parts one for each.
 
     Raises ValueError for a run from a modified tree, for another result of a run that is
     recorded, and for a table that is damaged; OSError where it cannot be written."""
     if study:
         check_study(study)
-    row = row_of(result, study)
-    _check_kept(row)
+    new = {row['part']: row for row in rows_of(result, study)}
+    for row in new.values():
+        _check_kept(row)
     if not modified:
-        _check_commit(row)
-    file = table_of(reports, row['dataset'])
+        _check_commit(new[None])
+    file = table_of(reports, new[None]['dataset'])
     file.parent.mkdir(parents=True, exist_ok=True)
     _check_endings(file.parent)
     with locked(file):
-        rows = {held['hash']: held for held in read_table(file)} if file.is_file() else {}
-        held = rows.get(row['hash'])
+        rows = read_table(file) if file.is_file() else []
+        held = {row['part']: row for row in rows if row['hash'] == new[None]['hash']}
         if held and not study:
-            row['study'] = held['study']
+            new = {part: row | {'study': held[part]['study']} for part, row in new.items()}
         if held and not replace:
-            _check_same(held, row, file)
+            for part, row in new.items():
+                _check_same(held[part], row, file)
             return file
-        write_rows(file, (rows | {row['hash']: row}).values())
+        others = [row for row in rows if row['hash'] != new[None]['hash']]
+        write_rows(file, [*others, *new.values()])
     return file
 
 # %% ../nbs/15_results.ipynb #0af7d0de
@@ -732,6 +832,8 @@ ELSEWHERE = (  # have columns of their own, or change no result
     'protocol',
     'evaluate_on',
     'train_per_class',
+    'train_images',
+    'unseen',
     'bits',
     'method',
     'seed',
@@ -845,15 +947,28 @@ LIMITED = 'training images a class'  # in the name of a protocol
 ALIKE = ('seed', 'data_dir', 'lists_dir', 'workers')  # may differ in one cell of a table
 
 
+def _protocol_name(row: dict) -> str:
+    "A protocol with what makes another task of it: unseen classes, few images, a part."
+    few, images, unseen = (row[name] for name in ('train_per_class', 'train_images', 'unseen'))
+    names = [
+        row['protocol_name'],
+        f'{100 * unseen:g} % unseen' if unseen else '',
+        f'{few} {LIMITED}' if few else '',
+        f'{images:,} training images' if images else '',
+        row['part'],
+    ]
+    return ', '.join(filter(None, names))
+
+
 def _named_row(row: dict) -> dict:
     "A row with the names that a comparison needs: data set, protocol, setting, shared, same."
-    config, few = result_of(row)['config'], row['train_per_class']
-    limit = f', {few} {LIMITED}' if few else ''
+    config = result_of(row)['config']
     left_out = {*ALIKE, 'hash'}
     same = {name: value for name, value in completed(config).items() if name not in left_out}
     return row | {
         'dataset': row['source'],
-        'protocol': row['protocol_name'] + limit,
+        'part': row['part'] or '',
+        'protocol': _protocol_name(row),
         'setting': setting(config),
         'shared': setting(config, own=False),
         'same': json.dumps(same, sort_keys=True),
@@ -870,16 +985,16 @@ def _pandas_needed() -> None:
 
 
 def _rows_in(file: Path) -> list[dict]:
-    "The rows of a table, or the one of a result file."
-    return read_table(file) if file.suffix == '.csv' else [row_of(read_result(file))]
+    "The rows of a table, or those of a result file."
+    return read_table(file) if file.suffix == '.csv' else rows_of(read_result(file))
 
 
 def _rows_once(files: Iterable[Path]) -> list[dict]:
-    """The rows of files, tables first, each run once and with its `file`.
+    """The rows of files, tables first, each run or part once and with its `file`.
 
     Raises ValueError naming all that cannot be read, and runs that are there twice."""
-    rows: dict[str, dict] = {}
-    wrong = []
+    rows: dict[tuple, dict] = {}
+    wrong: list[str] = []
     for file in files:
         try:
             found = _rows_in(file)
@@ -887,19 +1002,20 @@ def _rows_once(files: Iterable[Path]) -> list[dict]:
             wrong.append(str(e))
             continue
         for row in found:
-            first = Path(rows.setdefault(row['hash'], row | {'file': str(file)})['file'])
+            key = row['hash'], row['part']
+            first = Path(rows.setdefault(key, row | {'file': str(file)})['file'])
             table_and_run = {first.suffix, file.suffix} == {'.csv', '.json'}
             if first != file and not table_and_run:
                 wrong.append(f'{row["run"]} stands in {first} and in {file}; keep one')
     if wrong:
-        raise ValueError('\n'.join(wrong))
+        raise ValueError('\n'.join(dict.fromkeys(wrong)))
     return list(rows.values())
 
 
 def read_results(
     *folders: str | Path,  # of tables, or of runs; none is reports
     studies: Iterable[str] = ('comparison',),
-) -> 'pd.DataFrame':  # one row a run
+) -> 'pd.DataFrame':  # one row a run, or each part of it
     """The columns of a table; the `file` that a run is in; its `setting`; what that shares with
     other methods (`shared`); and `same`, which is alike where only the seed differs.
 
@@ -944,17 +1060,17 @@ def other_numbers(
 
     Of these `read_results` takes the row. Raises as it does."""
     files = [file for folder in folders for file in result_files(folder)]
-    finished = {row['hash']: row for file in files for row in _rows_in(file)}
+    finished = {(row['hash'], row['part']): row for file in files for row in _rows_in(file)}
     tables = [table for folder in folders for table in tables_in(folder)]
     found = []
     for where, texts in (line for table in tables for line in lines_of(table)):
-        own = finished.get(texts['hash'])
+        own = finished.get((texts['hash'], texts.get('part') or None))
         if own is None:
             continue
         row = _read_line(where, texts)
         if any(row[name] not in (None, own[name]) for name in METRICS):
             found.append(row['run'])
-    return found
+    return [*dict.fromkeys(found)]
 
 # %% ../nbs/15_results.ipynb #d6beb019
 def _check_frame(table: object, name: str, made_by: str) -> None:
@@ -974,13 +1090,22 @@ def protocols(
 ) -> 'pd.DataFrame':  # text, one row a data set and protocol
     "Sizes, classes, labels per image, k and hashes of each protocol of the results."
     _check_frame(results, 'results', 'read_results')
-    names = [name for name in PROTOCOL if name not in ('source', 'protocol_name')]
-    rows = results.sort_values('seed', kind='stable')[['dataset', 'protocol', *names]]
+    left_out = ('source', 'protocol_name', 'seen', 'part')
+    names = [name for name in PROTOCOL if name not in left_out]
+    ordered = results.sort_values('seed', kind='stable')
+    rows = ordered[['dataset', 'protocol', *names]]
     if rows.empty:
         return rows
     rows = rows.rename(columns={'missing_images': 'missing'})
-    rows['top_k'] = rows['top_k'].map(lambda k: 'all' if pd.isna(k) else int(k))
+    rows['top_k'] = list(map(_cut_name, ordered['top_k'], ordered['normaliser']))
     return rows.groupby(['dataset', 'protocol'], sort=False).agg(_distinct).sort_index()
+
+
+def _cut_name(top_k: Any, normaliser: str) -> str:
+    "The k of mAP@k, and its normaliser where that is not the relevant images found."
+    if pd.isna(top_k):
+        return 'all'
+    return str(top_k) if normaliser in ('', 'found') else f'{top_k} (normaliser {normaliser})'
 
 # %% ../nbs/15_results.ipynb #4ca80ce6
 T975 = (  # quantiles of Student's t at .975, for 1 to 30 degrees of freedom
@@ -1053,6 +1178,7 @@ def summary(
         'protocol',
         'train_per_class',
         'top_k',
+        'normaliser',
         'method',
         'setting',
         'shared',
@@ -1130,13 +1256,14 @@ PUBLISHED: dict[str, type] = {  # column: kind
     'top_k': int,
     'source': str,
     'note': str,
+    'normaliser': str,
 }
 
 
 def _check_published(head: list[str], file: Path) -> None:
     "Raises ValueError where the first line is not that of published numbers."
     where = at_line(file, 1)
-    missing = [name for name in PUBLISHED if name not in head]
+    missing = [name for name in PUBLISHED if name not in (*head, 'normaliser')]
     if missing:
         raise ValueError(
             f'{where}: there is no column {", ".join(missing)}; it needs {", ".join(PUBLISHED)}'
@@ -1147,10 +1274,13 @@ def _check_published(head: list[str], file: Path) -> None:
 
 def _read_published(texts: dict[str, str]) -> dict:
     "A published number in its types. Raises ValueError where it is none."
+    texts = {'normaliser': ''} | texts  # may lack
     row = {name: _read_cell(name, kind, texts[name].strip()) for name, kind in PUBLISHED.items()}
-    row['note'] = row['note'] or ''
+    row |= {name: row[name] or '' for name in ('note', 'normaliser')}
+    if row['normaliser'] not in ('', 'found', 'min', 'all'):
+        raise ValueError(f'normaliser is {row["normaliser"]!r}; give found, min, all or nothing')
     for name in PUBLISHED:
-        if row[name] in ('', None) and name not in ('top_k', 'note'):
+        if row[name] in ('', None) and name not in ('top_k', 'note', 'normaliser'):
             raise ValueError(f'{name} is empty')
     if row['map'] > 1:
         raise ValueError(f'map is {row["map"]}; a share is at most 1, 90 per cent are 0.9')
@@ -1183,16 +1313,18 @@ def published(
     return table.astype({'bits': int, 'map': float, 'top_k': 'Int64'})
 
 # %% ../nbs/15_results.ipynb #112b2e1b
-def _measure_name(top_k: Any) -> str:
-    return 'mAP@all' if pd.isna(top_k) else f'mAP@{top_k}'
+def _measure_name(top_k: Any, normaliser: str = '') -> str:
+    return f'mAP@{_cut_name(top_k, normaliser)}'
 
 
 def _unlike(row: dict, ours: 'pd.DataFrame') -> str:
     "In what a published number differs from our rows beside it; nothing where it does not."
+    said = row.get('normaliser', '')  # nothing where it is not known
+    divided = ours['normaliser'] if said else [''] * len(ours)
     pairs = (
         ('images of ', row['dataset'], ours['dataset']),
         ('backbone ', row['backbone'], ours['backbone']),
-        ('', _measure_name(row['top_k']), ours['top_k'].map(_measure_name)),
+        ('', _measure_name(row['top_k'], said), map(_measure_name, ours['top_k'], divided)),
     )
     told = [what + theirs for what, theirs, here in pairs if {theirs} != set(here)]
     return '; '.join([*told, row['note']] if row['note'] else told)
@@ -1254,11 +1386,12 @@ def _cell_names(row: dict) -> dict:
     few, bits = row['train_per_class'], f'{row["bits"]} bits'
     shared = _changes(row['shared'])
     own = [name for name in _changes(row['setting']) if name not in shared]
-    common = [name for name in shared if not name.startswith('backbone=')]
+    told = 'backbone=', 'map_top_k=', 'map_normaliser='  # in other words
+    common = [name for name in shared if not name.startswith(told)]
     protocol, few_images = _whole_name(row['protocol']), ['few training images'] * bool(few)
     group = [protocol, *few_images, f'backbone {row["backbone"]}']
     if not pd.isna(row['top_k']):
-        group.append(f'mAP@{row["top_k"]}')
+        group.append(_measure_name(row['top_k'], row['normaliser']))
     if few:
         column = [_few_text(few), bits, *common]
     else:

@@ -354,10 +354,13 @@ def limits(
 ) -> list[str]:
     "What the numbers of a run do not show, a sentence each."
     c, p, empty = result['config'], result['protocol'], result['metrics']['queries_empty_radius_2']
+    seen = p.get('seen') or p['classes']
+    others = 'other images, and classes that it has not seen,'
+    if p.get('seen'):
+        others = 'images of other sets'
     said = [
-        f'Trained on {p["train"]:,} images of {p["classes"]} classes of {p["source"]}, with '
-        'the labels as the only notion of similarity. How it ranks other images, and classes '
-        'that it has not seen, was not measured.',
+        f'Trained on {p["train"]:,} images of {seen} classes of {p["source"]}, with '
+        f'the labels as the only notion of similarity. How it ranks {others} was not measured.',
         _beginning(result),
         f'One training, seed {c["seed"]}. Another seed gives other numbers.',
     ]
@@ -365,6 +368,9 @@ def limits(
         said.append(
             'Measured on images held out from training for choices, and not on the test images.'
         )
+    if p.get('seen'):
+        unseen = p['classes'] - p['seen']
+        said.append(f'Numbers are over {unseen} further classes, too, which training did not see.')
     if p.get('missing'):
         said.append(f'{p["missing"]:,} listed images were not there and are left out.')
     if empty:
@@ -602,7 +608,8 @@ def _codes_of(result: dict, folder: Path, model: HashModel) -> dict[str, Codes]:
 def _check_metrics_of(query: Codes, database: Codes, result: dict, folder: Path) -> None:
     "Raises ValueError where codes do not give the metrics of a result."
     said, top_k = result['metrics'], result['protocol']['top_k']
-    found = evaluate(query, database, top_k=top_k, graded='ndcg' in said).to_dict()
+    by = said['normaliser']
+    found = evaluate(query, database, top_k, 'ndcg' in said, normaliser=by).to_dict()
     for name in [name for name in found if name in said]:
         if not _alike(found[name], said[name]):
             raise ValueError(

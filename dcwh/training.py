@@ -559,7 +559,7 @@ def train(
     with numerics(config):
         accelerator = accelerator_of(config, **tracking(tracker, folder))
         main, images = accelerator.is_main_process, data.train
-        model, criterion, optimizer = build(config, len(data.classes), model, len(images))
+        model, criterion, optimizer = build(config, len(data.seen), model, len(images))
         model, criterion = model.to(accelerator.device), criterion.to(accelerator.device)
         checkpoint = Checkpoint(folder, checkpoint_key(config, data), main)
         parts = {'model': model, 'criterion': criterion, 'optimizer': optimizer}
