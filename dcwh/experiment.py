@@ -280,6 +280,8 @@ class Ranking:
         found['map_outputs'] = float(self.outputs[rows].mean())
         if self.decisions is not None:
             found['map_decisions'] = _of_queries(self.decisions, rows).map
+        if self.codes.normaliser == 'min':  # what other code divides by
+            found['map_found'] = _of_queries(self.codes, rows).map_at(self.codes.top_k)
         return found
 
 

@@ -201,6 +201,7 @@ MEANINGS = {
     'distinct_codes': 'different codes in the database',
     'collisions': 'share of the database whose code another class has too',
     'map_decisions': 'of the network as a classifier: same decision or not',
+    'map_found': 'with the normaliser found',
     'ndcg': 'nDCG, gain 2^s - 1 for s shared labels',
     'acg': 'mean number of shared labels',
     'weighted_map': 'mAP with shared labels in place of relevance',

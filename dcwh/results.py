@@ -86,6 +86,7 @@ class _Metrics(_Part):
     collisions: _Share | None = None
     map_outputs: _Share | None = None
     map_decisions: _Share | None = None
+    map_found: _Share | None = None
 
 # %% ../nbs/15_results.ipynb #c4d1e0ab
 class _Epoch(_Part):
@@ -351,6 +352,7 @@ METRICS = {
     'collisions': float,
     'map_outputs': float,
     'map_decisions': float,
+    'map_found': float,
 }
 REPEATED = {  # metrics that stand in another column
     'queries': 'query',
@@ -399,7 +401,7 @@ _DEFAULTS = {
 }
 LATER: dict[str, Any] = {  # columns that a table may lack: what its rows have there
     **_DEFAULTS,
-    **dict.fromkeys([*FACTS, 'model', 'seen', 'part']),
+    **dict.fromkeys([*FACTS, 'model', 'seen', 'part', 'map_found']),
 }
 
 # %% ../nbs/15_results.ipynb #a4fc99b4
@@ -1348,12 +1350,13 @@ def _measure_name(top_k: Any, normaliser: str = '') -> str:
 
 def _unlike(row: dict, ours: 'pd.DataFrame') -> str:
     "In what a published number differs from our rows beside it; nothing where it does not."
-    said = row.get('normaliser', '')  # nothing where it is not known
-    divided = ours['normaliser'] if said else [''] * len(ours)
+    said = row['normaliser']  # nothing where it is not known, and without a k
+    divided = ours['normaliser'].where(ours['top_k'].notna() & (said != ''), '')
     pairs = (
         ('images of ', row['dataset'], ours['dataset']),
         ('backbone ', row['backbone'], ours['backbone']),
-        ('', _measure_name(row['top_k'], said), map(_measure_name, ours['top_k'], divided)),
+        ('', _measure_name(row['top_k']), ours['top_k'].map(_measure_name)),
+        ('normaliser ', said, divided),
     )
     told = [what + theirs for what, theirs, here in pairs if {theirs} != set(here)]
     return '; '.join([*told, row['note']] if row['note'] else told)
