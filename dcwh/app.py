@@ -128,7 +128,8 @@ def check_page(
     "Raises ValueError or FileNotFoundError if the three do not belong together."
     if not len(index):
         raise ValueError('the index is empty; there is nothing to search')
-    if index.bits != encoder.bits:
+    shortened = index.model == encoder.identity() and index.bits < encoder.bits
+    if index.bits != encoder.bits and not shortened:
         raise ValueError(
             f'the index holds codes of {index.bits} bits and the encoder makes '
             f'{encoder.bits}; take the model that the index was made with'
@@ -220,7 +221,7 @@ class ImageSearch:
     ) -> Visit:
         "Ask with a file. Raises ValueError with a sentence if it cannot be taken."
         codes = self.encoder.encode([read_image(path, self.encoder.resize)])
-        return self._ask(visit, Query(codes, thumbnail(path) or BLANK, name))
+        return self._ask(visit, Query(self.index.fit(codes), thumbnail(path) or BLANK, name))
 
     def follow(
         self,

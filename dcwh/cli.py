@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['app', 'EXPECTED', 'SETS', 'METHOD', 'DataSet', 'Bits', 'MethodOption', 'Seed', 'RecipeOption', 'Settings', 'Force',
            'Tracker', 'Detail', 'Report', 'Template', 'Reports', 'Runs', 'Record', 'Study', 'Modified', 'data',
-           'SetName', 'Where', 'Lists', 'Missing', 'Protocol', 'PerClass', 'MODEL', 'Model', 'Index', 'Json', 'Workers',
-           'index', 'CodesFile', 'TableFile', 'RERANK', 'WHERE', 'Sheet', 'SHEET', 'SOFTWARE', 'MOST_PICTURES', 'main',
-           'assignments', 'in_a_line', 'run', 'record', 'compare', 'describe', 'check', 'fetch', 'encode', 'save_codes',
-           'columns_of', 'build', 'show', 'add', 'delete', 'search', 'evaluate', 'labelled', 'serve']
+           'SetName', 'Where', 'Lists', 'Missing', 'Protocol', 'PerClass', 'MODEL', 'Model', 'Index', 'Json', 'First',
+           'Workers', 'index', 'CodesFile', 'TableFile', 'RERANK', 'WHERE', 'Sheet', 'SHEET', 'SOFTWARE',
+           'MOST_PICTURES', 'main', 'assignments', 'in_a_line', 'run', 'record', 'compare', 'describe', 'check',
+           'fetch', 'encode', 'save_codes', 'columns_of', 'build', 'show', 'add', 'delete', 'search', 'evaluate',
+           'labelled', 'serve']
 
 # %% ../nbs/21_cli.ipynb #9aa6bcad
 import json
@@ -205,8 +206,8 @@ SETS = (
     'or folder/, csv/, lists/<name>'
 )
 METHOD = (
-    'dcwh, dcwh-learned, dcwh-fixed, dcwh-sparse, dcwh-tanh, dcwh-sigmoid, dcwh-cube, idcwh, '
-    'ce, dpsh, dtsh, hashnet, dsdh, dch, greedyhash, csq, orthohash, '
+    'dcwh, dcwh-learned, dcwh-fixed, dcwh-sparse, dcwh-tanh, dcwh-sigmoid, dcwh-cube, '
+    'dcwh-nested, idcwh, ce, dpsh, dtsh, hashnet, dsdh, dch, greedyhash, csq, orthohash, '
     'or package.module:Class of your own'
 )
 DataSet = Annotated[str, typer.Option(help=SETS)]
@@ -632,6 +633,9 @@ Index = Annotated[
     str, typer.Argument(help='an index: a file, or a folder or URI that ends in .lance')
 ]
 Json = Annotated[bool, typer.Option('--json', help='answer with one JSON object')]
+First = Annotated[
+    int, typer.Option('--first', min=0, help='so many bits, the beginning of each code; 0: all')
+]
 Workers = Annotated[int, typer.Option(min=0, max=256, help='processes that decode files')]
 
 
@@ -734,6 +738,7 @@ def encode(
     precision: Annotated[
         str, typer.Option(help='fp32, or bf16: faster where the processor has it')
     ] = 'fp32',
+    first: First = 0,
     as_json: Json = False,
 ) -> None:
     """Images to codes. Broken images are named and left out (exit code 1).
@@ -741,6 +746,8 @@ def encode(
     dcwh encode runs/digits-default/dcwh-16-seed0-…/model photos --out photos.npz
 
     dcwh encode hf://me/my-hash-model photos.csv --out codes.npz --precision bf16
+
+    dcwh encode runs/digits-default/dcwh-nested-48-seed0-…/model photos --first 16
     """
     import numpy as np
 
@@ -750,12 +757,14 @@ def encode(
     files, columns = catalogue(images)
     _check_columns(columns, images)
     encoder = _encoder_of(model)
+    _check_first(first, encoder)
     unreadable: list[str] = []
     options = _encoding(encoder, precision) | {'batch_size': batch_size, 'workers': workers}
     options |= {'progress': sys.stderr.isatty(), 'unreadable': unreadable}
     codes = encoder.encode(files, **options)
     if not len(codes):
         raise ValueError(f'none of the {len(files)} images can be read; the first: {unreadable[0]}')
+    codes = codes.first(first) if first else codes
     kept = np.isin(files.names, codes.ids)
     save_codes(codes, {name: values[kept] for name, values in columns.items()}, out)
     made = {'codes': str(out), 'images': len(codes), 'bits': codes.bits, 'model': codes.model}
@@ -770,6 +779,18 @@ def _encoding(encoder: 'Encoder', precision: str) -> dict[str, Any]:
     if not hasattr(encoder, 'state_dict'):
         raise ValueError(f'precision is {precision!r}; an .onnx file computes in fp32 only')
     return {'precision': precision}
+
+
+def _check_first(first: int, encoder: 'Encoder') -> None:
+    "Raises ValueError where codes are shorter; warns where the model was not trained for this."
+    if first > encoder.bits:
+        raise ValueError(f'--first is {first}, and the model gives {encoder.bits} bits')
+    trained = {*getattr(encoder, 'lengths', (first,)), encoder.bits}
+    if first and first not in trained:
+        said = ', '.join(map(str, sorted(trained)))
+        warnings.warn(
+            f'the model was trained for {said} bits, and not for its first {first}', stacklevel=2
+        )
 
 # %% ../nbs/21_cli.ipynb #e1c5a429
 def save_codes(
@@ -896,6 +917,7 @@ def build(
             help='an option of the kind as name=value; may be repeated; a wrong one lists them'
         ),
     ] = None,
+    first: First = 0,
     as_json: Json = False,
 ) -> None:
     """An index of codes.
@@ -903,6 +925,8 @@ def build(
     dcwh index build photos.index photos.npz --images photos
 
     dcwh index build photos.index photos.npz --kind ivf --set probes=16
+
+    dcwh index build photos.index photos.npz --first 16
 
     dcwh index build s3://bucket/photos.lance photos.npz --kind lance
     """
@@ -917,6 +941,7 @@ def build(
         options['path'] = where
     _check_new_index(where, kind)
     found = read_codes(codes)
+    found = found.first(first) if first else found
     options = check_options(kind, options, found.bits, len(found))
     root = str(Path(images).resolve()) if images else ''
     columns = typed_columns(columns_of(found, codes, table))
@@ -978,7 +1003,7 @@ def add(where: Index, codes: CodesFile, table: TableFile = '', as_json: Json = F
     found = read_codes(codes)
     columns = columns_of(found, codes, table)
     with changing(where) as index:
-        index.add(found, index.read_columns(columns))
+        index.add(index.fit(found), index.read_columns(columns))
     _answer(_described(index), as_json)
 
 
@@ -1040,10 +1065,10 @@ def search(
     h, rows = encoder.outputs_at(Files(Path(), tuple(map(str, images))), unreadable=unreadable)
     if not len(h):
         raise ValueError(f'none of the images can be read; the first: {unreadable[0]}')
-    codes = Codes.from_outputs(h, model=encoder.identity())
+    codes = found.fit(Codes.from_outputs(h, model=encoder.identity()))
     found.check(codes)
     if rerank:
-        distances, ids = found.rerank(h, k, rerank, filters)
+        distances, ids = found.rerank(h[:, : codes.bits], k, rerank, filters)
     else:
         distances, ids = found.search(codes, k, filters)
     answers = [_answers(found, *row) for row in zip(distances, ids, strict=True)]
@@ -1181,6 +1206,7 @@ def evaluate(
         int, typer.Option(min=0, help='length of the ranking; 0: the whole database')
     ] = 0,
     normaliser: Annotated[str, typer.Option(help='of AP@k: found, min or all')] = 'found',
+    first: First = 0,
     query_table: TableFile = '',
     database_table: TableFile = '',
     as_json: Json = False,
@@ -1191,6 +1217,8 @@ def evaluate(
     dcwh evaluate runs/digits-default/…/query.npz runs/digits-default/…/database.npz
 
     dcwh evaluate their-query.npz their-database.npz --top-k 5000 --json
+
+    dcwh evaluate query.npz database.npz --first 16
     """
     from dcwh import evaluation
     from dcwh.codes import read_codes
@@ -1199,6 +1227,7 @@ def evaluate(
     evaluation.check_cut(k, normaliser)
     files, tables = (query, database), (query_table, database_table)
     sides = [read_codes(file) for file in files]
+    sides = [codes.first(first) for codes in sides] if first else sides
     columns = list(map(columns_of, sides, files, tables))
     places = [
         Path(table) if table else _table_beside(file)

@@ -329,11 +329,20 @@ def _positions(rows: object, images: int) -> slice | np.ndarray:
         )
     return array
 
+# %% ../nbs/01_codes.ipynb #4e471a64
+def _beginnings(codes: 'Codes', bits: int) -> 'Codes':
+    "The first bits of each code, packed again. Raises ValueError where codes are shorter."
+    if check_bits(bits) > codes.bits:
+        raise ValueError(f'bits is {bits} and codes have {codes.bits}; their first bits are fewer')
+    packed = codes.packed[:, : -(-bits // 8)].copy()
+    packed[:, -1] &= 0xFF << -bits % 8 & 0xFF  # padding bits are zero
+    return Codes(packed, int(bits), codes.labels, codes.ids, codes.model)
+
 # %% ../nbs/01_codes.ipynb #8bb8da39
-def _as_bits(
+def _packed_bits(
     bits: Tensor | np.ndarray,  # booleans, or 0 and 1, shape (N, K)
-) -> np.ndarray:  # bool, shape (N, K)
-    "Bits, checked. Raises ValueError where there is something else than 0 and 1."
+) -> tuple[np.ndarray, int]:  # uint8, (N, ceil(K/8)), and K
+    "Bits, checked and packed. Raises ValueError where there is something else than 0 and 1."
     array = as_array(bits, 'bits')
     if array.ndim != 2 or not 1 <= array.shape[1] <= LONGEST:
         raise ValueError(f'bits have shape {array.shape}; give (N, K) with K from 1 to {LONGEST}')
@@ -343,14 +352,18 @@ def _as_bits(
             'give 0 and 1. Codes.from_outputs '
             'takes values with signs, Codes.from_packed takes packed bytes'
         )
-    return array.astype(bool)
+    return np.packbits(array.astype(bool), axis=1), array.shape[1]
 
 
-def _warn_if_equal(packed: np.ndarray) -> None:
-    "Warns where there are two codes or more and all are equal."
+def _packed_signs(
+    h: Tensor | np.ndarray,  # real-valued outputs, shape (N, K)
+) -> tuple[np.ndarray, int]:  # uint8, (N, ceil(K/8)), and K
+    "Signs, packed. Warns where there are two codes or more and all are equal."
+    packed = pack(h)
     if len(packed) > 1 and (packed == packed[0]).all():
         said = f'all {len(packed)} codes are equal: the outputs have the same signs'
         warnings.warn(said, stacklevel=3)  # where `Codes.from_outputs` was called
+    return packed, np.shape(h)[1]
 
 # %% ../nbs/01_codes.ipynb #a0e9a453
 @dataclass(frozen=True, eq=False)
@@ -377,6 +390,10 @@ class Codes:
         "Some of the images: a slice, a mask, or positions. Raises IndexError, or ValueError."
         return _picked(self, rows)
 
+    def first(self, bits: int) -> 'Codes':
+        "The first `bits` bits of each code. Raises ValueError where codes are shorter."
+        return _beginnings(self, bits)
+
     @classmethod
     def from_outputs(
         cls,
@@ -386,9 +403,7 @@ class Codes:
         model: str = '',  # identity of the model that gave them
     ) -> 'Codes':
         "The codes of a network's outputs. Warns where all are equal, as those of a sigmoid are."
-        packed = pack(h)
-        _warn_if_equal(packed)
-        return cls.from_packed(packed, np.shape(h)[1], labels, ids, model)
+        return cls.from_packed(*_packed_signs(h), labels, ids, model)
 
     @classmethod
     def from_bits(
@@ -399,8 +414,7 @@ class Codes:
         model: str = '',
     ) -> 'Codes':
         "Codes that are given bit by bit; the rest as for `from_outputs`."
-        array = _as_bits(bits)
-        return cls.from_packed(np.packbits(array, axis=1), array.shape[1], labels, ids, model)
+        return cls.from_packed(*_packed_bits(bits), labels, ids, model)
 
     @classmethod
     def from_packed(

@@ -215,7 +215,7 @@ def _check_method(config: Config, method: Method) -> None:
 
 def _check_centres(config: Config) -> None:
     "Raises ValueError where the rule and start of the centres are those of another name."
-    plain = re.sub('-(tanh|sigmoid|cube)$', '', config.method)
+    plain = re.sub('-(tanh|sigmoid|cube|nested)$', '', config.method)
     others = ('dcwh-learned', 'dcwh-fixed', 'dcwh-sparse')
     fitting = [name for name in others if _is_by_settings(config, name)]
     named = fitting[0] if fitting else 'dcwh'

@@ -172,6 +172,7 @@ class Criterion(nn.Module):
     weights: dict[str, float] = {}  # of each term in the loss; 1 where not named
     num_classes: int | None = None  # C, where the method knows
     bits: int | None = None  # K, likewise
+    lengths: tuple[int, ...] = ()  # of the beginnings of outputs that it trains; empty: K alone
     last: dict[str, Tensor] = {}  # the terms of the last call, detached
     kept: tuple[str, ...] = ()  # attributes: tensors that `.half()` leaves in their precision
 

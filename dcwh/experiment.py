@@ -40,6 +40,7 @@ from .criterion import Criterion
 from .data import ROLES, RetrievalSet, load
 from .evaluation import Evaluation, ap_of_outputs, decisions, evaluate, kinship
 from .files import locked, remove_leftovers, shipped, writable, write_whole
+from .methods import Nested, shorter_lengths
 from .model import HashModel, first_line, threads_for
 from .results import read_result, result_of, row_of_config, run_name, table_of
 from .sources import SOURCES
@@ -330,6 +331,24 @@ def measured(
     for part, (query, database) in data.parts.items():
         sides = {'query': codes['query'][query], 'database': codes['database'][database]}
         found[part] |= kinship_of_run(data, sides)
+    return found if data.parts else found | _of_lengths(config, criterion, codes, outputs, cut)
+
+
+def _of_lengths(
+    config: Config,
+    criterion: Criterion,
+    codes: dict[str, Codes],
+    outputs: dict[str, torch.Tensor],
+    cut: tuple,  # top_k, normaliser and device, as for `ranked`
+) -> dict[str, dict[str, Any]]:
+    "Metrics of each shorter length that was trained."
+    found = {}
+    for bits in shorter_lengths(config.method, config.bits, config.method_settings):
+        assert isinstance(criterion, Nested)
+        short = {role: outputs[role][:, :bits] for role in codes}
+        scores: Any = {role: criterion.at(bits).logits(short[role]) for role in codes}
+        first = {role: codes[role].first(bits) for role in codes}
+        found[f'{bits} bits'] = ranked(first, short, scores, *cut).metrics()
     return found
 
 # %% ../nbs/17_experiment.ipynb #62d85341
@@ -511,15 +530,19 @@ def _work(
         'history': trained.history,
         'manifest': {**made, 'model': trained.model.identity()},
     }
-    if data.parts:
+    if metrics:
         result['parts'] = {part: _described(data, part, own) for part, own in metrics.items()}
     return broadcast_object_list([plain(result)])[0]
 
 
 def _described(data: RetrievalSet, part: str, metrics: dict) -> dict:
     "A part of a result: its sizes and its metrics."
-    query, database = map(len, data.parts[part])
-    sizes = {'query': query, 'database': database, 'classes': data.classes_in(part)}
+    if part in data.parts:
+        query, database = map(len, data.parts[part])
+        classes = data.classes_in(part)
+    else:  # another length, of the same images
+        query, database, classes = len(data.query), len(data.database), len(data.classes)
+    sizes = {'query': query, 'database': database, 'classes': classes}
     return {**sizes, 'metrics': metrics}
 
 

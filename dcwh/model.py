@@ -304,6 +304,7 @@ class HashNetwork(nn.Module):
 
     mean: Tensor
     std: Tensor
+    lengths: tuple[int, ...] = ()  # of codes it was trained for by their first bits; empty: K alone
 
     def __init__(
         self,
@@ -585,6 +586,7 @@ class SavedModel(BaseModel):
     mean: _Channels | None = None
     std: _Channels | None = None
     weights: str = 'none'  # not read: they lie beside it
+    lengths: tuple[Annotated[int, Field(ge=1, le=LONGEST)], ...] = ()  # trained together
 
 
 def read_saved(
@@ -717,6 +719,7 @@ def _config_of(model: 'HashModel', given: Any) -> bytes:
     "The content of config.json. Raises ValueError where it could not be loaded again."
     own = {name: getattr(model, name) for name in ('bits', 'image_size', 'resize')}
     own |= {name: getattr(model, name).flatten().tolist() for name in ('mean', 'std')}
+    own |= {'lengths': model.lengths} if model.lengths else {}
     saved = json.dumps({**given, **own, 'weights': 'none'}, sort_keys=True, indent=2).encode()
     try:
         SavedModel.model_validate_json(saved)
@@ -748,6 +751,7 @@ def _built(kind: type, file: Path, state: dict, backbone: nn.Module | None) -> '
     except ValueError as e:
         raise ValueError(f'{file}: {e}') from e
     load_weights(model, state, file.with_name('model.safetensors'))
+    model.lengths = saved.lengths
     return model
 
 

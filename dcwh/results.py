@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['SETTING_KINDS', 'PROTOCOL', 'METRICS', 'REPEATED', 'FACTS', 'PHASES', 'PACKAGES', 'MANIFEST', 'COLUMNS', 'LATER',
-           'OTHER_TABLES', 'ELSEWHERE', 'LIMITED', 'ALIKE', 'T975', 'PUBLISHED', 'SHORT', 'MARKS', 'check_result',
-           'read_result', 'run_name', 'facts', 'row_of', 'rows_of', 'result_of', 'table_of', 'read_row', 'check_study',
-           'check_columns', 'lines_of', 'read_table', 'row_of_config', 'write_rows', 'record', 'completed', 'setting',
-           'changed', 'tables_in', 'result_files', 'tables_hash', 'read_results', 'check_alike', 'other_numbers',
-           'protocols', 'student', 'half_width', 'summary', 'paired', 'standings', 'published', 'beside', 'mean_text',
-           'comparison', 'as_html', 'measured_on', 'widths', 'standing_cells']
+           'OTHER_TABLES', 'ELSEWHERE', 'LIMITED', 'ALIKE', 'T975', 'PUBLISHED', 'SHORT', 'MARKS', 'parts_of',
+           'length_of', 'check_result', 'read_result', 'run_name', 'facts', 'row_of', 'rows_of', 'result_of',
+           'table_of', 'read_row', 'check_study', 'check_columns', 'lines_of', 'read_table', 'row_of_config',
+           'write_rows', 'record', 'completed', 'setting', 'changed', 'tables_in', 'result_files', 'tables_hash',
+           'read_results', 'check_alike', 'other_numbers', 'protocols', 'student', 'half_width', 'summary', 'paired',
+           'standings', 'published', 'beside', 'mean_text', 'comparison', 'as_html', 'measured_on', 'widths',
+           'standing_cells']
 
 # %% ../nbs/15_results.ipynb #9fc30f29
 import hashlib
@@ -29,7 +30,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from .config import MANY, Config, explain, resolve
 from .data import PARTS
 from .files import locked, shipped, shown, write_whole
-from .methods import BUILT_IN
+from .methods import BUILT_IN, shorter_lengths
 from .model import first_line
 from .sources import BENCHMARKS, as_cell, at_line, named_path, printable, read_cells
 
@@ -61,7 +62,7 @@ class _Protocol(_Part):
     database: _Positive
     classes: _Positive
     seen: Annotated[int, Field(ge=2)] | None = None
-    part: Literal['seen@seen', 'seen@all', 'unseen@unseen', 'unseen@all'] | None = None
+    part: str | None = None  # one of `parts_of`
     labels_per_image: str | None = None
     missing: _Count = 0
     top_k: _Positive | None
@@ -123,6 +124,24 @@ class _Result(_Part):
     manifest: _Manifest
     parts: dict[str, _Subset] = {}
 
+# %% ../nbs/15_results.ipynb #35fa4022
+def parts_of(
+    run: dict,  # the fields of a configuration, as a row has them, too
+) -> tuple[str, ...]:
+    "The parts of a run: by classes that training does not see, or else by shorter lengths."
+    if run['unseen']:
+        return PARTS
+    shorter = shorter_lengths(run['method'], run['bits'], run['method_settings'])
+    return tuple(f'{bits} bits' for bits in shorter)
+
+
+def length_of(
+    row: dict,  # of a run, or of a part of it
+) -> int:
+    "The length of the codes of a row."
+    length, _, unit = (row['part'] or '').partition(' ')
+    return int(length) if unit == 'bits' else row['bits']
+
 # %% ../nbs/15_results.ipynb #c4d1e0aa
 def _is_named(config: Config, protocol: str) -> bool:
     "Whether a configuration gives a protocol of this name."
@@ -149,7 +168,7 @@ def _check_protocol(config: Config, protocol: dict) -> None:
             f'has {top_k or "none"}'
         )
     seen, part = protocol.get('seen'), protocol.get('part')
-    if bool(seen) != bool(config.unseen) or (part and not seen):
+    if bool(seen) != bool(config.unseen) or (part and part not in parts_of(config.model_dump())):
         raise ValueError(f'unseen is {config.unseen}, seen is {seen} and part is {part}')
 
 # %% ../nbs/15_results.ipynb #865d5aea
@@ -242,19 +261,21 @@ def _check_numbers_of(result: dict) -> Config:
 def _check_subsets(config: Config, result: dict) -> None:
     "Raises ValueError where parts of a result lack, or do not make up the whole."
     parts, whole = result.get('parts', {}), result['protocol']
-    names = [*PARTS] if config.unseen else []
+    names = [*parts_of(config.model_dump())]
     if sorted(parts) != sorted(names):
         raise ValueError(f'parts are {shown([*parts])}; they should be {names or "none"}')
     for name in names:
         part = parts[name]
         sizes = {of: part[of] for of in ('query', 'database', 'classes')}
         _check_numbers(config.model_dump() | whole | part['metrics'] | sizes | {'part': name})
+        if not config.unseen and any(part[of] != whole[of] for of in sizes):
+            raise ValueError(f'{name} are of {sizes}; they should be of the same images')
     for of, halves in (
         ('query', ('seen@all', 'unseen@all')),
         ('database', ('seen@seen', 'unseen@unseen')),
         ('classes', ('seen@seen', 'unseen@unseen')),
     ):
-        if parts and sum(parts[half][of] for half in halves) != whole[of]:
+        if config.unseen and sum(parts[half][of] for half in halves) != whole[of]:
             raise ValueError(f'{of} of {" and ".join(halves)} do not make up {whole[of]}')
 
 # %% ../nbs/15_results.ipynb #d260578a
@@ -470,7 +491,10 @@ def rows_of(
     "A result as rows: the whole, and each part of it. Raises ValueError as `row_of` does."
     whole = row_of(result, study)
     parts = result.get('parts', {})
-    return [whole, *(_part_row(whole, name, parts[name]) for name in PARTS if name in parts)]
+    return [
+        whole,
+        *(_part_row(whole, name, parts[name]) for name in parts_of(whole) if name in parts),
+    ]
 
 
 def _part_row(whole: dict, name: str, part: dict) -> dict:
@@ -478,7 +502,7 @@ def _part_row(whole: dict, name: str, part: dict) -> dict:
     metrics = {metric: part['metrics'].get(metric) for metric in METRICS}
     sizes = {of: part[of] for of in ('query', 'database', 'classes')}
     row = {**whole, **metrics, **sizes, 'part': name}
-    _check_metrics(part['metrics'], row)
+    _check_metrics(part['metrics'], row | {'bits': length_of(row)})
     return row
 
 # %% ../nbs/15_results.ipynb #4582d589
@@ -676,15 +700,15 @@ def read_table(
         first[key] = where
         rows.append(row)
     for row in rows:
-        there = [part for hash_, part in first if hash_ == row['hash']] if row['unseen'] else [None]
-        _check_complete(there, row['unseen'], first[row['hash'], row['part']])
+        parts = parts_of(row)
+        there = [part for hash_, part in first if hash_ == row['hash']] if parts else [None]
+        _check_complete(there, parts, first[row['hash'], row['part']])
     return rows
 
 
-def _check_complete(parts: Iterable[str | None], unseen: float, where: str) -> None:
+def _check_complete(parts: Iterable[str | None], needed: Iterable[str], where: str) -> None:
     "Raises ValueError where a run has not the rows of its whole and of each of its parts."
-    needed = {'', *PARTS} if unseen else {''}
-    lacking = needed - {part or '' for part in parts}
+    lacking = {'', *needed} - {part or '' for part in parts}
     if lacking:
         names = ', '.join(sorted(part or 'the whole' for part in lacking))
         raise ValueError(f'{where}: of this run {names} is missing; {_MEND}')
@@ -721,7 +745,7 @@ def row_of_config(
         found[part] = where, texts
     if not found:
         return None
-    _check_complete(found, config.unseen, next(iter(found.values()))[0])
+    _check_complete(found, parts_of(config.model_dump()), next(iter(found.values()))[0])
     return _read_line(*found[''])
 
 # %% ../nbs/15_results.ipynb #81f13c84
@@ -777,6 +801,11 @@ def _columns(file: Path, rows: list[dict]) -> list[str]:
     return [column for column in COLUMNS if column in head or column in needed]
 
 
+def _place_of(row: dict) -> tuple[str, int]:
+    "Where a row stands: by the name of its run, the whole before its parts."
+    return row['run'], ('', *parts_of(row)).index(row['part'] or '')
+
+
 def write_rows(
     file: Path,
     rows: Iterable[dict],  # of `row_of`
@@ -784,8 +813,7 @@ def write_rows(
     """Write a table whole, rows sorted by name.
 
     Raises ValueError where it would not be read back as it is written; then nothing is replaced."""
-    in_turn = ('', *PARTS)
-    ordered = sorted(rows, key=lambda row: (row['run'], in_turn.index(row['part'] or '')))
+    ordered = sorted(rows, key=_place_of)
     columns = _columns(file, ordered)
     lines = [columns, *([_as_text(row[column]) for column in columns] for row in ordered)]
 
@@ -962,7 +990,7 @@ def _protocol_name(row: dict) -> str:
         f'{100 * unseen:g} % unseen' if unseen else '',
         f'{few} {LIMITED}' if few else '',
         f'{images:,} training images' if images else '',
-        row['part'],
+        row['part'] if unseen else '',
     ]
     return ', '.join(filter(None, names))
 
@@ -975,6 +1003,7 @@ def _named_row(row: dict) -> dict:
     return row | {
         'dataset': row['source'],
         'part': row['part'] or '',
+        'bits': length_of(row),
         'protocol': _protocol_name(row),
         'setting': setting(config),
         'shared': setting(config, own=False),

@@ -572,6 +572,11 @@ class CodeIndex(IndexContract):
         "Raises ValueError if codes cannot be compared with those of the index."
         _check_comparable(self, codes)
 
+    def fit(self, codes: Codes) -> Codes:
+        "Codes by the model of the index, cut to its length; all others as they are."
+        longer = isinstance(codes, Codes) and codes.bits > self.bits
+        return codes.first(self.bits) if longer and codes.model == self.model != '' else codes
+
     def rerank(
         self,
         h: Tensor | np.ndarray,  # outputs of the queries, shape (Q, bits)
@@ -680,7 +685,9 @@ def _check_comparable(index: CodeIndex, codes: Codes) -> None:
     "Raises ValueError if codes cannot be compared with those of the index."
     _check_codes(codes)
     if codes.bits != index.bits:
-        raise ValueError(f'codes of {codes.bits} bits do not fit an index of {index.bits}')
+        fits = index.fit(codes).bits == index.bits
+        hint = '; index.fit(codes) takes their first bits' if fits else ''
+        raise ValueError(f'codes of {codes.bits} bits do not fit an index of {index.bits}{hint}')
     if codes.model and index.model and codes.model != index.model:
         raise ValueError(
             f'codes of model {codes.model} cannot be compared with those of model '

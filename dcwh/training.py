@@ -177,6 +177,7 @@ def build(
     torch.manual_seed(config.seed)
     generator = torch.Generator().manual_seed(config.seed)
     criterion = method_of(config.method).build(config, num_classes, images, generator)
+    model.lengths = criterion.lengths
     return model, criterion, _optimizer(config, model, criterion)
 
 

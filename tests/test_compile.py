@@ -37,7 +37,7 @@ def built(name, **changed):
         'centres': 'running',
         'centres_every': 1,
         'centres_hold': 0.0,
-        'method_settings': {},
+        'method_settings': {'shortest': 4} if name == 'dcwh-nested' else {},
     }
     config = SimpleNamespace(**settings | METHODS[name].settings | changed)
     torch.manual_seed(0)
