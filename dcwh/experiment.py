@@ -37,7 +37,7 @@ import dcwh
 from .codes import Codes, collisions
 from .config import Config, resolve
 from .criterion import Criterion
-from .data import ROLES, RetrievalSet, load
+from .data import ROLES, RetrievalSet, classes_in, load
 from .evaluation import Evaluation, ap_of_outputs, decisions, evaluate
 from .files import locked, remove_leftovers, shipped, writable, write_whole
 from .model import HashModel, first_line, threads_for
@@ -474,7 +474,7 @@ def _work(
 def _described(data: RetrievalSet, part: str, metrics: dict) -> dict:
     "A part of a result: its sizes and its metrics."
     query, database = map(len, data.parts[part])
-    sizes = {'query': query, 'database': database, 'classes': data.classes_in(part)}
+    sizes = {'query': query, 'database': database, 'classes': classes_in(data, part)}
     return {**sizes, 'metrics': metrics}
 
 
