@@ -688,6 +688,10 @@ def readable(
         if whole:
             yield torch.from_numpy(np.stack(whole)), chunk[good]
 
+# %% ../nbs/11_data.ipynb #11e00009
+ROLES = ('query', 'train', 'database')
+PARTS = ('seen@seen', 'seen@all', 'unseen@unseen', 'unseen@all')  # queries @ database
+
 # %% ../nbs/11_data.ipynb #35cddd3f
 def _labels_per_image(labels: list[np.ndarray]) -> str:
     "How many labels an image has, in words."
@@ -697,10 +701,6 @@ def _labels_per_image(labels: list[np.ndarray]) -> str:
     return f'{counts.min()} to {counts.max()}, {counts.mean():.2f} on average'
 
 # %% ../nbs/11_data.ipynb #aa760c52
-ROLES = ('query', 'train', 'database')
-PARTS = ('seen@seen', 'seen@all', 'unseen@unseen', 'unseen@all')  # queries @ database
-
-
 @dataclass(frozen=True, eq=False)
 class RetrievalSet:
     "Queries, training images and a database, and which protocol made them so. Raises ValueError."
@@ -744,6 +744,7 @@ class RetrievalSet:
         "What stands beside every number: source, protocol, sizes, k and the hash of the split."
         source = self.query.source
         sizes = {role: len(images) for role, images in self.roles.items()}
+        seen = {'seen': len(self.seen)} if self.unseen else {}
         labels = [images.labels for images in self.roles.values()]
         return {
             'source': source.name,
@@ -752,7 +753,7 @@ class RetrievalSet:
             'name': self.protocol,
             **sizes,
             'classes': len(self.classes),
-            **({'seen': len(self.seen)} if self.unseen else {}),
+            **seen,
             'labels_per_image': _labels_per_image(labels),
             'top_k': self.top_k,
             'split_hash': self.split_hash(),
@@ -768,12 +769,8 @@ class RetrievalSet:
         Raises ValueError listing those that are unreadable."""
         used = np.unique(np.concatenate([images.ids for images in self.roles.values()]))
         source = _read_all(self.query.source, used, side, workers)
-        return replace(
-            self,
-            query=replace(self.query, source=source),
-            train=replace(self.train, source=source),
-            database=replace(self.database, source=source),
-        )
+        query, train, database = (replace(of, source=source) for of in self.roles.values())
+        return replace(self, query=query, train=train, database=database)
 
 # %% ../nbs/11_data.ipynb #11e00007
 def _kinds(images: ImageSet, data: RetrievalSet) -> dict[str, np.ndarray]:
