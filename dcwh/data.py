@@ -6,7 +6,8 @@
 __all__ = ['PROTOCOLS', 'FORMATS', 'LARGEST', 'WORKERS', 'SHARE', 'LEAST', 'ROLES', 'PARTS', 'EVALUATE_ON', 'whole_number',
            'draw', 'stratified', 'full', 'official', 'sampled', 'disjoint', 'check_protocol', 'open_image', 'on_white',
            'square', 'fitting', 'ImageSet', 'fits_on', 'sent', 'Loader', 'memory_for_images', 'decode', 'content_hash',
-           'readable', 'RetrievalSet', 'load', 'check', 'cuts', 'pixels_at', 'scaled_at', 'prepare', 'epoch_draws']
+           'readable', 'RetrievalSet', 'classes_in', 'load', 'check', 'cuts', 'pixels_at', 'scaled_at', 'prepare',
+           'epoch_draws']
 
 # %% ../nbs/11_data.ipynb #844eca4c
 import hashlib
@@ -14,7 +15,7 @@ import math
 import os
 import shutil
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -407,7 +408,7 @@ class ImageSet(Dataset):
         "uint8 images (B, 3, H, W) and their positions. Raises ValueError for wrong numbers."
         return Loader(self, batch_size, side, workers).batches(order)
 
-
+# %% ../nbs/11_data.ipynb #11e00006
 def _goes_beyond(labels: np.ndarray, classes: int) -> np.ndarray:  # bool (N,)
     "Which images have a label of another class than the first so many."
     return np.asarray(labels >= classes if labels.ndim == 1 else labels[:, classes:].any(1))
@@ -689,6 +690,10 @@ def readable(
         if whole:
             yield torch.from_numpy(np.stack(whole)), chunk[good]
 
+# %% ../nbs/11_data.ipynb #11e00009
+ROLES = ('query', 'train', 'database')
+PARTS = ('seen@seen', 'seen@all', 'unseen@unseen', 'unseen@all')  # queries @ database
+
 # %% ../nbs/11_data.ipynb #35cddd3f
 def _labels_per_image(labels: list[np.ndarray]) -> str:
     "How many labels an image has, in words."
@@ -698,10 +703,6 @@ def _labels_per_image(labels: list[np.ndarray]) -> str:
     return f'{counts.min()} to {counts.max()}, {counts.mean():.2f} on average'
 
 # %% ../nbs/11_data.ipynb #aa760c52
-ROLES = ('query', 'train', 'database')
-PARTS = ('seen@seen', 'seen@all', 'unseen@unseen', 'unseen@all')  # queries @ database
-
-
 @dataclass(frozen=True, eq=False)
 class RetrievalSet:
     "Queries, training images and a database, and which protocol made them so. Raises ValueError."
@@ -735,33 +736,17 @@ class RetrievalSet:
     @property
     def parts(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         "Positions in query and database, by each of PARTS. None where training sees all classes."
-        if not self.unseen:
-            return {}
-        of_query, of_database = _kinds(self.query, self), _kinds(self.database, self)
-        names = (part.split('@') for part in PARTS)
-        return {f'{q}@{d}': (of_query[q], of_database[d]) for q, d in names}
-
-    def classes_in(
-        self,
-        part: str,  # one of PARTS
-    ) -> int:
-        "How many classes the database of a part has."
-        of = {'seen': len(self.seen), 'unseen': self.unseen, 'all': len(self.classes)}
-        return of[part.split('@')[1]]
+        return _parts_of(self) if self.unseen else {}
 
     def split_hash(self) -> str:
         "First 16 hex digits of the SHA-256 of positions, labels and file names."
-        h, files = hashlib.sha256(), self.query.source.files
-        for images in self.roles.values():
-            h.update(images.ids.astype('<i8').tobytes() + images.labels.tobytes())
-            names = '\n'.join(files[i] for i in images.ids) if files else ''
-            h.update(names.encode('utf-8', 'surrogateescape'))
-        return h.hexdigest()[:16]
+        return _hash_of_roles(self.roles.values(), self.query.source.files)
 
     def describe(self) -> dict[str, Any]:
         "What stands beside every number: source, protocol, sizes, k and the hash of the split."
         source = self.query.source
         sizes = {role: len(images) for role, images in self.roles.items()}
+        seen = {'seen': len(self.seen)} if self.unseen else {}
         labels = [images.labels for images in self.roles.values()]
         return {
             'source': source.name,
@@ -770,7 +755,7 @@ class RetrievalSet:
             'name': self.protocol,
             **sizes,
             'classes': len(self.classes),
-            **({'seen': len(self.seen)} if self.unseen else {}),
+            **seen,
             'labels_per_image': _labels_per_image(labels),
             'top_k': self.top_k,
             'split_hash': self.split_hash(),
@@ -786,19 +771,39 @@ class RetrievalSet:
         Raises ValueError listing those that are unreadable."""
         used = np.unique(np.concatenate([images.ids for images in self.roles.values()]))
         source = _read_all(self.query.source, used, side, workers)
-        return replace(
-            self,
-            query=replace(self.query, source=source),
-            train=replace(self.train, source=source),
-            database=replace(self.database, source=source),
-        )
+        query, train, database = (replace(of, source=source) for of in self.roles.values())
+        return replace(self, query=query, train=train, database=database)
 
-
+# %% ../nbs/11_data.ipynb #11e00007
 def _kinds(images: ImageSet, data: RetrievalSet) -> dict[str, np.ndarray]:
     "Positions of the images of seen classes only, of those with an unseen class, and of all."
     unseen = _goes_beyond(images.labels, len(data.seen))
     everything = np.arange(len(images))
     return {'seen': everything[~unseen], 'unseen': everything[unseen], 'all': everything}
+
+
+def _parts_of(data: RetrievalSet) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    of_query, of_database = _kinds(data.query, data), _kinds(data.database, data)
+    names = (part.split('@') for part in PARTS)
+    return {f'{q}@{d}': (of_query[q], of_database[d]) for q, d in names}
+
+
+def classes_in(
+    data: RetrievalSet,
+    part: str,  # one of PARTS
+) -> int:
+    "How many classes the database of a part has."
+    of = {'seen': len(data.seen), 'unseen': data.unseen, 'all': len(data.classes)}
+    return of[part.split('@')[1]]
+
+
+def _hash_of_roles(roles: Iterable[ImageSet], files: tuple[str, ...]) -> str:
+    h = hashlib.sha256()
+    for images in roles:
+        h.update(images.ids.astype('<i8').tobytes() + images.labels.tobytes())
+        names = '\n'.join(files[i] for i in images.ids) if files else ''
+        h.update(names.encode('utf-8', 'surrogateescape'))
+    return h.hexdigest()[:16]
 
 # %% ../nbs/11_data.ipynb #e0a40296
 def _check_roles(data: RetrievalSet) -> None:
@@ -888,7 +893,7 @@ def load(
         unseen=known - seen,
     )
 
-
+# %% ../nbs/11_data.ipynb #11e00008
 def _validation_of(
     split: Split,
     labels: np.ndarray,

@@ -37,7 +37,7 @@ import dcwh
 from .codes import Codes, collisions
 from .config import Config, resolve
 from .criterion import Criterion
-from .data import ROLES, RetrievalSet, load
+from .data import ROLES, RetrievalSet, classes_in, load
 from .evaluation import Evaluation, ap_of_outputs, decisions, evaluate, kinship
 from .files import locked, remove_leftovers, shipped, writable, write_whole
 from .methods import Nested, shorter_lengths
@@ -539,7 +539,7 @@ def _described(data: RetrievalSet, part: str, metrics: dict) -> dict:
     "A part of a result: its sizes and its metrics."
     if part in data.parts:
         query, database = map(len, data.parts[part])
-        classes = data.classes_in(part)
+        classes = classes_in(data, part)
     else:  # another length, of the same images
         query, database, classes = len(data.query), len(data.database), len(data.classes)
     sizes = {'query': query, 'database': database, 'classes': classes}

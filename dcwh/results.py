@@ -483,7 +483,7 @@ def row_of(
     _check_metrics(metrics, row)
     return {column: row[column] for column in COLUMNS}
 
-
+# %% ../nbs/15_results.ipynb #15e00004
 def rows_of(
     result: dict,  # of `read_result`
     study: str = '',  # as for `row_of`
@@ -826,7 +826,7 @@ def write_rows(
 
     write_whole(file, write)
 
-
+# %% ../nbs/15_results.ipynb #15e00005
 def record(
     result: dict,  # of `read_result`
     reports: str | Path = 'reports',  # the folder of tables
