@@ -1,8 +1,9 @@
-"""The verdicts on the paper's claims: a notebook writes them, a table holds them, README shows
-them."""
+"""The verdicts on the paper's claims: a notebook writes them, a table holds them, the website
+shows them."""
 
 import csv
 import re
+import sys
 from pathlib import Path
 
 import nbformat
@@ -11,6 +12,9 @@ import pytest
 from dcwh.results import read_results
 
 ROOT = Path(__file__).parents[1]
+sys.path.append(str(ROOT / 'workflow'))
+import tables  # noqa: E402 as the path comes first
+
 README = (ROOT / 'README.md').read_text()
 NOTEBOOK = ROOT / 'nbs/experiments/claims.ipynb'
 SETS = 'digits', 'digit-pairs', 'cifar10-jpeg', 'tiny-imagenet100'
@@ -22,10 +26,9 @@ def verdicts():
         return list(csv.DictReader(f))
 
 
-def section(title):
-    "The lines of tables in a section of README, as cells."
-    text = README.split(f'\n## {title}\n')[1].split('\n## ')[0]
-    lines = [line for line in text.splitlines() if line.startswith('| ')]
+def rows_of(table):
+    "Head and rows of a Markdown table, as cells."
+    lines = [line for line in table.splitlines() if line.startswith('| ')]
     rows = [[cell.strip() for cell in line.split('|')[1:-1]] for line in lines]
     return rows[0], rows[1:]
 
@@ -52,8 +55,8 @@ def test_commands_of_grids_say_how_many_cores():
             assert '--cores' in command or '--workflow-profile' in command, (file, command)
 
 
-def test_readme_shows_the_verdicts_of_the_table(verdicts):
-    names, rows = section("The paper's claims")
+def test_the_website_shows_the_verdicts_of_the_table(verdicts):
+    names, rows = rows_of(tables.claims_table(ROOT / 'reports/claims.csv'))
     assert names[:2] == ['claim', 'verdict']
     told = [
         (v['claim'], f'**{v["verdict"]}**', v['evidence'], f'`{v["command"]}`') for v in verdicts
@@ -70,9 +73,14 @@ def test_the_notebook_shows_the_verdicts_of_the_table(verdicts):
     assert told[1::4] == [v['verdict'] for v in verdicts]
 
 
-def test_readme_lists_the_reports_with_what_the_tables_say():
+def test_readme_says_what_the_tables_say():
+    results = tables.recorded(ROOT / 'reports')
+    assert tables.findings(results) in README
+
+
+def test_reports_are_listed_with_what_the_tables_say():
     results = read_results(ROOT / 'reports')
-    (_, *lengths), rows = section('Reports')
+    (_, *lengths), rows = rows_of(tables.reports_table(results, ROOT / 'reports'))
     assert lengths == ['16 bits', '24 bits', '32 bits', '48 bits']
     assert [what.split('`')[1] for what, *_ in rows] == list(SETS)
     assert '' not in rows[0] + rows[1]
@@ -82,6 +90,6 @@ def test_readme_lists_the_reports_with_what_the_tables_say():
         for length, cell in zip(lengths, cells, strict=True):
             bits = length.removesuffix(' bits')
             maps = own.loc[own['bits'] == int(bits), 'map'].map('{:.3f}'.format)
-            report = f'reports/{name}/dcwh-{bits}.ipynb'
-            link = f'({report})' if cell and (ROOT / report).is_file() else ''
+            report = ROOT / f'reports/{name}/dcwh-{bits}.ipynb'
+            link = f'({report})' if cell and report.is_file() else ''
             assert cell in {'', *(f'[{text}]{link}' if link else text for text in maps)}

@@ -29,8 +29,9 @@ def name(path):
     return path.relative_to(ROOT).as_posix()
 
 
-def blocks(language):
-    return re.findall(rf'^```{language}\n(.*?)^```', README, re.MULTILINE | re.DOTALL)
+def blocks(language, text=README):
+    found = re.findall(r'^```(\w*)\n(.*?)^```', text, re.MULTILINE | re.DOTALL)
+    return [code for named, code in found if named == language]
 
 
 def tables(markdown):
@@ -49,9 +50,16 @@ def notebooks():
     return {path: nbformat.read(path, as_version=nbformat.NO_CONVERT) for path in NOTEBOOKS}
 
 
+def test_readme_s_code_works_when_it_is_pasted(capsys):
+    (code,) = blocks('python')
+    torch.manual_seed(0)
+    exec(code, {})
+    assert float(capsys.readouterr().out) > 0.9
+
+
 @pytest.mark.parametrize('device', ['cpu', *['cuda'] * torch.cuda.is_available()])
-def test_readme_s_loop_trains_and_evaluates(device):
-    loop, scores = blocks('python')
+def test_the_loop_of_the_guide_trains_and_evaluates(device):
+    loop, scores = blocks('python', (ROOT / 'docs/loop.md').read_text())
     images = torch.randn(64, 1, 8, 8)
     loader = [(images[i : i + 16], torch.arange(i, i + 16) % 4) for i in range(0, 64, 16)]
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 48)).to(device)
@@ -91,12 +99,19 @@ def test_readme_s_papermill_writes_below_runs():
         assert (ROOT / words[1]).is_file()
 
 
-def test_readme_links_to_files_that_are_there():
-    targets = re.findall(
-        r'\]\(([^)#:\s]+)(?:#[^)]*)?\)', re.sub(r'```.*?```', '', README, flags=re.DOTALL)
-    )
-    assert len(targets) > 20 and [t for t in targets if not (ROOT / t).exists()] == []
-    assert README.count('(reports/compare.ipynb)') == 2
+@pytest.mark.parametrize('page', ['.', 'nbs'])
+def test_readmes_link_to_files_that_are_there(page):
+    text = (ROOT / page / 'README.md').read_text()
+    prose = re.sub(r'```.*?```', '', text, flags=re.DOTALL)
+    targets = re.findall(r'\]\(([^)#:\s]+)(?:#[^)]*)?\)', prose)
+    assert targets and [t for t in targets if not (ROOT / page / t).exists()] == []
+
+
+def test_the_map_has_every_notebook():
+    text = (ROOT / 'nbs/README.md').read_text()
+    shown = [path for path in NOTEBOOKS if path.is_relative_to(ROOT / 'nbs')]
+    paths = [path.relative_to(ROOT / 'nbs').as_posix() for path in shown]
+    assert [p for p in paths if f']({p})' not in text and p != 'index.ipynb'] == []
 
 
 @pytest.mark.parametrize('path', NOTEBOOKS, ids=name)

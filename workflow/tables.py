@@ -150,9 +150,9 @@ def findings(results: pd.DataFrame) -> str:
     rows = rows[rows['n'] >= 3]
     n = rows['standing'].value_counts()
     pairs, digits = maps_of(results, 'digit-pairs', 48), maps_of(results, 'digits', 48)
-    return f"""- **Against {len(RIVALS)} rivals** `dcwh` is above in {n['above']} of {len(rows)} cells, \
-level in {n['level']} and below in {n['below']}. A cell is a task, a code length and a rival, \
-with three seeds or more.
+    against = f'`dcwh` is above in {n["above"]} of {len(rows)} cells, level in {n["level"]}'
+    return f"""- **Against {len(RIVALS)} rivals** {against} and below in {n['below']}. \
+A cell is a task, a code length and a rival, with three seeds or more.
 - **With several labels per image** the start of the centres counts. On `digit-pairs` at 48 bits \
 `dcwh` has an mAP of {pairs['dcwh']:.3f} and `{pairs.idxmax()}` {pairs.max():.3f}, the highest.
 - **Do moving centres help?** Not on easy images: on `digits` at 48 bits centres that stay where \
