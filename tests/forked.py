@@ -6,7 +6,7 @@ These are forked from a server that has imported what conftest.py lists, and has
 
 import os
 import sys
-from multiprocessing import get_context
+from multiprocessing import get_all_start_methods, get_context, set_start_method
 from multiprocessing.connection import Connection
 
 processes = get_context('forkserver')
@@ -16,6 +16,7 @@ def program(code: str, args: list[str], stdin: Connection, stdout: Connection) -
     "What `python -c` does, in the process of its own."
     os.dup2(stdout.fileno(), 1)
     os.dup2(stdout.fileno(), 2)
+    set_start_method(get_all_start_methods()[0], force=True)  # the system's own, not the server's
     sys.argv = ['-c', *args]
     sys.stdin = os.fdopen(os.dup(stdin.fileno()))
     exec(code, {'__name__': '__main__'})
