@@ -207,8 +207,11 @@ def recorded(
     reports: str | Path = 'reports',  # folder of tables
     runs: str | Path = 'runs',  # folder of runs
     report: str | Path | None = None,  # a report that shall be there, too
+    template: str | Path | None = None,  # of the report, as for `report`
+    detail: str = '',  # of the report; empty: any
 ) -> tuple[dict, Path] | None:  # the result and the file it is in; None: run it
-    """The result of this configuration on these images, if nothing is left to be done.
+    """The result of this configuration on these images, if nothing is left to be done. Template
+    and detail count where the codes are there, so that a report costs no run.
 
     Raises ValueError, naming the file, at a result that is torn or of other images, and what
     `retrieval_set` raises."""
@@ -231,6 +234,8 @@ def recorded(
                 raise  # a row is read without its images, too
     if report and not reported(report, config):
         return None
+    if report and whole and detail and not _is_of(report, template, detail):
+        return None
     tidy(folder)
     return result, file
 
@@ -250,6 +255,27 @@ def reported(report: str | Path, config: Config) -> bool:
     file = Path(report)
     content = file.read_bytes() if file.is_file() else b''
     return config.hash.encode() in content and b'"output_type": "error"' not in content
+
+
+def _is_of(report: str | Path, template: str | Path | None, detail: str) -> bool:
+    "Whether a report has the cells of a template, in this detail."
+    try:
+        cells = _cells(report)
+    except (ValueError, KeyError):
+        return False  # damaged
+    given = ''.join(text for text, tags in cells if 'injected-parameters' in tags)
+    left_out = {'injected-parameters', *['full'] * (detail == 'brief')}
+    wanted = _cells(template or shipped('templates', 'run.ipynb'))
+    made, wanted = (
+        [text for text, tags in side if not left_out & {*tags}] for side in (cells, wanted)
+    )
+    return made == wanted and f'detail = "{detail}"' in given
+
+
+def _cells(notebook: str | Path) -> list[tuple[str, list[str]]]:
+    "Source and tags of each cell."
+    cells = json.loads(Path(notebook).read_bytes())['cells']
+    return [(''.join(cell['source']), cell['metadata'].get('tags', [])) for cell in cells]
 
 # %% ../nbs/17_experiment.ipynb #2d0210b7
 @dataclass(frozen=True)
@@ -748,7 +774,7 @@ def report(
     ready, failed = _ready(config, options['runs'], not afresh, tracker), None
     try:
         _carried_out(ready, not afresh, shown, tracker)
-        if 'resume' in parameters:
+        if not options['resume']:
             parameters['resume'] = True  # the report shows what was just made
     except Exception as e:
         if launched() or finished(config, options['runs']):
