@@ -247,6 +247,51 @@ def test_a_forced_run_that_fails_is_told_and_the_older_result_stays(tmp_path, mo
     assert 'headline' in old.with_name('report.ipynb').read_text()
 
 
+def test_a_forced_run_that_fails_late_leaves_the_older_result_codes_and_model(
+    tmp_path, monkeypatch
+):
+    def files():
+        found = [p for p in tmp_path.rglob('*') if p.is_file() and p.suffix in ('.npz', '.npy')]
+        found += [*tmp_path.rglob('result.json'), *tmp_path.rglob('model.safetensors')]
+        return {p: p.read_bytes() for p in found if 'unfinished' not in p.parts}
+
+    config = resolve(**QUICK, epochs=1)
+    run(config, tmp_path)
+    before = files()
+    assert len(before) == 7
+    with monkeypatch.context() as patch:
+
+        def fails(*given, **more):
+            raise MemoryError('no room')
+
+        patch.setattr('dcwh.experiment.measured', fails)
+        with pytest.raises(MemoryError):
+            run(config, tmp_path, resume=False)
+    assert files() == before
+    with monkeypatch.context() as patch:  # what nobody could read is not written
+        patch.setattr('dcwh.experiment.measured', lambda *given: {'': {'map': 2.0}})
+        with pytest.raises(ValueError, match='no result of a run: '):
+            run(config, tmp_path, resume=False)
+    assert files() == before
+    assert recorded(config, tmp_path, tmp_path)
+    assert not [*tmp_path.rglob('unfinished')]
+    run(config, tmp_path, resume=False)
+    assert files().keys() == before.keys() and not [*tmp_path.rglob('unfinished')]
+
+
+@pytest.mark.parametrize(
+    ('given', 'said'),
+    [
+        (({'bits': 8},), "^config is {'bits': 8}; give what `resolve` returns"),
+        ((resolve(**QUICK), None), '^runs is None; give a path'),
+        ((resolve(**QUICK), ''), '^runs is empty; give a folder'),
+    ],
+)
+def test_what_is_no_configuration_or_folder_is_said_in_a_line(given, said):
+    with pytest.raises(ValueError, match=said):
+        run(*given)
+
+
 @pytest.mark.parametrize('detail', ['full', 'none'])
 @pytest.mark.parametrize(
     'words',
