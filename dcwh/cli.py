@@ -258,6 +258,7 @@ Modified = Annotated[
 @app.command()
 @in_a_line
 def run(
+    context: typer.Context,
     dataset: DataSet = 'digits',
     bits: Bits = 16,
     method: MethodOption = 'dcwh',
@@ -286,24 +287,23 @@ def run(
     accelerate launch --num_processes 2 -m dcwh run --dataset cifar10 --recipe gpu
     """
     from dcwh import experiment, results
-    from dcwh.config import resolve
 
-    more = assignments(set or [])
     task = {'dataset': dataset, 'bits': bits, 'method': method, 'seed': seed, 'recipe': recipe}
-    config = resolve(more, **task)
+    config, asked = _meant(context, template, task, assignments(set or []))
     folder = Path(runs) / results.run_name(config)
     place = _report_place(report, folder, detail)
     wanted = detail != 'none' and (bool(report) or (folder / 'query.npz').is_file())
-    known = None if force else experiment.recorded(config, reports, runs, place if wanted else None)
+    shown = place if wanted else None, template or None, detail
+    known = None if force else experiment.recorded(config, reports, runs, *shown)
     if not known:
         if record:
             _check_record(results.table_of(reports, config.dataset), study, modified)
-        shown = {'settings': more, 'detail': detail, 'runs': runs, 'reports': reports}
+        asked |= {'detail': detail, 'runs': runs, 'reports': reports}
         with _heard():
             if detail == 'none':
                 experiment.run(config, runs, not force, sys.stderr.isatty(), tracker)
             else:
-                experiment.report(template or None, place, force, tracker, **task, **shown)
+                experiment.report(template or None, place, force, tracker, **asked)
     if not experiment.is_main():
         return  # one of several processes speaks for all
     if known:
@@ -316,6 +316,31 @@ def run(
     _tell(result, {'report': place, 'model': folder / 'model'})
 
 # %% ../nbs/21_cli.ipynb #5111dfd4
+def _meant(
+    context: typer.Context,
+    template: str,  # empty: the one that comes with dcwh, whose defaults are those of `run`
+    task: dict[str, Any],
+    more: dict[str, Any],  # what --set says
+) -> tuple['Config', dict[str, Any]]:  # and the parameters of the template that give it
+    "What a template says of itself, completed by what stands on the command line."
+    from dcwh import experiment
+    from dcwh.config import resolve
+
+    if not template:
+        return resolve(more, **task), {**task, 'settings': more}
+    known = experiment.template_parameters(template)
+    given = {
+        name: value
+        for name, value in task.items()
+        if getattr(context.get_parameter_source(name), 'name', '') != 'DEFAULT'
+    }
+    if more:
+        given |= {name: type(known[name])() for name in more if known.get(name)}
+        own = known.get('settings')
+        given['settings'] = {**own, **more} if isinstance(own, dict) else more
+    return experiment.checked(given, known)[0], given
+
+
 def _report_place(report: str, folder: Path, detail: str) -> Path:
     "Where the report will be. Raises ValueError where it would replace something else."
     from dcwh.experiment import check_place

@@ -22,7 +22,7 @@ from .data import WORKERS
 from .files import shipped
 from .methods import METHODS, NAME, PLACE, Method, method_of
 from .model import SIDE, check_backbone
-from .sources import check_source
+from .sources import BENCHMARKS, check_source
 
 # %% ../nbs/13_config.ipynb #f590df92
 MANY = 10**9  # of images, epochs and whatever else is counted: no more than this
@@ -247,6 +247,7 @@ def resolve(
             f'padding is {config.padding}; the border is reflected, and has to be '
             f'smaller than image_size, {config.image_size}'
         )
+    _check_normaliser(config)
     following = {
         'sigma': config.sigma or config.bits**0.5 / 2,
         'resize': max(config.resize, config.image_size),
@@ -254,6 +255,17 @@ def resolve(
         'method_code': method.code,
     }
     return config.model_copy(update=following)
+
+
+def _check_normaliser(config: Config) -> None:
+    "Raises ValueError where a normaliser has no k, and so no effect."
+    official = config.protocol == 'official' and config.dataset in BENCHMARKS
+    cut = config.map_top_k or (BENCHMARKS[config.dataset][1] if official else None)
+    if config.map_normaliser and not cut:
+        raise ValueError(
+            f'map_normaliser is {config.map_normaliser!r}, and the whole database is ranked: '
+            'give map_top_k, too, or leave it out'
+        )
 
 
 def _fitted(recipe: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:

@@ -240,3 +240,19 @@ def test_a_function_is_given_what_it_asks_for():
     finally:
         del METHODS['asking']
     assert asked == {'config': config, 'images': 1438, 'weight': 5}
+
+
+def test_a_method_that_would_fail_is_told_before_anything_is_written(place, monkeypatch):
+    file = Path(place.split(':')[0].replace('.', '/') + '.py')
+    for wrong, said in (
+        ("{}['mine']", "KeyError: 'mine'"),
+        ("{'held': h.square().mean()}", "called 'held'"),
+        ("{'loss': h.square().mean()}", "called 'loss'"),
+    ):
+        terms = f'    def terms(self, h, y, index=None):\n        return {wrong}\n'
+        file.write_text('from dcwh.criterion import Criterion\nclass MyLoss(Criterion):\n' + terms)
+        monkeypatch.delitem(sys.modules, place.split(':')[0], raising=False)
+        done = shell('run', '--method', place, '--recipe', 'quick', '--detail', 'none')
+        assert done.exit_code == 2 and len(done.stderr.splitlines()) == 1, done.output
+        assert done.stderr.startswith(f'method {place} fails on a batch') and said in done.stderr
+        assert not Path('runs').exists()

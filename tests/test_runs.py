@@ -247,6 +247,51 @@ def test_a_forced_run_that_fails_is_told_and_the_older_result_stays(tmp_path, mo
     assert 'headline' in old.with_name('report.ipynb').read_text()
 
 
+def test_a_forced_run_that_fails_late_leaves_the_older_result_codes_and_model(
+    tmp_path, monkeypatch
+):
+    def files():
+        found = [p for p in tmp_path.rglob('*') if p.is_file() and p.suffix in ('.npz', '.npy')]
+        found += [*tmp_path.rglob('result.json'), *tmp_path.rglob('model.safetensors')]
+        return {p: p.read_bytes() for p in found if 'unfinished' not in p.parts}
+
+    config = resolve(**QUICK, epochs=1)
+    run(config, tmp_path)
+    before = files()
+    assert len(before) == 7
+    with monkeypatch.context() as patch:
+
+        def fails(*given, **more):
+            raise MemoryError('no room')
+
+        patch.setattr('dcwh.experiment.measured', fails)
+        with pytest.raises(MemoryError):
+            run(config, tmp_path, resume=False)
+    assert files() == before
+    with monkeypatch.context() as patch:  # what nobody could read is not written
+        patch.setattr('dcwh.experiment.measured', lambda *given: {'': {'map': 2.0}})
+        with pytest.raises(ValueError, match='no result of a run: '):
+            run(config, tmp_path, resume=False)
+    assert files() == before
+    assert recorded(config, tmp_path, tmp_path)
+    assert not [*tmp_path.rglob('unfinished')]
+    run(config, tmp_path, resume=False)
+    assert files().keys() == before.keys() and not [*tmp_path.rglob('unfinished')]
+
+
+@pytest.mark.parametrize(
+    ('given', 'said'),
+    [
+        (({'bits': 8},), "^config is {'bits': 8}; give what `resolve` returns"),
+        ((resolve(**QUICK), None), '^runs is None; give a path'),
+        ((resolve(**QUICK), ''), '^runs is empty; give a folder'),
+    ],
+)
+def test_what_is_no_configuration_or_folder_is_said_in_a_line(given, said):
+    with pytest.raises(ValueError, match=said):
+        run(*given)
+
+
 @pytest.mark.parametrize('detail', ['full', 'none'])
 @pytest.mark.parametrize(
     'words',
@@ -896,3 +941,79 @@ def test_a_compiled_network_learns_the_same(tmp_path):
         assert other['loss'] == pytest.approx(one['loss'], rel=1e-3)
     assert plain['config']['hash'] != compiled['config']['hash']
     assert compiled['metrics']['map'] == pytest.approx(plain['metrics']['map'], abs=0.01)
+
+
+# templates of one's own
+
+
+def own_template(path, **defaults):
+    "The run template with other defaults and a cell of its own."
+    notebook = json.loads(TEMPLATE.read_text())
+    (cell,) = (c for c in notebook['cells'] if c['metadata'].get('tags') == ['parameters'])
+    source = ''.join(cell['source'])
+    for name, default in defaults.items():
+        source, found = re.subn(rf'(?m)^({name}: \w+ = ).*?(  #.*)?$', rf'\g<1>{default!r}', source)
+        assert found == 1
+    cell['source'] = source
+    notebook['cells'] = [*notebook['cells'][:7], {**cell, 'metadata': {}, 'source': '"my own"'}]
+    notebook['cells'][-1]['id'] = 'own'
+    path.write_text(json.dumps(notebook))
+    return path
+
+
+def held(tmp_path):
+    "Configurations of the results, and the folders that have reports."
+    files = results(tmp_path)
+    return [read_result(file)['config'] for file in files], [
+        file.parent for file in files if file.with_name('report.ipynb').is_file()
+    ]
+
+
+def test_run_report_row_and_folder_of_an_own_template_are_of_one_configuration(
+    tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    own = {'bits': 8, 'epochs': 1, 'settings': {'map_top_k': 5, 'sigma': 2.0}, 'seed': 4}
+    own_template(tmp_path / 'mine.ipynb', recipe='quick', resume=False, **own)
+    words = ['run', '--template', 'mine.ipynb', '--detail', 'brief', '--record', '--modified']
+    done = CliRunner().invoke(app, [*words, '--seed', '5', '--set', 'sigma=3'])
+    assert done.exit_code == 0, done.output
+    (config,), (folder,) = held(tmp_path)
+    meant = {**own, 'seed': 5, 'map_top_k': 5, 'sigma': 3, 'recipe': 'quick'}
+    assert all(config[name] == value for name, value in meant.items() if name != 'settings')
+    assert config['hash'] in (folder / 'report.ipynb').read_text()
+    assert [row['hash'] for row in read_table(tmp_path / 'reports/digits.csv')] == [config['hash']]
+    done = CliRunner().invoke(app, [*words, '--seed', '5', '--set', 'sigma=3'])
+    assert 'finished' in done.output
+    alone = ['run', '--template', 'mine.ipynb', '--detail', 'none', '--set', 'epochs=2']
+    done = CliRunner().invoke(app, [*alone, '--bits', '16', '--runs', 'alone'])
+    assert done.exit_code == 0, done.output
+    (config,), reports = held(tmp_path / 'alone')
+    assert (config['bits'], config['epochs'], config['sigma']) == (16, 2, 2) and not reports
+
+
+def test_another_template_or_detail_makes_its_report(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    own_template(tmp_path / 'mine.ipynb')
+    words = ['run', '--recipe', 'quick', '--bits', '8', '--set', 'epochs=1', '--detail']
+
+    def again(*more):
+        done = CliRunner().invoke(app, [*words, *more])
+        assert done.exit_code == 0, done.output
+        ((folder,),) = held(tmp_path)[1:]
+        made = (folder / 'report.ipynb').read_text()
+        return 'finished' in done.output, 'my own' in made, 'figures.precision_recall' in made
+
+    assert again('brief') == (False, False, False)
+    before = results(tmp_path)[0].stat().st_mtime_ns
+    assert again('brief') == (True, False, False)
+    assert again('full') == (False, False, True)  # by the same codes
+    assert again('full') == (True, False, True)
+    assert again('full', '--template', 'mine.ipynb')[:2] == (False, True)
+    assert again('full', '--template', 'mine.ipynb')[:2] == (True, True)
+    assert again('brief', '--template', 'mine.ipynb')[:2] == (False, True)
+    assert again('none')[0]
+    assert results(tmp_path)[0].stat().st_mtime_ns == before
+    for detail in ('brief', 'none'):
+        done = CliRunner().invoke(app, [*words, detail, '--template', 'nowhere.ipynb'])
+        assert done.exit_code == 2 and 'nowhere.ipynb is not there' in done.stderr
