@@ -63,6 +63,7 @@ class _Protocol(_Part):
     classes: _Positive
     seen: Annotated[int, Field(ge=2)] | None = None
     part: str | None = None  # one of `parts_of`
+    superclass_hash: _Text | None = None
     labels_per_image: str | None = None
     missing: _Count = 0
     top_k: _Positive | None
@@ -334,6 +335,7 @@ PROTOCOL = {  # column: (name in a result's protocol, kind)
     'classes': ('classes', int),
     'seen': ('seen', int),
     'part': ('part', str),
+    'superclass_hash': ('superclass_hash', str),
     'labels_per_image': ('labels_per_image', str),
     'top_k': ('top_k', int),
     'split_hash': ('split_hash', str),
@@ -406,7 +408,8 @@ _DEFAULTS = {
 }
 LATER: dict[str, Any] = {  # columns that a table may lack: what its rows have there
     **_DEFAULTS,
-    **dict.fromkeys([*FACTS, 'map_kin', 'ndcg_kin', 'map_found', 'model', 'seen', 'part']),
+    **dict.fromkeys([*FACTS, 'map_kin', 'ndcg_kin', 'map_found', 'model']),
+    **dict.fromkeys(['seen', 'part', 'superclass_hash']),
 }
 
 # %% ../nbs/15_results.ipynb #a4fc99b4
@@ -1074,10 +1077,11 @@ def check_alike(
     table: 'pd.DataFrame',  # of `read_results`
 ) -> None:
     """Raises ValueError, naming runs, where one name stands for several things: a data set for
-    other images, or a file of weights for other weights."""
+    other images or superclasses, or a file of weights for other weights."""
     weights = table['weights'].map(lambda path: Path(path).name) + ' of ' + table['backbone']
     for what, names, content in (
         ('data set', table['dataset'], table['source_hash']),
+        ('table of superclasses', table['dataset'], table['superclass_hash']),
         ('file of weights', weights, table['weights_sha256']),
     ):
         for name, rows in table[content.notna()].groupby(names):
@@ -1126,7 +1130,7 @@ def protocols(
 ) -> 'pd.DataFrame':  # text, one row a data set and protocol
     "Sizes, classes, labels per image, k and hashes of each protocol of the results."
     _check_frame(results, 'results', 'read_results')
-    left_out = ('source', 'protocol_name', 'seen', 'part')
+    left_out = ('source', 'protocol_name', 'seen', 'part', 'superclass_hash')
     names = [name for name in PROTOCOL if name not in left_out]
     ordered = results.sort_values('seed', kind='stable')
     rows = ordered[['dataset', 'protocol', *names]]

@@ -193,6 +193,14 @@ class Source:
             hashed = digest(self.labels.tobytes(), *_hashed_parts(self.images))
             object.__setattr__(self, 'hash', hashed)
 
+    @property
+    def superclass_hash(self) -> str | None:
+        "16 hex digits of which classes are kin, whatever their superclasses are called; or None."
+        if self.superclasses is None:
+            return None
+        kin = [self.superclasses.index(name) for name in self.superclasses]
+        return digest(' '.join(map(str, kin)).encode())
+
 
 def _labels_for(images: int, labels: Any, name: str) -> np.ndarray:
     "A label for each of some images, int64 (N,) or bool (N, C)."
