@@ -171,6 +171,9 @@ def _check_protocol(config: Config, protocol: dict) -> None:
     seen, part = protocol.get('seen'), protocol.get('part')
     if bool(seen) != bool(config.unseen) or (part and part not in parts_of(config.model_dump())):
         raise ValueError(f'unseen is {config.unseen}, seen is {seen} and part is {part}')
+    classes = protocol['classes']
+    if seen and not part and seen != round(classes * (1 - config.unseen)):
+        raise ValueError(f'seen is {seen}; unseen is {config.unseen} of {classes} classes')
 
 # %% ../nbs/15_results.ipynb #865d5aea
 _WHOLES = {  # name: what it cannot be more than
@@ -258,6 +261,12 @@ def _check_numbers_of(result: dict) -> Config:
         )
     return config
 
+# %% ../nbs/15_results.ipynb #c4d1e0ae
+_OF_SIZES = 'query', 'database', 'classes'
+_MEANS = 'map', 'map_optimistic', 'map_pessimistic', 'map_found'  # over queries
+_COUNTS = 'queries_empty_radius_2', 'queries_without_relevant'
+_GROWING = 'distance_within', 'distance_between', 'distinct_codes'  # with the length of a code
+
 
 def _check_subsets(config: Config, result: dict) -> None:
     "Raises ValueError where parts of a result lack, or do not make up the whole."
@@ -267,17 +276,70 @@ def _check_subsets(config: Config, result: dict) -> None:
         raise ValueError(f'parts are {shown([*parts])}; they should be {names or "none"}')
     for name in names:
         part = parts[name]
-        sizes = {of: part[of] for of in ('query', 'database', 'classes')}
-        _check_numbers(config.model_dump() | whole | part['metrics'] | sizes | {'part': name})
-        if not config.unseen and any(part[of] != whole[of] for of in sizes):
-            raise ValueError(f'{name} are of {sizes}; they should be of the same images')
+        sizes = {of: part[of] for of in _OF_SIZES}
+        row = config.model_dump() | whole | part['metrics'] | sizes | {'part': name}
+        _check_numbers(row | {'bits': length_of(row)})
+    if config.unseen:
+        _check_halves(result)
+    elif parts:
+        _check_lengths(result)
+
+
+def _check_halves(result: dict) -> None:
+    "Raises ValueError where parts by seen and unseen classes do not make up the whole."
+    parts, whole = result['parts'], {of: result['protocol'][of] for of in _OF_SIZES}
+    among = {of: {name: part[of] for name, part in parts.items()} for of in _OF_SIZES}
     for of, halves in (
         ('query', ('seen@all', 'unseen@all')),
+        ('query', ('seen@seen', 'unseen@unseen')),
         ('database', ('seen@seen', 'unseen@unseen')),
         ('classes', ('seen@seen', 'unseen@unseen')),
     ):
-        if config.unseen and sum(parts[half][of] for half in halves) != whole[of]:
+        if sum(among[of][half] for half in halves) != whole[of]:
             raise ValueError(f'{of} of {" and ".join(halves)} do not make up {whole[of]}')
+    for name, of, other, right in (
+        ('seen@seen', 'classes', 'seen', result['protocol']['seen']),
+        ('seen@seen', 'query', 'seen@all', among['query']['seen@all']),
+        *(
+            (half, of, 'the whole', whole[of])
+            for half in ('seen@all', 'unseen@all')
+            for of in ('database', 'classes')
+        ),
+    ):
+        if among[of][name] != right:
+            raise ValueError(f'{of} of {name} is {among[of][name]}, and of {other} {right}')
+    _check_means(result)
+
+# %% ../nbs/15_results.ipynb #c4d1e0b0
+def _check_means(result: dict) -> None:
+    "Raises ValueError where numbers of the two halves of the queries do not make up the whole."
+    halves = [result['parts'][name] for name in ('seen@all', 'unseen@all')]
+    queries = [half['query'] for half in halves]
+    for name in (*_MEANS, *_COUNTS):
+        whole = result['metrics'].get(name)
+        values = [half['metrics'].get(name) for half in halves]
+        if whole is None or None in values:
+            continue
+        weights = [1, 1] if name in _COUNTS else [q / sum(queries) for q in queries]
+        made = sum(w * value for w, value in zip(weights, values, strict=True))
+        if abs(made - whole) > 1e-9:
+            raise ValueError(f'{name} of seen@all and unseen@all make up {made}, not {whole}')
+
+
+def _check_lengths(result: dict) -> None:
+    "Raises ValueError where shorter codes are of other images, or richer than longer ones."
+    whole = {of: result['protocol'][of] for of in _OF_SIZES}
+    by_length = sorted(result['parts'].items(), key=lambda item: int(item[0].split()[0]))
+    by_length.append(('the whole', whole | {'metrics': result['metrics']}))
+    for name, part in by_length:
+        sizes = {of: part[of] for of in _OF_SIZES}
+        if sizes != whole:
+            raise ValueError(f'{name} are of {sizes}; they should be of the same images')
+    for (name, short), (longer, long) in pairwise(by_length):
+        for metric in _GROWING:
+            a, b = (part['metrics'].get(metric) for part in (short, long))
+            if a is not None and b is not None and a > b + 1e-9:
+                raise ValueError(f'{metric} of {name} is {a}, and of {longer} {b}')
 
 # %% ../nbs/15_results.ipynb #d260578a
 def read_result(
@@ -626,11 +688,12 @@ _MEND = 'take the line from the last commit, or delete it and run it again'
 
 
 def check_columns(
-    head: list[str],  # the cells of the first line
+    head: list[str],  # the cells of the first line, or of a later one that heads a block
     file: Path,  # for the error
+    line: int = 1,  # where they stand, for the error
 ) -> None:
-    "Raises ValueError where the first line is not that of a table of results."
-    where = at_line(file, 1)
+    "Raises ValueError where a first line is not that of a table of results."
+    where = at_line(file, line)
     needed = [name for name in ('run', 'study', 'hash') if name not in head]
     if needed:
         raise ValueError(
@@ -651,19 +714,23 @@ def check_columns(
 # %% ../nbs/15_results.ipynb #6fcc333f
 def _lines(
     file: Path,
-    check_head: Callable[[list[str], Path], None],  # raises where the first line is another's
+    check_head: Callable[[list[str], Path, int], None],  # raises where a head is another's
     mend: str,  # what to do about a line of other length, for the error
+    heads: Iterable[str] = (),  # columns by which a further head is known; none: there is one head
 ) -> Iterator[tuple[str, dict[str, str]]]:  # where a row stands, and column: text
     "The rows of a CSV as text. Raises ValueError naming the line."
     cells = read_cells(file)
-    _, head = next(cells, (1, []))
-    check_head(head, file)
+    first, head = next(cells, (1, []))
+    check_head(head, file, first)
     for line, texts in cells:
+        if heads and set(heads) <= set(texts):
+            first, head = line, texts
+            check_head(head, file, first)
+            continue
         where = at_line(file, line)
         if len(texts) != len(head):
-            raise ValueError(
-                f'{where}: {len(texts)} columns, where the first line has {len(head)}; {mend}'
-            )
+            said = 'the first line' if first == 1 else f'line {first}'
+            raise ValueError(f'{where}: {len(texts)} columns, where {said} has {len(head)}; {mend}')
         yield where, dict(zip(head, texts, strict=True))
 
 
@@ -675,7 +742,7 @@ def lines_of(
     if not file.is_file():
         problem = 'is no file' if file.exists() else 'is not there; `dcwh record` writes it'
         raise FileNotFoundError(f'{printable(file)} {problem}')
-    yield from _lines(file, check_columns, _MEND)
+    yield from _lines(file, check_columns, _MEND, heads=('run', 'study', 'hash'))
 
 # %% ../nbs/15_results.ipynb #519e5ed0
 def _read_line(where: str, texts: dict[str, str]) -> dict:
@@ -690,23 +757,61 @@ def read_table(
     file: str | Path,
 ) -> list[dict]:  # rows, in the order of the file
     "A table of results. Raises FileNotFoundError, or ValueError naming the line."
-    rows: list[dict] = []
-    first: dict[tuple, str] = {}  # hash of a run, and a part: where it stands
-    for where, texts in lines_of(file):
-        row = _read_line(where, texts)
-        key = row['hash'], row['part']
-        other, table = first.get(key), table_of('', row['dataset'])
-        if other:
-            raise ValueError(f'{where}: {row["run"]} stands twice, first in {other}; keep one')
+    rows = _read_once(lines_of(file))
+    runs: dict[str, dict] = {}
+    for where, row in rows:
+        table = table_of('', row['dataset'])
         if table.name != Path(file).name:
             raise ValueError(f'{where}: {row["run"]} belongs into {table}; move the line there')
-        first[key] = where
-        rows.append(row)
-    for row in rows:
-        parts = parts_of(row)
-        there = [part for hash_, part in first if hash_ == row['hash']] if parts else [None]
-        _check_complete(there, parts, first[row['hash'], row['part']])
-    return rows
+        runs.setdefault(row['hash'], {})[row['part']] = where, row
+    for parts in runs.values():
+        _check_run(parts)
+    return [row for _, row in rows]
+
+
+def _read_once(lines: Iterable[tuple[str, dict[str, str]]]) -> list[tuple[str, dict]]:
+    """Where each row stands, and the row. One that repeats another with other columns is left out.
+
+    Raises ValueError naming the line of what is no row, and where a run stands twice."""
+    found: dict[tuple, tuple[str, dict]] = {}
+    columns: dict[tuple, set[str]] = {}
+    for where, texts in lines:
+        row = _read_line(where, texts)
+        key = row['hash'], row['part']
+        other, known = found.setdefault(key, (where, row))
+        if columns.setdefault(key, set(texts)) != set(texts) and known == row:
+            continue
+        if other != where:
+            raise ValueError(f'{where}: {row["run"]} stands twice, first in {other}; keep one')
+    return list(found.values())
+
+# %% ../nbs/15_results.ipynb #c4d1e0b2
+def _check_run(
+    rows: dict[str | None, tuple[str, dict]],  # by part; None is the whole
+) -> None:
+    "Raises ValueError where the rows of a run, and where they stand, are not those of one result."
+    first, any_row = next(iter(rows.values()))
+    needed = parts_of(any_row)
+    _check_complete(rows, needed, first)
+    if not needed:
+        return
+    (place, whole), parts = rows[None], {}
+    for name in needed:
+        where, row = rows[name]
+        own = {metric: row[metric] for metric in METRICS if row[metric] is not None}
+        parts[name] = {of: row[of] for of in ('query', 'database', 'classes')} | {'metrics': own}
+        made = _part_row(whole, name, parts[name])
+        for column in COLUMNS:
+            if row[column] != made[column]:
+                raise ValueError(
+                    f'{where}: {column} is {printable(row[column])}, and of its whole '
+                    f'({place}) it is {printable(whole[column])}; {_MEND}'
+                )
+    result = result_of(whole) | {'parts': parts}
+    try:
+        check_result(result)
+    except ValueError as e:
+        raise ValueError(f'{place}: {e}; {_MEND}') from e
 
 
 def _check_complete(parts: Iterable[str | None], needed: Iterable[str], where: str) -> None:
@@ -738,18 +843,12 @@ def row_of_config(
     _check_endings(file.parent)
     if not file.is_file():
         return None
-    found: dict[str, tuple[str, dict[str, str]]] = {}
-    for where, texts in lines_of(file):
-        if texts['hash'] != config.hash:
-            continue
-        part = texts.get('part', '')
-        if part in found:
-            raise ValueError(f'{where}: the run stands twice, first in {found[part][0]}; keep one')
-        found[part] = where, texts
-    if not found:
+    rows = _read_once(line for line in lines_of(file) if line[1]['hash'] == config.hash)
+    if not rows:
         return None
-    _check_complete(found, parts_of(config.model_dump()), next(iter(found.values()))[0])
-    return _read_line(*found[''])
+    parts = {row['part']: (where, row) for where, row in rows}
+    _check_run(parts)
+    return parts[None][1]
 
 # %% ../nbs/15_results.ipynb #81f13c84
 def _check_kept(row: dict) -> None:
@@ -813,12 +912,14 @@ def write_rows(
     file: Path,
     rows: Iterable[dict],  # of `row_of`
 ) -> None:
-    """Write a table whole, rows sorted by name.
+    """Write a table whole, rows sorted by name. One that says just this stays as it is.
 
     Raises ValueError where it would not be read back as it is written; then nothing is replaced."""
     ordered = sorted(rows, key=_place_of)
     columns = _columns(file, ordered)
     lines = [columns, *([_as_text(row[column]) for column in columns] for row in ordered)]
+    if file.is_file() and [cells for _, cells in read_cells(file)] == lines:
+        return
 
     def write(out: BinaryIO) -> None:
         for line in lines:
@@ -859,7 +960,7 @@ def record(
         if held and not replace:
             for part, row in new.items():
                 _check_same(held[part], row, file)
-            return file
+            new = held
         others = [row for row in rows if row['hash'] != new[None]['hash']]
         write_rows(file, [*others, *new.values()])
     return file
@@ -1300,9 +1401,9 @@ PUBLISHED: dict[str, type] = {  # column: kind
 }
 
 
-def _check_published(head: list[str], file: Path) -> None:
+def _check_published(head: list[str], file: Path, line: int) -> None:
     "Raises ValueError where the first line is not that of published numbers."
-    where = at_line(file, 1)
+    where = at_line(file, line)
     missing = [name for name in PUBLISHED if name not in (*head, 'normaliser')]
     if missing:
         raise ValueError(
