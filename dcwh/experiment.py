@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['NEEDED', 'LAUNCHER', 'commit', 'processor', 'manifest', 'retrieval_set', 'otherwise', 'finished', 'check_data',
-           'check_superclasses', 'check_weights', 'coded', 'tidy', 'recorded', 'reported', 'Ranking', 'ranked',
-           'measured', 'compactness', 'kinship_of_run', 'Laps', 'encoded', 'plain', 'run', 'clean',
+           'check_superclasses', 'check_weights', 'coded', 'tidy', 'recorded', 'codes_of_run', 'reported', 'Ranking',
+           'ranked', 'measured', 'compactness', 'kinship_of_run', 'Laps', 'encoded', 'plain', 'run', 'clean',
            'template_parameters', 'checked', 'launched', 'is_main', 'without_launcher', 'check_place', 'execute',
            'report']
 
@@ -20,7 +20,7 @@ import resource
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from importlib.metadata import version
@@ -251,6 +251,24 @@ def recorded(
         return None
     tidy(folder)
     return result, file
+
+
+def codes_of_run(
+    folder: Path,
+    model: str | None,  # identity of the model of the run; None: it is not known
+    roles: Iterable[str] = ('query', 'database'),
+) -> dict[str, Codes]:
+    """The codes that lie in the folder of a run.
+
+    Raises FileNotFoundError, or ValueError where they are damaged or another model made them."""
+    codes = {role: Codes.load(folder / f'{role}.npz') for role in roles}
+    for role, held in codes.items():
+        if model and held.model != model:
+            raise ValueError(
+                f'{folder / role}.npz has codes of the model {held.model}, and the run is of '
+                f'{model}; make the run again (dcwh run … --force)'
+            )
+    return codes
 
 
 def _has_others(folder: Path, result: dict) -> bool:

@@ -1124,6 +1124,11 @@ def _pandas_needed() -> None:
         )
 
 
+def _names(given: str | Iterable[str]) -> list[str]:
+    "Names that were given as a list; a text is one name."
+    return [given] if isinstance(given, str) else list(given)
+
+
 def _rows_in(file: Path) -> list[dict]:
     "The rows of a table, or those of a result file."
     return read_table(file) if file.suffix == '.csv' else rows_of(read_result(file))
@@ -1154,7 +1159,7 @@ def _rows_once(files: Iterable[Path]) -> list[dict]:
 
 def read_results(
     *folders: str | Path,  # of tables, or of runs; none is reports
-    studies: Iterable[str] = ('comparison',),
+    studies: str | Iterable[str] = ('comparison',),  # one, or several
 ) -> 'pd.DataFrame':  # one row a run, or each part of it
     """The columns of a table; the `file` that a run is in; its `setting`; what that shares with
     other methods (`shared`); and `same`, which is alike where only the seed differs.
@@ -1166,7 +1171,7 @@ def read_results(
     once = {place.resolve(): place for place in places}.values()
     tables = [file for place in once for file in tables_in(place)]
     runs = [file for place in once for file in result_files(place)]
-    asked = set(studies)
+    asked = set(_names(studies))
     rows = [_named_row(row) for row in _rows_once([*tables, *runs]) if row['study'] in asked]
     names = [*COLUMNS, 'file', 'setting', 'shared', 'same']
     table = pd.DataFrame(rows, columns=names).astype({'top_k': 'Int64'})
@@ -1214,11 +1219,22 @@ def other_numbers(
     return [*dict.fromkeys(found)]
 
 # %% ../nbs/15_results.ipynb #d6beb019
+_OF_EACH = {  # what makes a table: columns that it has, among others
+    'read_results': {'dataset', 'protocol', 'map', 'seed', 'same'},
+    'summary': {'dataset', 'protocol', 'map', 'n', 'interval'},
+    'published': {'dataset', 'protocol', 'map', 'source', 'note'},
+    'standings': {'dataset', 'protocol', 'other', 'standing'},
+}
+
+
 def _check_frame(table: object, name: str, made_by: str) -> None:
     "Raises ValueError where a table is not of the function that makes such."
-    columns = getattr(table, 'columns', ())
-    if not {'dataset', 'protocol', 'map'} <= set(columns):
-        raise ValueError(f'{name} is a {type(table).__name__}; give what {made_by} returns')
+    lacking = sorted(_OF_EACH[made_by] - set(getattr(table, 'columns', ())))
+    if lacking:
+        kind = type(table).__name__
+        raise ValueError(
+            f'{name} is a {kind} without {", ".join(lacking)}; give what {made_by} returns'
+        )
 
 
 def _distinct(column: 'pd.Series') -> str:
@@ -1370,11 +1386,11 @@ def paired(
 def standings(
     results: 'pd.DataFrame',  # from `read_results`
     method: str,
-    others: Iterable[str] | None = None,  # methods it is compared with; None: all that are there
+    others: str | Iterable[str] | None = None,  # it is compared with; None: all that are there
 ) -> 'pd.DataFrame':  # one row a data set, protocol, setting, other method and code length
     "How a method stands against others, seed by seed: above, level or below, or one seed."
     _check_frame(results, 'results', 'read_results')
-    others = list(others or sorted(set(results['method']) - {method}))
+    others = _names(others or sorted(set(results['method']) - {method}))
     pairs = [paired(results, method, other).assign(other=other) for other in others]
     rows = pd.concat(pairs, ignore_index=True) if pairs else pd.DataFrame()
     if rows.empty:
@@ -1477,6 +1493,8 @@ def beside(
     others: 'pd.DataFrame',  # from `published`
 ) -> 'pd.DataFrame':  # its rows, with `dataset` as in ours and a column `differs`
     "The published numbers of the same data sets and protocols, and in what they differ."
+    _check_frame(table, 'table', 'summary')
+    _check_frame(others, 'others', 'published')
     rows = []
     for (dataset, protocol), ours in table.groupby(['dataset', 'protocol']):
         name = str(dataset).removeprefix('folder/')
@@ -1710,6 +1728,7 @@ def widths(
     table: 'pd.DataFrame',  # from `summary`
 ) -> 'pd.DataFrame':  # one row a method; two columns for each data set
     "The widest half interval over seeds, and the widest band of ties, of each method."
+    _check_frame(table, 'table', 'summary')
     few = np.where(table['train_per_class'] > 0, ', few images', '')
     rows = pd.DataFrame(
         {
@@ -1754,6 +1773,7 @@ def standing_cells(
     standing: 'pd.DataFrame',  # from `standings`, of one method
 ) -> 'pd.DataFrame':  # one row a cell of the table
     "How a method stands against each other one, for `as_html`; how often ahead and behind, last."
+    _check_frame(standing, 'standing', 'standings')
     main = standing['method'].iloc[0]
     others = sorted(set(standing['other']), key=lambda other: (main in other, other))
     few = standing['protocol'].map(_images_per_class)

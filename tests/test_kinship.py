@@ -2,6 +2,7 @@
 hand."""
 
 import runpy
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from dcwh.codes import Codes
 from dcwh.config import resolve
 from dcwh.evaluation import kinship_of_classes
 from dcwh.experiment import recorded, run
@@ -113,3 +115,23 @@ def test_a_result_knows_its_superclasses(zoo, tmp_path):
     with pytest.raises(ValueError, match='a table of superclasses of one name, folder/zoo'):
         read_results(reports)
     assert 'superclass_hash' in file.read_text().splitlines()[0]
+
+
+def test_the_table_has_the_numbers_of_the_run(zoo, tmp_path):
+    name_kin(zoo, 'mmbb')
+    result = run(of_zoo(zoo, map_top_k=2), tmp_path / 'runs')
+    folder = next((tmp_path / 'runs').rglob('result.json')).parent
+    out = SCRIPT['write_tables']([folder], tmp_path / 'reports')
+    row = pd.read_csv(out / 'kinship.csv').set_index('method').loc['dcwh']
+    for name in ('map', 'map_kin', 'ndcg_kin'):
+        assert row[name] == pytest.approx(result['metrics'][name], abs=1e-6)
+    codes = Codes.load(folder / 'database.npz')
+    replace(codes, model='another').save(folder / 'database.npz')
+    with pytest.raises(
+        ValueError, match=r'database.npz has codes of the model another, .* --force'
+    ):
+        SCRIPT['write_tables']([folder], tmp_path / 'reports')
+    codes.save(folder / 'database.npz')
+    name_kin(zoo, 'mbmb')
+    with pytest.raises(ValueError, match='was measured with superclasses'):
+        SCRIPT['write_tables']([folder], tmp_path / 'reports')
