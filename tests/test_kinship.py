@@ -127,9 +127,7 @@ def test_the_table_has_the_numbers_of_the_run(zoo, tmp_path):
         assert row[name] == pytest.approx(result['metrics'][name], abs=1e-6)
     codes = Codes.load(folder / 'database.npz')
     replace(codes, model='another').save(folder / 'database.npz')
-    with pytest.raises(
-        ValueError, match=r'database.npz has codes of the model another, .* --force'
-    ):
+    with pytest.raises(ValueError, match='database.npz has codes of model another, .*--force'):
         SCRIPT['write_tables']([folder], tmp_path / 'reports')
     codes.save(folder / 'database.npz')
     name_kin(zoo, 'mbmb')

@@ -1,6 +1,7 @@
 """A table of results in other hands: merged by git, edited cell by cell, given as a text."""
 
 import csv
+import json
 import shutil
 import subprocess
 from itertools import permutations
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from dcwh import results as module
 from dcwh.config import resolve
 from dcwh.data import PARTS
 from dcwh.results import (
@@ -330,3 +332,16 @@ def test_other_tasks_are_in_no_table_of_the_readme(tmp_path, monkeypatch):
         ('dcwh', ''),
         ('dcwh-nested', ''),
     ]
+
+
+def test_a_comparison_counts_runs_and_not_their_parts(tmp_path, capsys):
+    notebook = json.loads((ROOT / 'nbs/templates/compare.ipynb').read_text())
+    cells = [''.join(cell['source']) for cell in notebook['cells']]
+    cell = next(cell for cell in cells if 'read_results(*folders)' in cell)
+    record(invented(unseen=0.2), tmp_path)
+    given = {'results': module, 'folders': [str(tmp_path)], 'published': ''}
+    exec(cell, given)
+    assert capsys.readouterr().out.startswith('1 run of 1 method on 1 data set, in ')
+    record(invented(seed=1), tmp_path)
+    exec(cell, given)
+    assert capsys.readouterr().out.startswith('2 runs of 1 method on 1 data set, in ')
