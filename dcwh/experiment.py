@@ -265,7 +265,7 @@ def codes_of_run(
     for role, held in codes.items():
         if model and held.model != model:
             raise ValueError(
-                f'{folder / role}.npz has codes of model {held.model or "unknown"}, and the run is of '
+                f'{folder / role}.npz has codes of model {held.model or "unknown"}, the run is of '
                 f'{model}; make the run again (dcwh run … --force)'
             )
     return codes

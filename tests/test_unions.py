@@ -65,6 +65,6 @@ def test_codes_of_another_model_are_refused(codes, tmp_path):
         writer.writerow(row)
     (runs / row['run']).mkdir(parents=True)
     codes.save(runs / row['run'] / 'query.npz')
-    with pytest.raises(ValueError, match='query.npz has codes of model unknown, and the run is'):
+    with pytest.raises(ValueError, match='query.npz has codes of model unknown, the run is'):
         SCRIPT['write_table'](reports, runs)
     assert not (reports / 'unions.csv').exists()
