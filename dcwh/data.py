@@ -747,6 +747,7 @@ class RetrievalSet:
         source = self.query.source
         sizes = {role: len(images) for role, images in self.roles.items()}
         seen = {'seen': len(self.seen)} if self.unseen else {}
+        kin = {'superclass_hash': source.superclass_hash} if source.superclasses else {}
         labels = [images.labels for images in self.roles.values()]
         return {
             'source': source.name,
@@ -756,6 +757,7 @@ class RetrievalSet:
             **sizes,
             'classes': len(self.classes),
             **seen,
+            **kin,
             'labels_per_image': _labels_per_image(labels),
             'top_k': self.top_k,
             'split_hash': self.split_hash(),

@@ -694,7 +694,10 @@ def kinship(
 
 def _superclass_numbers(superclasses: Sequence[Any]) -> np.ndarray:  # int, shape (C,)
     "Numbers in place of names. Raises ValueError where there is not one for each class."
-    names = np.asarray(superclasses)
+    try:
+        names = np.asarray(superclasses)
+    except ValueError:  # ragged
+        names = np.empty((0, 0))
     if names.ndim != 1 or names.dtype.kind not in 'iuU':
         raise ValueError(
             f'superclasses are {shown(superclasses)}; give a name or a number for each class'
@@ -726,9 +729,15 @@ def kinship_of_classes(
     Raises ValueError where distances and superclasses do not fit together."""
     kin = _superclass_numbers(superclasses)
     C = len(kin)
-    if np.shape(distances) != (C, C) or not np.isfinite(distances).all():
+    try:
+        distances = np.asarray(distances, float)
+    except (TypeError, ValueError) as e:
         raise ValueError(
-            f'distances have shape {np.shape(distances)}, or are not finite; '
+            f'distances are {shown(distances)}; give numbers of shape ({C}, {C})'
+        ) from e
+    if distances.shape != (C, C) or not np.isfinite(distances).all():
+        raise ValueError(
+            f'distances have shape {distances.shape}, or are not finite; '
             f'{C} classes need ({C}, {C})'
         )
     items, relevant = np.zeros((2, C, C), np.int64)

@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['DRAFT', 'NEEDED', 'LAUNCHER', 'commit', 'processor', 'manifest', 'retrieval_set', 'otherwise', 'finished',
-           'check_data', 'check_weights', 'coded', 'tidy', 'recorded', 'reported', 'Ranking', 'ranked', 'measured',
-           'compactness', 'kinship_of_run', 'Laps', 'encoded', 'plain', 'run', 'clean', 'template_parameters',
-           'checked', 'launched', 'is_main', 'without_launcher', 'check_place', 'execute', 'report']
+           'check_data', 'check_superclasses', 'check_weights', 'coded', 'tidy', 'recorded', 'codes_of_run', 'reported',
+           'Ranking', 'ranked', 'measured', 'compactness', 'kinship_of_run', 'Laps', 'encoded', 'plain', 'run', 'clean',
+           'template_parameters', 'checked', 'launched', 'is_main', 'without_launcher', 'check_place', 'execute',
+           'report']
 
 # %% ../nbs/17_experiment.ipynb #e6a39cb2
 import ast
@@ -20,7 +21,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from importlib.metadata import version
@@ -160,6 +161,21 @@ def check_data(result: dict, data: RetrievalSet, file: str | Path) -> None:
         raise ValueError(f'{file} is of other images ({"; ".join(other[:2])}); {otherwise(file)}')
 
 
+def check_superclasses(result: dict, data: RetrievalSet, file: str | Path) -> None:
+    "Raises ValueError, naming the file, if a result was measured with other superclasses."
+    source = data.query.source
+    held, found = result['protocol'].get('superclass_hash'), source.superclass_hash
+    if held != found:
+        raise ValueError(
+            f'{file} was measured with {_kin_text(held)}, and {source.name} now has '
+            f'{_kin_text(found)}; {otherwise(file)}'
+        )
+
+
+def _kin_text(superclass_hash: str | None) -> str:
+    return f'superclasses {superclass_hash}' if superclass_hash else 'no known superclasses'
+
+
 def check_weights(result: dict, config: Config, file: str | Path) -> None:
     "Raises ValueError, naming the file, if a result began with other weights than are there now."
     held, found = result['manifest'].get('weights_sha256'), weights_hash(config)
@@ -231,7 +247,9 @@ def recorded(
     check_weights(result, config, file)
     if config.dataset not in SOURCES:
         try:
-            check_data(result, retrieval_set(config), file)
+            data = retrieval_set(config)
+            check_data(result, data, file)
+            check_superclasses(result, data, file)
         except FileNotFoundError:
             if not row:
                 raise  # a row is read without its images, too
@@ -241,6 +259,24 @@ def recorded(
         return None
     tidy(folder)
     return result, file
+
+
+def codes_of_run(
+    folder: Path,
+    model: str | None,  # identity of the model of the run; None: it is not known
+    roles: Iterable[str] = ('query', 'database'),
+) -> dict[str, Codes]:
+    """The codes that lie in the folder of a run.
+
+    Raises FileNotFoundError, or ValueError where they are damaged or another model made them."""
+    codes = {role: Codes.load(folder / f'{role}.npz') for role in roles}
+    for role, held in codes.items():
+        if model and held.model != model:
+            raise ValueError(
+                f'{folder / role}.npz has codes of model {held.model or "unknown"}, the run is of '
+                f'{model}; make the run again (dcwh run … --force)'
+            )
+    return codes
 
 
 def _has_others(folder: Path, result: dict) -> bool:
@@ -529,6 +565,7 @@ def _known(config: Config, data: RetrievalSet, folder: Path, runs: str | Path) -
     known = finished(config, runs)
     if known:
         check_data(known, data, folder / 'result.json')
+        check_superclasses(known, data, folder / 'result.json')
         check_weights(known, config, folder / 'result.json')
     model = known['manifest'].get('model') if known else None
     return known if coded(folder, data, model) else None

@@ -63,6 +63,7 @@ class _Protocol(_Part):
     classes: _Positive
     seen: Annotated[int, Field(ge=2)] | None = None
     part: str | None = None  # one of `parts_of`
+    superclass_hash: _Text | None = None
     labels_per_image: str | None = None
     missing: _Count = 0
     top_k: _Positive | None
@@ -170,6 +171,9 @@ def _check_protocol(config: Config, protocol: dict) -> None:
     seen, part = protocol.get('seen'), protocol.get('part')
     if bool(seen) != bool(config.unseen) or (part and part not in parts_of(config.model_dump())):
         raise ValueError(f'unseen is {config.unseen}, seen is {seen} and part is {part}')
+    classes = protocol['classes']
+    if seen and not part and seen != round(classes * (1 - config.unseen)):
+        raise ValueError(f'seen is {seen}; unseen is {config.unseen} of {classes} classes')
 
 # %% ../nbs/15_results.ipynb #865d5aea
 _WHOLES = {  # name: what it cannot be more than
@@ -257,6 +261,12 @@ def _check_numbers_of(result: dict) -> Config:
         )
     return config
 
+# %% ../nbs/15_results.ipynb #c4d1e0ae
+_OF_SIZES = 'query', 'database', 'classes'
+_MEANS = 'map', 'map_optimistic', 'map_pessimistic', 'map_found'  # over queries
+_COUNTS = 'queries_empty_radius_2', 'queries_without_relevant'
+_GROWING = 'distance_within', 'distance_between', 'distinct_codes'  # with the length of a code
+
 
 def _check_subsets(config: Config, result: dict) -> None:
     "Raises ValueError where parts of a result lack, or do not make up the whole."
@@ -266,17 +276,70 @@ def _check_subsets(config: Config, result: dict) -> None:
         raise ValueError(f'parts are {shown([*parts])}; they should be {names or "none"}')
     for name in names:
         part = parts[name]
-        sizes = {of: part[of] for of in ('query', 'database', 'classes')}
-        _check_numbers(config.model_dump() | whole | part['metrics'] | sizes | {'part': name})
-        if not config.unseen and any(part[of] != whole[of] for of in sizes):
-            raise ValueError(f'{name} are of {sizes}; they should be of the same images')
+        sizes = {of: part[of] for of in _OF_SIZES}
+        row = config.model_dump() | whole | part['metrics'] | sizes | {'part': name}
+        _check_numbers(row | {'bits': length_of(row)})
+    if config.unseen:
+        _check_halves(result)
+    elif parts:
+        _check_lengths(result)
+
+
+def _check_halves(result: dict) -> None:
+    "Raises ValueError where parts by seen and unseen classes do not make up the whole."
+    parts, whole = result['parts'], {of: result['protocol'][of] for of in _OF_SIZES}
+    among = {of: {name: part[of] for name, part in parts.items()} for of in _OF_SIZES}
     for of, halves in (
         ('query', ('seen@all', 'unseen@all')),
+        ('query', ('seen@seen', 'unseen@unseen')),
         ('database', ('seen@seen', 'unseen@unseen')),
         ('classes', ('seen@seen', 'unseen@unseen')),
     ):
-        if config.unseen and sum(parts[half][of] for half in halves) != whole[of]:
+        if sum(among[of][half] for half in halves) != whole[of]:
             raise ValueError(f'{of} of {" and ".join(halves)} do not make up {whole[of]}')
+    for name, of, other, right in (
+        ('seen@seen', 'classes', 'seen', result['protocol']['seen']),
+        ('seen@seen', 'query', 'seen@all', among['query']['seen@all']),
+        *(
+            (half, of, 'the whole', whole[of])
+            for half in ('seen@all', 'unseen@all')
+            for of in ('database', 'classes')
+        ),
+    ):
+        if among[of][name] != right:
+            raise ValueError(f'{of} of {name} is {among[of][name]}, and of {other} {right}')
+    _check_means(result)
+
+# %% ../nbs/15_results.ipynb #c4d1e0b0
+def _check_means(result: dict) -> None:
+    "Raises ValueError where numbers of the two halves of the queries do not make up the whole."
+    halves = [result['parts'][name] for name in ('seen@all', 'unseen@all')]
+    queries = [half['query'] for half in halves]
+    for name in (*_MEANS, *_COUNTS):
+        whole = result['metrics'].get(name)
+        values = [half['metrics'].get(name) for half in halves]
+        if whole is None or None in values:
+            continue
+        weights = [1, 1] if name in _COUNTS else [q / sum(queries) for q in queries]
+        made = sum(w * value for w, value in zip(weights, values, strict=True))
+        if abs(made - whole) > 1e-9:
+            raise ValueError(f'{name} of seen@all and unseen@all make up {made}, not {whole}')
+
+
+def _check_lengths(result: dict) -> None:
+    "Raises ValueError where shorter codes are of other images, or richer than longer ones."
+    whole = {of: result['protocol'][of] for of in _OF_SIZES}
+    by_length = sorted(result['parts'].items(), key=lambda item: int(item[0].split()[0]))
+    by_length.append(('the whole', whole | {'metrics': result['metrics']}))
+    for name, part in by_length:
+        sizes = {of: part[of] for of in _OF_SIZES}
+        if sizes != whole:
+            raise ValueError(f'{name} are of {sizes}; they should be of the same images')
+    for (name, short), (longer, long) in pairwise(by_length):
+        for metric in _GROWING:
+            a, b = (part['metrics'].get(metric) for part in (short, long))
+            if a is not None and b is not None and a > b + 1e-9:
+                raise ValueError(f'{metric} of {name} is {a}, and of {longer} {b}')
 
 # %% ../nbs/15_results.ipynb #d260578a
 def read_result(
@@ -334,6 +397,7 @@ PROTOCOL = {  # column: (name in a result's protocol, kind)
     'classes': ('classes', int),
     'seen': ('seen', int),
     'part': ('part', str),
+    'superclass_hash': ('superclass_hash', str),
     'labels_per_image': ('labels_per_image', str),
     'top_k': ('top_k', int),
     'split_hash': ('split_hash', str),
@@ -406,7 +470,8 @@ _DEFAULTS = {
 }
 LATER: dict[str, Any] = {  # columns that a table may lack: what its rows have there
     **_DEFAULTS,
-    **dict.fromkeys([*FACTS, 'map_kin', 'ndcg_kin', 'map_found', 'model', 'seen', 'part']),
+    **dict.fromkeys([*FACTS, 'map_kin', 'ndcg_kin', 'map_found', 'model']),
+    **dict.fromkeys(['seen', 'part', 'superclass_hash']),
 }
 
 # %% ../nbs/15_results.ipynb #a4fc99b4
@@ -623,11 +688,12 @@ _MEND = 'take the line from the last commit, or delete it and run it again'
 
 
 def check_columns(
-    head: list[str],  # the cells of the first line
+    head: list[str],  # the cells of the first line, or of a later one that heads a block
     file: Path,  # for the error
+    line: int = 1,  # where they stand, for the error
 ) -> None:
-    "Raises ValueError where the first line is not that of a table of results."
-    where = at_line(file, 1)
+    "Raises ValueError where a first line is not that of a table of results."
+    where = at_line(file, line)
     needed = [name for name in ('run', 'study', 'hash') if name not in head]
     if needed:
         raise ValueError(
@@ -648,19 +714,23 @@ def check_columns(
 # %% ../nbs/15_results.ipynb #6fcc333f
 def _lines(
     file: Path,
-    check_head: Callable[[list[str], Path], None],  # raises where the first line is another's
+    check_head: Callable[[list[str], Path, int], None],  # raises where a head is another's
     mend: str,  # what to do about a line of other length, for the error
+    heads: Iterable[str] = (),  # columns by which a further head is known; none: there is one head
 ) -> Iterator[tuple[str, dict[str, str]]]:  # where a row stands, and column: text
     "The rows of a CSV as text. Raises ValueError naming the line."
     cells = read_cells(file)
-    _, head = next(cells, (1, []))
-    check_head(head, file)
+    first, head = next(cells, (1, []))
+    check_head(head, file, first)
     for line, texts in cells:
+        if heads and set(heads) <= set(texts):
+            first, head = line, texts
+            check_head(head, file, first)
+            continue
         where = at_line(file, line)
         if len(texts) != len(head):
-            raise ValueError(
-                f'{where}: {len(texts)} columns, where the first line has {len(head)}; {mend}'
-            )
+            said = 'the first line' if first == 1 else f'line {first}'
+            raise ValueError(f'{where}: {len(texts)} columns, where {said} has {len(head)}; {mend}')
         yield where, dict(zip(head, texts, strict=True))
 
 
@@ -672,7 +742,7 @@ def lines_of(
     if not file.is_file():
         problem = 'is no file' if file.exists() else 'is not there; `dcwh record` writes it'
         raise FileNotFoundError(f'{printable(file)} {problem}')
-    yield from _lines(file, check_columns, _MEND)
+    yield from _lines(file, check_columns, _MEND, heads=('run', 'study', 'hash'))
 
 # %% ../nbs/15_results.ipynb #519e5ed0
 def _read_line(where: str, texts: dict[str, str]) -> dict:
@@ -687,23 +757,61 @@ def read_table(
     file: str | Path,
 ) -> list[dict]:  # rows, in the order of the file
     "A table of results. Raises FileNotFoundError, or ValueError naming the line."
-    rows: list[dict] = []
-    first: dict[tuple, str] = {}  # hash of a run, and a part: where it stands
-    for where, texts in lines_of(file):
-        row = _read_line(where, texts)
-        key = row['hash'], row['part']
-        other, table = first.get(key), table_of('', row['dataset'])
-        if other:
-            raise ValueError(f'{where}: {row["run"]} stands twice, first in {other}; keep one')
+    rows = _read_once(lines_of(file))
+    runs: dict[str, dict] = {}
+    for where, row in rows:
+        table = table_of('', row['dataset'])
         if table.name != Path(file).name:
             raise ValueError(f'{where}: {row["run"]} belongs into {table}; move the line there')
-        first[key] = where
-        rows.append(row)
-    for row in rows:
-        parts = parts_of(row)
-        there = [part for hash_, part in first if hash_ == row['hash']] if parts else [None]
-        _check_complete(there, parts, first[row['hash'], row['part']])
-    return rows
+        runs.setdefault(row['hash'], {})[row['part']] = where, row
+    for parts in runs.values():
+        _check_run(parts)
+    return [row for _, row in rows]
+
+
+def _read_once(lines: Iterable[tuple[str, dict[str, str]]]) -> list[tuple[str, dict]]:
+    """Where each row stands, and the row. One that repeats another with other columns is left out.
+
+    Raises ValueError naming the line of what is no row, and where a run stands twice."""
+    found: dict[tuple, tuple[str, dict]] = {}
+    columns: dict[tuple, set[str]] = {}
+    for where, texts in lines:
+        row = _read_line(where, texts)
+        key = row['hash'], row['part']
+        other, known = found.setdefault(key, (where, row))
+        if columns.setdefault(key, set(texts)) != set(texts) and known == row:
+            continue
+        if other != where:
+            raise ValueError(f'{where}: {row["run"]} stands twice, first in {other}; keep one')
+    return list(found.values())
+
+# %% ../nbs/15_results.ipynb #c4d1e0b2
+def _check_run(
+    rows: dict[str | None, tuple[str, dict]],  # by part; None is the whole
+) -> None:
+    "Raises ValueError where the rows of a run, and where they stand, are not those of one result."
+    first, any_row = next(iter(rows.values()))
+    needed = parts_of(any_row)
+    _check_complete(rows, needed, first)
+    if not needed:
+        return
+    (place, whole), parts = rows[None], {}
+    for name in needed:
+        where, row = rows[name]
+        own = {metric: row[metric] for metric in METRICS if row[metric] is not None}
+        parts[name] = {of: row[of] for of in ('query', 'database', 'classes')} | {'metrics': own}
+        made = _part_row(whole, name, parts[name])
+        for column in COLUMNS:
+            if row[column] != made[column]:
+                raise ValueError(
+                    f'{where}: {column} is {printable(row[column])}, and of its whole '
+                    f'({place}) it is {printable(whole[column])}; {_MEND}'
+                )
+    result = result_of(whole) | {'parts': parts}
+    try:
+        check_result(result)
+    except ValueError as e:
+        raise ValueError(f'{place}: {e}; {_MEND}') from e
 
 
 def _check_complete(parts: Iterable[str | None], needed: Iterable[str], where: str) -> None:
@@ -735,18 +843,12 @@ def row_of_config(
     _check_endings(file.parent)
     if not file.is_file():
         return None
-    found: dict[str, tuple[str, dict[str, str]]] = {}
-    for where, texts in lines_of(file):
-        if texts['hash'] != config.hash:
-            continue
-        part = texts.get('part', '')
-        if part in found:
-            raise ValueError(f'{where}: the run stands twice, first in {found[part][0]}; keep one')
-        found[part] = where, texts
-    if not found:
+    rows = _read_once(line for line in lines_of(file) if line[1]['hash'] == config.hash)
+    if not rows:
         return None
-    _check_complete(found, parts_of(config.model_dump()), next(iter(found.values()))[0])
-    return _read_line(*found[''])
+    parts = {row['part']: (where, row) for where, row in rows}
+    _check_run(parts)
+    return parts[None][1]
 
 # %% ../nbs/15_results.ipynb #81f13c84
 def _check_kept(row: dict) -> None:
@@ -810,12 +912,14 @@ def write_rows(
     file: Path,
     rows: Iterable[dict],  # of `row_of`
 ) -> None:
-    """Write a table whole, rows sorted by name.
+    """Write a table whole, rows sorted by name. One that says just this stays as it is.
 
     Raises ValueError where it would not be read back as it is written; then nothing is replaced."""
     ordered = sorted(rows, key=_place_of)
     columns = _columns(file, ordered)
     lines = [columns, *([_as_text(row[column]) for column in columns] for row in ordered)]
+    if file.is_file() and [cells for _, cells in read_cells(file)] == lines:
+        return
 
     def write(out: BinaryIO) -> None:
         for line in lines:
@@ -856,7 +960,7 @@ def record(
         if held and not replace:
             for part, row in new.items():
                 _check_same(held[part], row, file)
-            return file
+            new = held
         others = [row for row in rows if row['hash'] != new[None]['hash']]
         write_rows(file, [*others, *new.values()])
     return file
@@ -1020,6 +1124,11 @@ def _pandas_needed() -> None:
         )
 
 
+def _names(given: str | Iterable[str]) -> list[str]:
+    "Names that were given as a list; a text is one name."
+    return [given] if isinstance(given, str) else list(given)
+
+
 def _rows_in(file: Path) -> list[dict]:
     "The rows of a table, or those of a result file."
     return read_table(file) if file.suffix == '.csv' else rows_of(read_result(file))
@@ -1050,7 +1159,7 @@ def _rows_once(files: Iterable[Path]) -> list[dict]:
 
 def read_results(
     *folders: str | Path,  # of tables, or of runs; none is reports
-    studies: Iterable[str] = ('comparison',),
+    studies: str | Iterable[str] = ('comparison',),  # one, or several
 ) -> 'pd.DataFrame':  # one row a run, or each part of it
     """The columns of a table; the `file` that a run is in; its `setting`; what that shares with
     other methods (`shared`); and `same`, which is alike where only the seed differs.
@@ -1062,7 +1171,7 @@ def read_results(
     once = {place.resolve(): place for place in places}.values()
     tables = [file for place in once for file in tables_in(place)]
     runs = [file for place in once for file in result_files(place)]
-    asked = set(studies)
+    asked = set(_names(studies))
     rows = [_named_row(row) for row in _rows_once([*tables, *runs]) if row['study'] in asked]
     names = [*COLUMNS, 'file', 'setting', 'shared', 'same']
     table = pd.DataFrame(rows, columns=names).astype({'top_k': 'Int64'})
@@ -1074,10 +1183,11 @@ def check_alike(
     table: 'pd.DataFrame',  # of `read_results`
 ) -> None:
     """Raises ValueError, naming runs, where one name stands for several things: a data set for
-    other images, or a file of weights for other weights."""
+    other images or superclasses, or a file of weights for other weights."""
     weights = table['weights'].map(lambda path: Path(path).name) + ' of ' + table['backbone']
     for what, names, content in (
         ('data set', table['dataset'], table['source_hash']),
+        ('table of superclasses', table['dataset'], table['superclass_hash']),
         ('file of weights', weights, table['weights_sha256']),
     ):
         for name, rows in table[content.notna()].groupby(names):
@@ -1109,11 +1219,22 @@ def other_numbers(
     return [*dict.fromkeys(found)]
 
 # %% ../nbs/15_results.ipynb #d6beb019
+_OF_EACH = {  # what makes a table: columns that it has, among others
+    'read_results': {'dataset', 'protocol', 'map', 'seed', 'same'},
+    'summary': {'dataset', 'protocol', 'map', 'n', 'interval'},
+    'published': {'dataset', 'protocol', 'map', 'source', 'note'},
+    'standings': {'dataset', 'protocol', 'other', 'standing'},
+}
+
+
 def _check_frame(table: object, name: str, made_by: str) -> None:
     "Raises ValueError where a table is not of the function that makes such."
-    columns = getattr(table, 'columns', ())
-    if not {'dataset', 'protocol', 'map'} <= set(columns):
-        raise ValueError(f'{name} is a {type(table).__name__}; give what {made_by} returns')
+    lacking = sorted(_OF_EACH[made_by] - set(getattr(table, 'columns', ())))
+    if lacking:
+        kind = type(table).__name__
+        raise ValueError(
+            f'{name} is a {kind} without {", ".join(lacking)}; give what {made_by} returns'
+        )
 
 
 def _distinct(column: 'pd.Series') -> str:
@@ -1126,7 +1247,7 @@ def protocols(
 ) -> 'pd.DataFrame':  # text, one row a data set and protocol
     "Sizes, classes, labels per image, k and hashes of each protocol of the results."
     _check_frame(results, 'results', 'read_results')
-    left_out = ('source', 'protocol_name', 'seen', 'part')
+    left_out = ('source', 'protocol_name', 'seen', 'part', 'superclass_hash')
     names = [name for name in PROTOCOL if name not in left_out]
     ordered = results.sort_values('seed', kind='stable')
     rows = ordered[['dataset', 'protocol', *names]]
@@ -1265,11 +1386,11 @@ def paired(
 def standings(
     results: 'pd.DataFrame',  # from `read_results`
     method: str,
-    others: Iterable[str] | None = None,  # methods it is compared with; None: all that are there
+    others: str | Iterable[str] | None = None,  # it is compared with; None: all that are there
 ) -> 'pd.DataFrame':  # one row a data set, protocol, setting, other method and code length
     "How a method stands against others, seed by seed: above, level or below, or one seed."
     _check_frame(results, 'results', 'read_results')
-    others = list(others or sorted(set(results['method']) - {method}))
+    others = _names(others or sorted(set(results['method']) - {method}))
     pairs = [paired(results, method, other).assign(other=other) for other in others]
     rows = pd.concat(pairs, ignore_index=True) if pairs else pd.DataFrame()
     if rows.empty:
@@ -1296,9 +1417,9 @@ PUBLISHED: dict[str, type] = {  # column: kind
 }
 
 
-def _check_published(head: list[str], file: Path) -> None:
+def _check_published(head: list[str], file: Path, line: int) -> None:
     "Raises ValueError where the first line is not that of published numbers."
-    where = at_line(file, 1)
+    where = at_line(file, line)
     missing = [name for name in PUBLISHED if name not in (*head, 'normaliser')]
     if missing:
         raise ValueError(
@@ -1372,6 +1493,8 @@ def beside(
     others: 'pd.DataFrame',  # from `published`
 ) -> 'pd.DataFrame':  # its rows, with `dataset` as in ours and a column `differs`
     "The published numbers of the same data sets and protocols, and in what they differ."
+    _check_frame(table, 'table', 'summary')
+    _check_frame(others, 'others', 'published')
     rows = []
     for (dataset, protocol), ours in table.groupby(['dataset', 'protocol']):
         name = str(dataset).removeprefix('folder/')
@@ -1605,6 +1728,7 @@ def widths(
     table: 'pd.DataFrame',  # from `summary`
 ) -> 'pd.DataFrame':  # one row a method; two columns for each data set
     "The widest half interval over seeds, and the widest band of ties, of each method."
+    _check_frame(table, 'table', 'summary')
     few = np.where(table['train_per_class'] > 0, ', few images', '')
     rows = pd.DataFrame(
         {
@@ -1649,6 +1773,7 @@ def standing_cells(
     standing: 'pd.DataFrame',  # from `standings`, of one method
 ) -> 'pd.DataFrame':  # one row a cell of the table
     "How a method stands against each other one, for `as_html`; how often ahead and behind, last."
+    _check_frame(standing, 'standing', 'standings')
     main = standing['method'].iloc[0]
     others = sorted(set(standing['other']), key=lambda other: (main in other, other))
     few = standing['protocol'].map(_images_per_class)

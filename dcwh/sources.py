@@ -193,6 +193,14 @@ class Source:
             hashed = digest(self.labels.tobytes(), *_hashed_parts(self.images))
             object.__setattr__(self, 'hash', hashed)
 
+    @property
+    def superclass_hash(self) -> str | None:
+        "16 hex digits of which classes are kin, whatever their superclasses are called; or None."
+        if self.superclasses is None:
+            return None
+        kin = [self.superclasses.index(name) for name in self.superclasses]
+        return digest(' '.join(map(str, kin)).encode())
+
 
 def _labels_for(images: int, labels: Any, name: str) -> np.ndarray:
     "A label for each of some images, int64 (N,) or bool (N, C)."
@@ -821,6 +829,7 @@ class Rows:
 def read_rows(
     file: str | Path,
     key: str,  # the column that names the images, such as path or id
+    what: str = 'images',  # that it names, for the error
 ) -> Rows:
     "A CSV with a column `key`. Raises FileNotFoundError, or ValueError naming the line."
     file = named_path(file, 'file')
@@ -837,7 +846,7 @@ def read_rows(
         lines.append(line)
         rows.append(row)
     if not rows:
-        raise ValueError(f'{printable(file)} names no images')
+        raise ValueError(f'{printable(file)} names no {what}')
     kept, once = _once(file, lines, rows)
     columns = dict(zip(head, zip(*once, strict=True), strict=True))
     for name in columns.keys() - {key}:
@@ -1573,11 +1582,12 @@ def _numbered(labels: np.ndarray, name: str) -> tuple[str, ...]:
 def with_superclasses(
     source: Source,
     file: str | Path,  # a CSV with columns class and superclass, one line for each class
+    shared: bool = False,  # by several sets: pass by classes that are not of this one
 ) -> Source:
-    """The same source, with the superclass of each class.
+    """The same source, with the superclass of each class; without, where all were passed by.
 
     Raises FileNotFoundError, or ValueError naming the line of what is wrong."""
-    rows = read_rows(file, 'class')
+    rows = read_rows(file, 'class', 'classes')
     if 'superclass' not in rows.columns:
         columns = printable(', '.join(rows.columns))
         raise ValueError(
@@ -1585,8 +1595,21 @@ def with_superclasses(
         )
     names = [name.strip() for name in rows.columns['class']]
     _check_once(rows, names, 'class')
+    try:
+        check_spelling([*source.classes, *names])
+    except ValueError as e:
+        raise ValueError(f'{printable(rows.file)}: {e}') from e
     found = dict(zip(names, rows.columns['superclass'], strict=True))
+    if shared and found.keys().isdisjoint(source.classes):
+        return source
+    if source.labels.ndim == 2:
+        raise ValueError(
+            f'{printable(rows.file)}: superclasses are for images with one label each, and those '
+            f'of {source.name} have several; keep its images, or this table, in another folder'
+        )
     for row, (name, superclass) in enumerate(found.items()):
+        if name not in source.classes and shared:
+            continue
         if name not in source.classes:
             raise ValueError(
                 f'{rows.at(row)}: {printable(name)} is no class of {source.name}; '
@@ -1674,7 +1697,8 @@ def find_source(
         named_path(where, argument)
     source = _source_of(name, data_dir, lists_dir, missing)
     superclasses = _table_of_superclasses(name, data_dir)
-    return with_superclasses(source, superclasses) if superclasses else source
+    shared = name.startswith('csv/')
+    return with_superclasses(source, superclasses, shared) if superclasses else source
 
 
 def _source_of(name: str, data_dir: str | Path, lists_dir: str | Path, missing: str) -> Source:

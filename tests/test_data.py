@@ -927,6 +927,7 @@ def test_superclasses_lie_beside_the_images(zoo):
         (KIN.replace('bird', 'mammal'), 'mammal is the superclass of all classes'),
         (KIN.replace('superclass', 'group'), 'line 1: there is no column superclass'),
         ('superclass,classes\nbird,owl\n', 'line 1: there is no column class'),
+        ('class,superclass\n', 'superclasses.csv names no classes'),
     ),
 )
 def test_a_wrong_table_of_superclasses_says_what_is_wrong(zoo, text, message):
@@ -941,8 +942,38 @@ def test_superclasses_are_refused_for_several_labels(tmp_path):
     (tmp_path / 'superclasses.csv').write_text(
         'class,superclass\n' + ''.join(f'{n},{n % 2}\n' for n in range(10))
     )
-    with pytest.raises(ValueError, match='superclasses are for images with one label each'):
+    said = 'superclasses.csv: superclasses are for images with one label each.* in another folder'
+    with pytest.raises(ValueError, match=said):
         find_source('csv/pairs', tmp_path / 'pairs.csv')
+    (tmp_path / 'superclasses.csv').write_text(KIN)  # of another set
+    assert find_source('csv/pairs', tmp_path / 'pairs.csv').superclasses is None
+
+
+def test_one_table_of_superclasses_serves_all_tables_beside_it(zoo):
+    for table, names in (
+        ('all', ('cat', 'dog', 'owl')),
+        ('two', ('cat', 'owl')),
+        ('others', ('0', '1')),
+        ('some', ('cat', 'fox')),
+    ):
+        files = [f'{c}/{i}.png' for c in ('cat', 'dog', 'owl') for i in range(4)]
+        rows = [f'{file},{names[n % len(names)]}' for n, file in enumerate(files)]
+        (zoo / f'{table}.csv').write_text('\n'.join(['path,label', *rows]))
+    (zoo / 'superclasses.csv').write_text(KIN)
+    found = {
+        table: find_source(f'csv/{table}', zoo / f'{table}.csv').superclasses
+        for table in ('all', 'two', 'others')
+    }
+    assert found == {'all': ('mammal', 'mammal', 'bird'), 'two': ('mammal', 'bird'), 'others': None}
+    with pytest.raises(ValueError, match='1 classes of csv/some have no superclass, the first fox'):
+        find_source('csv/some', zoo / 'some.csv')
+
+
+def test_superclasses_of_another_spelling_are_said(tmp_path):
+    pictures(tmp_path, *(f'{c}/{n}.png' for c in ('cafe\u0301', 'tea') for n in range(2)))
+    (tmp_path / 'superclasses.csv').write_text('class,superclass\ncaf\u00e9,a\ntea,b\n')
+    with pytest.raises(ValueError, match=r"superclasses.csv: the classes 'cafe.u0301' and .* same"):
+        find_source('folder/x', tmp_path)
 
 
 def test_superclasses_of_cifar100_come_with_it(monkeypatch):

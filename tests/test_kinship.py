@@ -2,6 +2,7 @@
 hand."""
 
 import runpy
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +11,11 @@ import pytest
 import torch
 from PIL import Image
 
+from dcwh.codes import Codes
 from dcwh.config import resolve
 from dcwh.evaluation import kinship_of_classes
-from dcwh.experiment import run
+from dcwh.experiment import recorded, run
+from dcwh.results import read_results, record
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = runpy.run_path(str(ROOT / 'workflow/kinship.py'))
@@ -30,6 +33,28 @@ def zoo(tmp_path):
     return tmp_path / 'zoo'
 
 
+SETTINGS = {
+    'backbone': 'small',
+    'weights': 'none',
+    'image_size': 8,
+    'resize': 8,
+    'flip': False,
+    'epochs': 1,
+    'batch_size': 4,
+    'workers': 0,
+}
+
+
+def of_zoo(zoo, **changes):
+    return resolve(SETTINGS | changes, dataset='folder/zoo', bits=8, data_dir=str(zoo))
+
+
+def name_kin(zoo, kin):
+    "Give the classes superclasses."
+    lines = [f'{c},{s}' for c, s in zip(('cat', 'dog', 'owl', 'tit'), kin, strict=True)]
+    (zoo / 'superclasses.csv').write_text('\n'.join(['class,superclass', *lines]))
+
+
 def test_distances_of_features_are_those_of_directions():
     features = torch.tensor([[2.0, 0], [0, 3], [0, 1], [5, 5]])
     found = SCRIPT['feature_distances'](features, np.array([4, 7, 7, 9]))
@@ -38,24 +63,13 @@ def test_distances_of_features_are_those_of_directions():
 
 
 def test_writes_the_tables_of_runs(zoo, tmp_path):
-    settings = {
-        'backbone': 'small',
-        'weights': 'none',
-        'image_size': 8,
-        'resize': 8,
-        'flip': False,
-        'epochs': 1,
-        'batch_size': 4,
-        'workers': 0,
-    }
-    config = resolve(settings, dataset='folder/zoo', bits=8, data_dir=str(zoo))
+    config = of_zoo(zoo)
     run(config, tmp_path / 'runs')
     folders = [file.parent for file in (tmp_path / 'runs').rglob('result.json')]
     with pytest.raises(ValueError, match='folder/zoo has no superclasses'):
         SCRIPT['write_tables'](folders, tmp_path / 'reports')
     kin = ['mammal', 'mammal', 'bird', 'bird']
-    lines = [f'{c},{s}' for c, s in zip(('cat', 'dog', 'owl', 'tit'), kin, strict=True)]
-    (zoo / 'superclasses.csv').write_text('\n'.join(['class,superclass', *lines]))
+    name_kin(zoo, kin)
     out = SCRIPT['write_tables'](folders, tmp_path / 'reports')
     assert out == tmp_path / 'reports/zoo'
     table = pd.read_csv(out / 'kinship.csv').set_index('method')
@@ -68,3 +82,54 @@ def test_writes_the_tables_of_runs(zoo, tmp_path):
         near = kinship_of_classes(distances.to_numpy(), kin)
         assert table.loc[method, 'map_kin_classes'] == pytest.approx(near, abs=1e-6)
     assert table['map_kin'].isna().tolist() == [True, False]
+
+
+def test_a_result_knows_its_superclasses(zoo, tmp_path):
+    runs, reports, config = tmp_path / 'runs', tmp_path / 'reports', of_zoo(zoo)
+    bare = run(config, runs)
+    assert 'superclass_hash' not in bare['protocol'] and 'map_kin' not in bare['metrics']
+    name_kin(zoo, 'mmbb')
+    with pytest.raises(ValueError, match='measured with no known superclasses, .* --force'):
+        run(config, runs)
+    result = run(config, runs, resume=False)
+    assert len(result['protocol']['superclass_hash']) == 16 and 'map_kin' in result['metrics']
+    file = record(result, reports, modified=True)
+    assert run(config, runs) == result and recorded(config, reports, runs)[0] == result
+    name_kin(zoo, 'xxyy')  # the same kin by other names
+    assert run(config, runs) == result
+    name_kin(zoo, 'mbmb')
+    for ask in (
+        lambda: run(config, runs),
+        lambda: recorded(config, reports, runs),
+        lambda: recorded(config, reports, tmp_path / 'nowhere'),
+    ):
+        with pytest.raises(ValueError, match='measured with superclasses .* now has superclasses'):
+            ask()
+    again = run(config, tmp_path / 'others')
+    assert again['protocol'] | {'superclass_hash': ''} == result['protocol'] | {
+        'superclass_hash': ''
+    }
+    with pytest.raises(ValueError, match='with superclass_hash'):
+        record(again, reports, modified=True)
+    record(run(of_zoo(zoo, seed=1), runs), reports, modified=True)
+    with pytest.raises(ValueError, match='a table of superclasses of one name, folder/zoo'):
+        read_results(reports)
+    assert 'superclass_hash' in file.read_text().splitlines()[0]
+
+
+def test_the_table_has_the_numbers_of_the_run(zoo, tmp_path):
+    name_kin(zoo, 'mmbb')
+    result = run(of_zoo(zoo, map_top_k=2), tmp_path / 'runs')
+    folder = next((tmp_path / 'runs').rglob('result.json')).parent
+    out = SCRIPT['write_tables']([folder], tmp_path / 'reports')
+    row = pd.read_csv(out / 'kinship.csv').set_index('method').loc['dcwh']
+    for name in ('map', 'map_kin', 'ndcg_kin'):
+        assert row[name] == pytest.approx(result['metrics'][name], abs=1e-6)
+    codes = Codes.load(folder / 'database.npz')
+    replace(codes, model='another').save(folder / 'database.npz')
+    with pytest.raises(ValueError, match='database.npz has codes of model another, .*--force'):
+        SCRIPT['write_tables']([folder], tmp_path / 'reports')
+    codes.save(folder / 'database.npz')
+    name_kin(zoo, 'mbmb')
+    with pytest.raises(ValueError, match='was measured with superclasses'):
+        SCRIPT['write_tables']([folder], tmp_path / 'reports')

@@ -50,3 +50,21 @@ def test_writes_a_row_for_each_run_of_the_tables(codes, tmp_path):
         return [line.split(',')[::2][:2] for line in file.read_text().splitlines()]
 
     assert named(reports / 'unions.csv') == named(ROOT / 'reports/unions.csv')
+
+
+def test_codes_of_another_model_are_refused(codes, tmp_path):
+    reports, runs = tmp_path / 'reports', tmp_path / 'runs'
+    reports.mkdir()
+    lines = (ROOT / 'reports/digit-pairs.csv').read_text().splitlines()
+    head = next(csv.reader(lines[:1]))
+    row = next(r for r in csv.DictReader(lines) if r['bits'] == '24' and r['study'] == 'comparison')
+    row['model'] = 'of the run'
+    with open(reports / 'digit-pairs.csv', 'w', newline='') as file:
+        writer = csv.DictWriter(file, head, lineterminator='\n')
+        writer.writeheader()
+        writer.writerow(row)
+    (runs / row['run']).mkdir(parents=True)
+    codes.save(runs / row['run'] / 'query.npz')
+    with pytest.raises(ValueError, match='query.npz has codes of model unknown, the run is'):
+        SCRIPT['write_table'](reports, runs)
+    assert not (reports / 'unions.csv').exists()

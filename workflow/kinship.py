@@ -21,8 +21,14 @@ from torch.nn.functional import normalize
 from dcwh.codes import Codes, class_codes, hamming
 from dcwh.config import Config
 from dcwh.data import ImageSet, RetrievalSet
-from dcwh.evaluation import kinship, kinship_of_classes
-from dcwh.experiment import check_data, retrieval_set
+from dcwh.evaluation import kinship_of_classes
+from dcwh.experiment import (
+    check_data,
+    check_superclasses,
+    codes_of_run,
+    kinship_of_run,
+    retrieval_set,
+)
 from dcwh.files import write_whole
 from dcwh.model import HashModel, feature_model
 from dcwh.results import check_result, read_result, table_of
@@ -65,12 +71,14 @@ def of_run(folder: Path, data: RetrievalSet) -> tuple[dict, np.ndarray]:
     "The row of a run, and the distances of its class codes."
     result, superclasses = read_result(folder / 'result.json'), superclasses_of(data)
     check_data(result, data, folder / 'result.json')
-    query, database = (Codes.load(folder / f'{role}.npz') for role in ('query', 'database'))
-    distances = code_distances(database)
-    present = np.unique(database.labels)
+    if 'map_kin' in result['metrics']:  # which the row has, too
+        check_superclasses(result, data, folder / 'result.json')
+    codes = codes_of_run(folder, result['manifest'].get('model'))
+    distances = code_distances(codes['database'])
+    present = np.unique(codes['database'].labels)
     row = {name: result['config'][name] for name in ('method', 'bits', 'seed')}
     row |= {'map': result['metrics']['map'], 'run': f'{folder.parent.name}/{folder.name}'}
-    row |= kinship(query, database, superclasses, data.top_k)
+    row |= kinship_of_run(data, codes)
     row['map_kin_classes'] = kinship_of_classes(distances, superclasses[present])
     return row, distances
 

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from dcwh.codes import Codes, unpack
+from dcwh.experiment import codes_of_run
 from dcwh.files import write_whole
 from dcwh.results import read_results
 
@@ -51,15 +52,16 @@ def write_table(
     reports: str | Path = 'reports',  # tables of results
     runs: str | Path = 'runs',  # the codes of their queries, <run>/query.npz
 ) -> None:
-    "Write reports/unions.csv. Raises FileNotFoundError for a run whose codes are not there."
+    """Write reports/unions.csv. Raises FileNotFoundError for a run whose codes are not there, and
+    ValueError where another model made them."""
     results = read_results(reports)
     results = results[(results['dataset'] == 'digit-pairs') & (results['setting'] == 'default')]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator='\n')
     writer.writerow(COLUMNS)
     for run in results[results['bits'] == 24].itertuples():
-        codes = Codes.load(Path(runs, run.run, 'query.npz'))
-        writer.writerow(row(run.method, run.seed, codes))
+        codes = codes_of_run(Path(runs, run.run), run.model, ('query',))
+        writer.writerow(row(run.method, run.seed, codes['query']))
     write_whole(Path(reports, 'unions.csv'), lambda f: f.write(text.getvalue().encode()))
 
 
