@@ -550,7 +550,9 @@ class GradedRelevance(Curves):
 
     @property
     def weighted_map(self) -> float:
-        "Weighted mAP of the first `top_k`, divided as `map` is. Raises ValueError without shared labels."
+        """Weighted mAP of the first `top_k`, divided as `map` is.
+
+        Raises ValueError without shared labels."""
 
         def weighted_ap(part: Self) -> np.ndarray:
             gains = part._gains()
