@@ -488,7 +488,9 @@ def read_codes(
 ) -> Codes:
     """Codes from a file.
 
-    A matrix `codes` holds outputs (floats), -1 and 1, or 0 and 1; `labels` and `ids` may lie beside it.
+    A matrix `codes` holds outputs (floats), -1 and 1, or 0 and 1; `labels` and `ids` may lie
+    beside it.
+
     Raises FileNotFoundError, or ValueError naming the file if it holds something else."""
     if not file_is_there(path):
         raise FileNotFoundError(f'{path} is not there; give an .npz of codes')
