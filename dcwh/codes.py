@@ -66,10 +66,10 @@ LONGEST = 65_528  # bits of a code, 8,191 bytes: distances are counted in 16 bit
 def as_outputs(
     h: Tensor | np.ndarray,  # real-valued outputs or signs, shape (N, K)
     name: str = 'h',  # of the argument, for the error
-) -> np.ndarray:  # floats or signed integers, shape (N, K), finite
-    """Outputs of a network, checked.
+) -> np.ndarray:  # floats, or integers -1 and +1; shape (N, K), finite
+    """Outputs of a network, checked: floats, or integers that are all -1 and +1.
 
-    Raises ValueError where `h` has no signs, naming the call to take."""
+    Raises ValueError where `h` has no signs, or may be packed bytes, naming the call to take."""
     h = as_array(h, name)
     if h.ndim != 2 or not 1 <= h.shape[1] <= LONGEST:
         raise ValueError(
@@ -93,6 +93,11 @@ def as_outputs(
             f'{name} holds {h.min():g} to {h.max():g} and nothing below 0; '
             'Codes.from_bits takes 0 and 1, Codes.from_packed takes packed bytes, '
             'and outputs have signs'
+        )
+    if h.dtype.kind == 'i' and not np.isin(h, (-1, 1)).all():
+        raise ValueError(
+            f'{name} is {h.dtype} of {h.min()} to {h.max()}, which may be packed bytes; '
+            'Codes.from_packed takes these as uint8, and outputs are floats, or -1 and 1'
         )
     return h
 
@@ -483,7 +488,9 @@ def read_codes(
 ) -> Codes:
     """Codes from a file.
 
-    A matrix `codes` holds outputs, -1 and 1, or 0 and 1; `labels` and `ids` may lie beside it.
+    A matrix `codes` holds outputs (floats), -1 and 1, or 0 and 1; `labels` and `ids` may lie
+    beside it.
+
     Raises FileNotFoundError, or ValueError naming the file if it holds something else."""
     if not file_is_there(path):
         raise FileNotFoundError(f'{path} is not there; give an .npz of codes')

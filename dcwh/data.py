@@ -834,12 +834,21 @@ def _check_roles(data: RetrievalSet) -> None:
 
 
 def _check_learned(data: RetrievalSet) -> None:
-    "Raise ValueError where a class that training sees has no training image."
-    bare = class_sizes(data.train.labels, len(data.seen)) == 0
+    """Raise ValueError where a class that training sees has no training image, or where one that it
+    does not see has no image in the database: nothing would be asked of it."""
+    seen = len(data.seen)
+    bare = class_sizes(data.train.labels, seen) == 0
     if bare.any():
         raise ValueError(
             f'{bare.sum()} classes have no training image, the first '
             f'{data.seen[bare.argmax()]!r}; every class needs one, '
+            'besides those that ask'
+        )
+    bare = class_sizes(data.database.labels, len(data.classes))[seen:] == 0
+    if bare.any():
+        raise ValueError(
+            f'{bare.sum()} classes that training does not see have no image in the database, the '
+            f'first {data.classes[seen + bare.argmax()]!r}; every class needs one, '
             'besides those that ask'
         )
 

@@ -239,6 +239,7 @@ def average_precision(
             'leave one of the two'
         )
     by_found = top_k is not None and normaliser == 'found'
+    items, relevant = (each.astype(np.int64, copy=False) for each in (items, relevant))
     items, relevant = split_ties(items, relevant, ties)
     gains = relevant if gains is None else gains
     score = _precisions(items, relevant, gains, top_k or 2**62, by_found)
@@ -549,11 +550,14 @@ class GradedRelevance(Curves):
 
     @property
     def weighted_map(self) -> float:
-        "Weighted mAP of the first `top_k`. Raises ValueError without shared labels."
+        """Weighted mAP of the first `top_k`, divided as `map` is.
+
+        Raises ValueError without shared labels."""
 
         def weighted_ap(part: Self) -> np.ndarray:
             gains = part._gains()
-            return average_precision(part.items, part.relevant, part.top_k, gains=gains)
+            cut = part.top_k, part.normaliser
+            return average_precision(part.items, part.relevant, *cut, gains=gains)
 
         return float(self.mean(weighted_ap))
 
@@ -729,12 +733,7 @@ def kinship_of_classes(
     Raises ValueError where distances and superclasses do not fit together."""
     kin = _superclass_numbers(superclasses)
     C = len(kin)
-    try:
-        distances = np.asarray(distances, float)
-    except (TypeError, ValueError) as e:
-        raise ValueError(
-            f'distances are {shown(distances)}; give numbers of shape ({C}, {C})'
-        ) from e
+    distances = as_array(distances, 'distances')
     if distances.shape != (C, C) or not np.isfinite(distances).all():
         raise ValueError(
             f'distances have shape {distances.shape}, or are not finite; '

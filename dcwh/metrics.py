@@ -64,15 +64,25 @@ def _number_of(model: str) -> int:
 
 # %% ../nbs/07_metrics.ipynb #6501dc5e
 def _checked_ids(
+    metric: 'TwoSides',
     ids: Tensor | None,  # int (N,), or none
     images: int,  # N
+    side: str,
 ) -> np.ndarray:  # int64, shape (N,) or (0,)
-    "Which image each of a batch is. Raises ValueError where these are not as many whole numbers."
+    """Which image each of a batch is.
+
+    Raises ValueError where these are not as many whole numbers, or where one was answered."""
     numbers = as_array([] if ids is None else ids, 'ids')
     if numbers.size and (numbers.shape != (images,) or numbers.dtype.kind not in 'iu'):
         raise ValueError(
             f'ids are {numbers.dtype} of shape {numbers.shape}; '
             f'{images} images need as many whole numbers'
+        )
+    again = np.isin(numbers, metric.answered.get(side, []))
+    if again.any():
+        raise ValueError(
+            f'image {numbers[again][0]} ({side}) was there when compute was called; '
+            'call reset before images come again'
         )
     return numbers.astype(np.int64)
 
@@ -149,9 +159,11 @@ class TwoSides(_JoinedWhole):
     full_state_update = False
     bits: Tensor  # code length; 0 before the first batch
     model: Tensor  # a number for its identity; 0 where no batch tells
+    answered: dict[str, np.ndarray]  # ids of each side when `compute` was called
 
     def __init__(self, **options: Any):  # of torchmetrics.Metric
         super().__init__(**options)
+        self.answered = {}
         shared = {'bits': 'code length', 'model': 'model'}
         shared |= {f'{side}_form': f'the form of {side} labels' for side in ('query', 'database')}
         for name, what in shared.items():
@@ -165,16 +177,17 @@ class TwoSides(_JoinedWhole):
         h: Tensor | Codes,  # real-valued outputs, shape (N, K), or codes with their labels
         y: Tensor | None = None,  # class numbers (N,), or 0 and 1 (N, C)
         side: str = 'query',  # 'query' or 'database'
-        ids: Tensor | None = None,  # int (N,): which image each is; one seen twice counts once
+        ids: Tensor | None = None,  # int (N,): which image each is; the first of each counts
     ) -> None:
         """Add a batch to a side.
 
-        Raises ValueError, before anything is kept, where it does not fit."""
+        Raises ValueError, before anything is kept, where it does not fit, or where an image comes
+        again after `compute` without `reset`."""
         codes = _batch(self, h, y, side)
         kept = {
             'packed': codes.packed,
             'labels': known_labels(codes),
-            'ids': _checked_ids(ids, len(codes)),
+            'ids': _checked_ids(self, ids, len(codes), side),
         }
         getattr(self, f'{side}_form').fill_(_form_of(self, kept['labels'], side))
         self.bits.fill_(codes.bits)
@@ -185,6 +198,11 @@ class TwoSides(_JoinedWhole):
             copied = torch.tensor(flat, device=self.device)  # the caller may fill its own anew
             getattr(self, f'{side}_{part}').append(copied)
 
+    def reset(self) -> None:
+        "Empty both sides."
+        super().reset()
+        self.answered = {}
+
     def forward(self, *args: Any, **kwargs: Any) -> NoReturn:
         "Refused: raises TypeError."
         raise TypeError(
@@ -192,21 +210,26 @@ class TwoSides(_JoinedWhole):
         )
 
 # %% ../nbs/07_metrics.ipynb #182be8fd
-def _first_of_each(ids: Tensor) -> Tensor:
-    "Where each number occurs first, in the order of the numbers."
+def _first_of_each(ids: Tensor) -> tuple[Tensor, Tensor]:
+    "Where each number occurs first, in the order of the numbers; and that place for each number."
     ordered, places = ids.sort(stable=True)
     new = torch.ones_like(ordered, dtype=torch.bool)
     new[1:] = ordered[1:] != ordered[:-1]
-    return places[new]
+    first = places[new]
+    of_each = torch.empty_like(places)
+    of_each[places] = first[new.cumsum(0) - 1]
+    return first, of_each
 
 
 def collected(
     sides: TwoSides,
     side: str,  # 'query' or 'database'
 ) -> Codes:
-    """The codes of a side, each image once.
+    """The codes of a side, each image once: of one that came again the first code, since rounding
+    in another batch may turn a bit.
 
-    Raises ValueError where there are none, or where only some batches have ids."""
+    Raises ValueError where there are none, where only some batches have ids, or where an image
+    came again with other labels."""
     parts = [getattr(sides, f'{side}_{part}') for part in PARTS]
     held = parts[0] if isinstance(parts[0], list) else [parts[0]]  # gathered ones are joined
     if not sum(map(len, held)):
@@ -221,7 +244,13 @@ def collected(
             'give them with every batch, or with none'
         )
     if len(ids):
-        first = _first_of_each(ids)
+        first, of_each = _first_of_each(ids)
+        other = (labels != labels[of_each]).any(1)
+        if other.any():
+            raise ValueError(
+                f'image {int(ids[other][0])} ({side}) came again with other labels; '
+                'an id is that of one image, and reset empties both sides'
+            )
         packed, labels, ids = packed[first], labels[first], ids[first]
     else:
         ids = torch.arange(len(packed))
@@ -248,10 +277,24 @@ class HashRetrieval(TwoSides):
         super().__init__(**options)
         self.top_k, self.graded = top_k, graded
 
+    def merge_state(self, incoming_state: dict[str, Any] | Metric) -> None:
+        """Add the batches of another metric.
+
+        Raises ValueError, before anything is kept, where they do not fit, or where the other
+        measures something else."""
+        for name in ('top_k', 'graded'):
+            own = getattr(self, name)
+            if getattr(incoming_state, name, own) != own:
+                raise ValueError(f'metrics differ in {name}; their batches cannot be joined')
+        super().merge_state(incoming_state)
+
     def compute(self) -> dict[str, float]:
         """All numbers of the evaluation, by name, counted on the device of the metric.
 
         Raises ValueError where a side is empty or the two cannot be compared."""
-        sides = collected(self, 'query'), collected(self, 'database')
-        found = evaluate(*sides, self.top_k, self.graded, self.device).to_dict()
+        query, database = collected(self, 'query'), collected(self, 'database')
+        for side, codes in {'query': query, 'database': database}.items():
+            if len(dim_zero_cat(getattr(self, f'{side}_ids'))):
+                self.answered[side] = codes.ids
+        found = evaluate(query, database, self.top_k, self.graded, self.device).to_dict()
         return {name: value for name, value in found.items() if isinstance(value, (int, float))}

@@ -15,6 +15,7 @@ import json
 import os
 import re
 import shutil
+import unicodedata
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -36,6 +37,7 @@ from torch import Tensor
 
 from .codes import Codes, as_array, as_outputs, check_bits, unpack
 from .files import locked, shown, writable, write_whole
+from .sources import check_spelling
 
 # %% ../nbs/18_search.ipynb #cda9fd7b
 COLUMN_TYPES = {'U': 'text', 'i': 'int64', 'f': 'float64', 'b': 'bool'}  # by numpy's letter
@@ -244,18 +246,33 @@ def checked_table(
 ) -> tuple[Codes, dict[str, np.ndarray]]:  # codes with ids of one type, and columns, each (N,)
     """What an index keeps of images.
 
-    Raises ValueError where it is not one value per image, or ids are not unique."""
+    Raises ValueError where it is not one value per image, where ids are not unique, where an id is
+    what answers have for no image (-1, or an empty text), or where two texts look the same."""
     ids = as_column(codes.ids, 'ids', len(codes))
-    twice = len(codes) - len(set(ids.tolist()))
+    known = set(ids.tolist())
+    twice = len(codes) - len(known)
     if twice:
         raise ValueError(f'{twice} ids occur more than once; every image needs its own')
+    for none in {'', -1} & known:
+        raise ValueError(f'{none!r} is an id; it stands for no image in answers, so give another')
     if not isinstance(metadata, Mapping | None):
         raise ValueError(f'metadata is {type(metadata).__name__}; give a dict of columns')
     columns = {}
     for name, values in (metadata or {}).items():
         check_name(name)
         columns[name] = as_column(values, f'column {name!r}', len(codes))
+        _check_forms(columns[name], f'column {name!r}')
     return Codes(codes.packed, codes.bits, None, ids, codes.model), columns
+
+
+def _check_forms(values: np.ndarray, what: str) -> None:
+    "Raises ValueError where two texts differ in their Unicode form only."
+    if values.dtype.kind != 'U' or values.view(np.uint32).max(initial=0) < 128:
+        return
+    try:
+        check_spelling(np.unique(values).tolist())
+    except ValueError as e:
+        raise ValueError(f'{what}: {e}') from e
 
 
 def check_name(
@@ -273,7 +290,8 @@ def conditions(
     where: object,  # a dict: a value, or a list of values, for each column; or None
     types: dict[str, str],  # of the columns
 ) -> dict[str, list]:  # allowed values by column
-    """The values that each column may have, in its type.
+    """The values that each column may have, in its type. A text is meant in each of its Unicode
+    forms: é is one character, or e and an accent.
 
     Raises ValueError naming a column or a value that does not fit."""
     if not isinstance(where, Mapping | None):
@@ -288,8 +306,16 @@ def conditions(
             values = values.tolist()
         if not isinstance(values, (list, tuple, set, frozenset)):
             values = [values]
-        found[name] = [typed_value(v, types[name], f'column {name!r}') for v in values]
+        typed = [typed_value(v, types[name], f'column {name!r}') for v in values]
+        found[name] = list(dict.fromkeys(form for value in typed for form in _forms(value)))
     return found
+
+
+def _forms(value: str | int | float | bool) -> list:
+    "A value, and the other Unicode forms of a text."
+    if not isinstance(value, str) or value.isascii():
+        return [value]
+    return [value, *(unicodedata.normalize(form, value) for form in ('NFC', 'NFD'))]
 
 
 def check_column(
@@ -519,7 +545,8 @@ class IndexContract(ABC):
 
     @abstractmethod
     def add(self, codes: Codes, metadata: dict | None = None) -> None:
-        """Extend the index.
+        """Extend the index. Codes that name no model are taken on your word: they count as made by
+        that of the index. An index that names none takes no codes of a model.
 
         Raises ValueError, with nothing added, for an id that is there already, or other columns."""
 

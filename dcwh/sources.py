@@ -716,6 +716,28 @@ def _check_roles(root: str, rows: list[tuple[str, ...]], parts: list[str]) -> No
             f'these, or out of {root}'
         )
 
+# %% ../nbs/10_sources.ipynb #dc39893e
+def _named_twice(images: Files) -> tuple[int, int] | None:
+    "The positions of two names of one file, by a link to it or to a folder; None where none has."
+    first: dict[tuple[int, int], int] = {}
+    for i, name in enumerate(images.names):
+        try:
+            status = os.stat(os.path.join(images.root, name))
+        except (OSError, ValueError):
+            continue  # said when it is read
+        known = first.setdefault((status.st_dev, status.st_ino), i)
+        if known != i:
+            return known, i
+    return None
+
+
+def _check_files(images: Files, what: str) -> None:
+    "Raise ValueError naming both, where one file has two names."
+    twice = _named_twice(images)
+    if twice:
+        one, other = (printable(images.names[i]) for i in twice)
+        raise ValueError(f'{what}: {other} and {one} are one file, by a link; keep one of the two')
+
 # %% ../nbs/10_sources.ipynb #8987b41d
 def folder(
     name: str,  # folder/<any name>
@@ -736,6 +758,7 @@ def folder(
     _check_tree(root, rows, parts)
     classes, labels = np.unique([row[-2] for row in rows], return_inverse=True)
     images = Files(root, tuple('/'.join(row) for row in rows))
+    _check_files(images, printable(root))
     split = Split.by_test(np.array([row[0] == parts[1] for row in rows])) if parts else None
     return Source(name, images, labels.astype(np.int64), tuple(classes.tolist()), split)
 
@@ -1098,6 +1121,7 @@ def table(
         )
     images = Files(file.parent, image_names(rows))
     _check_present(rows, images)
+    _check_each_once(rows, images)
     split = _split_of(rows)
     classes, numbers = number_labels(labels)
     return Source(name, images, numbers, classes, split)
@@ -1113,6 +1137,17 @@ def _no_table(place: Path) -> str:
     if not tables:
         return said
     return f'{said}, such as {", ".join(map(printable, tables[:3]))} in this folder'
+
+
+def _check_each_once(rows: Rows, images: Files) -> None:
+    "Raise ValueError naming both lines, where a link makes two names of one file."
+    twice = _named_twice(images)
+    if twice:
+        known, row = twice
+        raise ValueError(
+            f'{rows.at(row)}: {printable(images.names[row])} is the file of line '
+            f'{rows.lines[known]}, by a link; one line per image'
+        )
 
 
 def _check_present(rows: Rows, images: Files) -> None:
@@ -1462,11 +1497,13 @@ def lists(
         called = f'{name.removeprefix("lists/")}-{len(ids["query"])}-{len(ids["train"])}'
     if gone:
         called += f', {gone} missing'
+    images = Files(root, tuple(np.array(names, object)[there]))
+    _check_files(images, name)
     place = there.cumsum() - 1
     kept = {role: place[rows[there[rows]]] for role, rows in ids.items()}
     return Source(
         name,
-        Files(root, tuple(np.array(names, object)[there])),
+        images,
         labels_of(member[there]),
         tuple(map(str, range(classes))),
         Split(kept['query'], kept['train'], kept['database'], called, top_k),
