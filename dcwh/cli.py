@@ -285,6 +285,9 @@ def run(
     dcwh run --method dpsh --set method_settings='{"eta": 0.2}'
 
     accelerate launch --num_processes 2 -m dcwh run --dataset cifar10 --recipe gpu
+
+    Files are known by name and size: after pictures were changed in place, run with --force. The
+    content hash of dcwh data check tells whether they were.
     """
     from dcwh import experiment, results
 
@@ -514,7 +517,8 @@ def _check_compared(folders: list[str]) -> None:
         raise FileNotFoundError('there is no folder reports or runs here; name one')
     for folder in folders:
         if not Path(folder).is_dir():
-            raise FileNotFoundError(f'{folder} is not there; give a folder of tables or of runs')
+            problem = 'is no folder' if Path(folder).exists() else 'is not there'
+            raise FileNotFoundError(f'{folder} {problem}; give a folder of tables or of runs')
 
 
 def _warn_of_results(folders: list[str]) -> None:

@@ -8,6 +8,7 @@ import os
 import sys
 from multiprocessing import get_all_start_methods, get_context, set_start_method
 from multiprocessing.connection import Connection
+from threading import Timer
 
 processes = get_context('forkserver')
 
@@ -41,15 +42,21 @@ class Python:
     def kill(self):
         self.process.kill()
 
-    def end(self):
-        "The exit code, and what was said since it was last read; a signal is negative."
+    def end(self, limit=None):
+        """The exit code, and what was said since it was last read; a signal is negative.
+
+        What runs for more than `limit` seconds is killed."""
         self.stdin.close()
+        timer = Timer(limit or 2**20, self.kill)
+        timer.daemon = True
+        timer.start()
         with self.stdout:
             said = self.stdout.read()
         self.process.join()
+        timer.cancel()
         return self.process.exitcode, said
 
 
-def python(code, *args):
-    "Run a piece of code to its end: the exit code, and what was said."
-    return Python(code, *args).end()
+def python(code, *args, limit=None):
+    "Run a piece of code to its end, or for `limit` seconds: the exit code, and what was said."
+    return Python(code, *args).end(limit)

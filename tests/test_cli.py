@@ -412,6 +412,7 @@ def test_published_numbers_are_looked_at_before_the_notebook_is_executed(place, 
     Path('theirs.csv').write_text('dataset,map\ndigits,0.5\n')
     assert refused(do('compare', '--published', 'theirs.csv'), 'theirs.csv, line 1: there is no')
     assert refused(do('compare', '--published', 'none.csv'), 'none.csv is not there')
+    assert refused(do('compare', 'theirs.csv'), 'theirs.csv is no folder; give a folder of tables')
 
 
 def test_a_comparison_of_no_folder_is_refused(tmp_path):

@@ -5,6 +5,7 @@ import ast
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -25,6 +26,7 @@ ALL = sorted(
 )
 MODULES = sorted((ROOT / 'dcwh').glob('*.py'))
 LONGEST = 60  # lines of an exported cell
+LIMIT = 900  # seconds that a notebook may take
 BY_HAND = '__init__.py', '__main__.py'  # names handed on, python -m dcwh: of no notebook
 
 # one process a notebook, as a reader has: what one of them imports or seeds cannot help the next
@@ -57,7 +59,7 @@ def run(args, cwd):
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        timeout=900,
+        timeout=LIMIT,
     )
     if done.returncode:
         pytest.fail(f'{args[-1]} failed:\n{done.stdout[-6000:]}', pytrace=False)
@@ -89,11 +91,18 @@ def imported(tree, package='dcwh'):
 @pytest.mark.parametrize('path', NOTEBOOKS, ids=name)
 def test_runs(path):
     tables = {p: p.read_bytes() for p in (ROOT / 'reports').glob('*.csv')}
-    code, said = python(RUN, path)
+    code, said = python(RUN, path, limit=LIMIT)
+    if code == -signal.SIGKILL:
+        said += f'\nkilled, after {LIMIT} s if by nobody else'
     if code:
         pytest.fail(f'{path} failed:\n{said[-6000:]}', pytrace=False)
     changed = [name(p) for p, before in tables.items() if p.read_bytes() != before]
     assert changed == [], 'they are not what the notebooks write; look at git diff and commit them'
+
+
+def test_what_hangs_is_ended():
+    code, _ = python('import time; time.sleep(3600)', limit=1)
+    assert code == -signal.SIGKILL
 
 
 @pytest.fixture(scope='module')
