@@ -746,8 +746,6 @@ class RetrievalSet:
         "What stands beside every number: source, protocol, sizes, k and the hash of the split."
         source = self.query.source
         sizes = {role: len(images) for role, images in self.roles.items()}
-        seen = {'seen': len(self.seen)} if self.unseen else {}
-        kin = {'superclass_hash': source.superclass_hash} if source.superclasses else {}
         labels = [images.labels for images in self.roles.values()]
         return {
             'source': source.name,
@@ -756,8 +754,7 @@ class RetrievalSet:
             'name': self.protocol,
             **sizes,
             'classes': len(self.classes),
-            **seen,
-            **kin,
+            **_where_there_are(self),
             'labels_per_image': _labels_per_image(labels),
             'top_k': self.top_k,
             'split_hash': self.split_hash(),
@@ -782,6 +779,14 @@ def _kinds(images: ImageSet, data: RetrievalSet) -> dict[str, np.ndarray]:
     unseen = _goes_beyond(images.labels, len(data.seen))
     everything = np.arange(len(images))
     return {'seen': everything[~unseen], 'unseen': everything[unseen], 'all': everything}
+
+
+def _where_there_are(data: RetrievalSet) -> dict[str, Any]:
+    "What is said of unseen classes and of superclasses, of a set that has such."
+    source = data.query.source
+    seen = {'seen': len(data.seen)} if data.unseen else {}
+    kin = {'superclass_hash': source.superclass_hash} if source.superclasses else {}
+    return seen | kin
 
 
 def _parts_of(data: RetrievalSet) -> dict[str, tuple[np.ndarray, np.ndarray]]:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DRAFT', 'NEEDED', 'LAUNCHER', 'commit', 'processor', 'manifest', 'retrieval_set', 'otherwise', 'finished',
-           'check_data', 'check_superclasses', 'check_weights', 'coded', 'tidy', 'recorded', 'codes_of_run', 'reported',
+           'check_data', 'check_superclasses', 'check_weights', 'coded', 'tidy', 'recorded', 'reported', 'codes_of_run',
            'Ranking', 'ranked', 'measured', 'compactness', 'kinship_of_run', 'Laps', 'encoded', 'plain', 'run', 'clean',
            'template_parameters', 'checked', 'launched', 'is_main', 'without_launcher', 'check_place', 'execute',
            'report']
@@ -261,24 +261,6 @@ def recorded(
     return result, file
 
 
-def codes_of_run(
-    folder: Path,
-    model: str | None,  # identity of the model of the run; None: it is not known
-    roles: Iterable[str] = ('query', 'database'),
-) -> dict[str, Codes]:
-    """The codes that lie in the folder of a run.
-
-    Raises FileNotFoundError, or ValueError where they are damaged or another model made them."""
-    codes = {role: Codes.load(folder / f'{role}.npz') for role in roles}
-    for role, held in codes.items():
-        if model and held.model != model:
-            raise ValueError(
-                f'{folder / role}.npz has codes of model {held.model or "unknown"}, the run is of '
-                f'{model}; make the run again (dcwh run … --force)'
-            )
-    return codes
-
-
 def _has_others(folder: Path, result: dict) -> bool:
     "Whether codes that lie in the folder of a run were made by another model than its own."
     files = [file for file in (folder / 'query.npz', folder / 'database.npz') if file.is_file()]
@@ -288,7 +270,7 @@ def _has_others(folder: Path, result: dict) -> bool:
         return True  # damaged
     return bool(models - {result['manifest'].get('model')})
 
-
+# %% ../nbs/17_experiment.ipynb #15f71a32
 def reported(report: str | Path, config: Config) -> bool:
     "Whether a report of this configuration is there and does not end in an error."
     file = Path(report)
@@ -313,6 +295,24 @@ def _cells(notebook: str | Path) -> list[tuple[str, list[str]]]:
     "Source and tags of each cell."
     cells = json.loads(Path(notebook).read_bytes())['cells']
     return [(''.join(cell['source']), cell['metadata'].get('tags', [])) for cell in cells]
+
+# %% ../nbs/17_experiment.ipynb #323e3fbd
+def codes_of_run(
+    folder: Path,
+    model: str | None,  # identity of the model of the run; None: it is not known
+    roles: Iterable[str] = ('query', 'database'),
+) -> dict[str, Codes]:
+    """The codes that lie in the folder of a run.
+
+    Raises FileNotFoundError, or ValueError where they are damaged or another model made them."""
+    codes = {role: Codes.load(folder / f'{role}.npz') for role in roles}
+    for role, held in codes.items():
+        if model and held.model != model:
+            raise ValueError(
+                f'{folder / role}.npz has codes of model {held.model or "unknown"}, the run is of '
+                f'{model}; make the run again (dcwh run … --force)'
+            )
+    return codes
 
 # %% ../nbs/17_experiment.ipynb #2d0210b7
 @dataclass(frozen=True)
@@ -610,7 +610,7 @@ def _work(
     check_result(result)
     return broadcast_object_list([result])[0]
 
-
+# %% ../nbs/17_experiment.ipynb #c1ea7fa9
 def _described(data: RetrievalSet, part: str, metrics: dict) -> dict:
     "A part of a result: its sizes and its metrics."
     if part in data.parts:

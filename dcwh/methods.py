@@ -193,7 +193,7 @@ class Nested(Criterion):
                     facts[name + mark] = fact
         return facts
 
-
+# %% ../nbs/09_methods.ipynb #3f38e366
 def _ascending(criteria: Sequence[Criterion]) -> tuple[int, ...]:
     "Their lengths. Raises ValueError where they are not from the shortest to the longest."
     lengths: list[Any] = [getattr(criterion, 'bits', None) for criterion in criteria]

@@ -10,7 +10,6 @@ import pytest
 
 os.environ.setdefault('OMP_NUM_THREADS', '1')
 os.environ.setdefault('DCWH_CACHE', '')  # nothing is left in the home of whoever runs them
-os.environ['MPLBACKEND'] = 'agg'
 for name in ('no_proxy', 'NO_PROXY'):
     os.environ[name] = ','.join(filter(None, (os.environ.get(name), '127.0.0.1')))
 
