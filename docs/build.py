@@ -18,7 +18,7 @@ sys.path[:0] = [str(DOCS), str(ROOT / 'workflow')]
 
 import notebooks  # noqa: E402 of this folder
 import reference  # noqa: E402
-import tables  # noqa: E402 of workflow/
+import result_tables  # noqa: E402 of workflow/
 
 NOT_PAGES = 'nbs/index.ipynb', 'nbs/templates/'  # the README, and what reports are made from
 PLACES = {  # where files of the repository, or folders of them, are on the site
@@ -59,10 +59,10 @@ class Site:
         self.links = notebooks.Links(ROOT, pages, ini['DEFAULT']['git_url'])
         self.modules = reference.modules(ROOT / 'dcwh')
         self.known = {f'{m.name}.{name}' for m in self.modules for name in m.definitions()}
-        self.results = tables.recorded(ROOT / 'reports')
+        self.results = result_tables.recorded(ROOT / 'reports')
         self.made: dict[str, Callable[[], str]] = {
             'docs/results.md': self.results_tables,
-            'docs/claims.md': lambda: tables.claims_table(ROOT / 'reports/claims.csv'),
+            'docs/claims.md': lambda: result_tables.claims_table(ROOT / 'reports/claims.csv'),
             'docs/gallery.md': self.gallery,
         }
         self.files: dict[str, bytes] = {}
@@ -92,18 +92,18 @@ class Site:
 
     def results_tables(self) -> str:
         parts = []
-        for task, run in tables.tasks(self.results).items():
-            what = ' · '.join(tables.facts(*task[1:], run))
-            parts += [f'## {task[0]}\n\n{what}', tables.task_table(self.results, task)]
+        for task, run in result_tables.tasks(self.results).items():
+            what = ' · '.join(result_tables.facts(*task[1:], run))
+            parts += [f'## {task[0]}\n\n{what}', result_tables.task_table(self.results, task)]
         return '\n\n'.join(parts)
 
     def gallery(self) -> str:
         "Cards for each set, and the list of pages for the navigation."
         cards, pages = [], []
-        for name in tables.REPORTS:
-            maps = tables.reported(self.results, name).set_index('bits')['map']
+        for name in result_tables.REPORTS:
+            maps = result_tables.reported(self.results, name).set_index('bits')['map']
             cards.append(f'## {name}\n\n::::::{{container}} cards small')
-            for bits in tables.LENGTHS:
+            for bits in result_tables.LENGTHS:
                 path = f'reports/{name}/dcwh-{bits}.ipynb'
                 if path in self.notebooks:
                     cards.append(self.card(path, f'{maps[bits]:.3f}', f'{bits} bits'))

@@ -13,7 +13,7 @@ from dcwh.results import read_results
 
 ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT / 'workflow'))
-import tables  # noqa: E402 as the path comes first
+import result_tables  # noqa: E402 as the path comes first
 
 README = (ROOT / 'README.md').read_text()
 NOTEBOOK = ROOT / 'nbs/experiments/claims.ipynb'
@@ -56,7 +56,7 @@ def test_commands_of_grids_say_how_many_cores():
 
 
 def test_the_website_shows_the_verdicts_of_the_table(verdicts):
-    names, rows = rows_of(tables.claims_table(ROOT / 'reports/claims.csv'))
+    names, rows = rows_of(result_tables.claims_table(ROOT / 'reports/claims.csv'))
     assert names[:2] == ['claim', 'verdict']
     told = [
         (v['claim'], f'**{v["verdict"]}**', v['evidence'], f'`{v["command"]}`') for v in verdicts
@@ -74,13 +74,13 @@ def test_the_notebook_shows_the_verdicts_of_the_table(verdicts):
 
 
 def test_readme_says_what_the_tables_say():
-    results = tables.recorded(ROOT / 'reports')
-    assert tables.findings(results) in README
+    results = result_tables.recorded(ROOT / 'reports')
+    assert result_tables.findings(results) in README
 
 
 def test_reports_are_listed_with_what_the_tables_say():
     results = read_results(ROOT / 'reports')
-    (_, *lengths), rows = rows_of(tables.reports_table(results, ROOT / 'reports'))
+    (_, *lengths), rows = rows_of(result_tables.reports_table(results, ROOT / 'reports'))
     assert lengths == ['16 bits', '24 bits', '32 bits', '48 bits']
     assert [what.split('`')[1] for what, *_ in rows] == list(SETS)
     assert '' not in rows[0] + rows[1]

@@ -206,7 +206,8 @@ def test_the_extra_that_an_error_names_holds_what_is_missing():
         for pair in needing(ast.parse((ROOT / 'dcwh' / name).read_text()))
     ]
     assert len(found) > 8
-    held, distributions = extras(), packages_distributions() | {'matplotlib': ['seaborn']}
+    brought = {'matplotlib': ['seaborn'], 'IPython': ['ipykernel']}
+    held, distributions = extras(), packages_distributions() | brought
     for module, extra in found:  # seaborn brings matplotlib
         assert {*distributions[module]} & held[extra], f'{module} is not in the extra {extra}'
     assert {*dcwh.sharing.EXTRAS} <= held['onnx'] and 'pandas' in held['report']

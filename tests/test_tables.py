@@ -311,7 +311,7 @@ def test_a_table_of_another_function_is_refused(tmp_path):
 
 def test_other_tasks_are_in_no_table_of_the_readme(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / 'workflow'))
-    import tables
+    import result_tables
 
     own = invented()
     few, cut = invented(train_images=400), invented(map_top_k=50)
@@ -326,7 +326,7 @@ def test_other_tasks_are_in_no_table_of_the_readme(tmp_path, monkeypatch):
     ):
         record(result, tmp_path)
     assert len(read_results(tmp_path)) == 12
-    kept = tables.recorded(tmp_path)
+    kept = result_tables.recorded(tmp_path)
     assert kept['hash'].tolist()[:1] == [check_result(own).hash]
     assert list(zip(kept['method'], kept['part'], strict=True)) == [
         ('dcwh', ''),
