@@ -20,6 +20,17 @@ IMPORTED = [
 ]
 get_context('forkserver').set_forkserver_preload(IMPORTED)
 
+SMALLEST = {  # settings of a run of a second, on images of 8 pixels
+    'backbone': 'small',
+    'weights': 'none',
+    'image_size': 8,
+    'resize': 8,
+    'flip': False,
+    'epochs': 1,
+    'batch_size': 4,
+    'workers': 0,
+}
+
 
 @pytest.fixture(scope='module')
 def chromium(tmp_path_factory):

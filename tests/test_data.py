@@ -7,6 +7,7 @@ import socket
 
 import numpy as np
 import pytest
+from conftest import SMALLEST
 from PIL import Image
 from torch.utils.data import ConcatDataset, Subset
 from torchvision.datasets import FakeData, ImageFolder
@@ -991,19 +992,8 @@ def test_superclasses_of_cifar100_come_with_it(monkeypatch):
 
 
 def test_a_run_says_how_near_kin_are(zoo, tmp_path):
-    settings = {
-        'backbone': 'small',
-        'weights': 'none',
-        'image_size': 8,
-        'resize': 8,
-        'flip': False,
-        'epochs': 1,
-        'batch_size': 4,
-        'workers': 0,
-    }
-
     def made(seed):
-        config = resolve(settings, dataset='folder/zoo', bits=8, data_dir=str(zoo), seed=seed)
+        config = resolve(SMALLEST, dataset='folder/zoo', bits=8, data_dir=str(zoo), seed=seed)
         return run(config, tmp_path / 'runs')
 
     plain = made(0)

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import SMALLEST
 from PIL import Image
 
 from dcwh.codes import Codes
@@ -33,20 +34,8 @@ def zoo(tmp_path):
     return tmp_path / 'zoo'
 
 
-SETTINGS = {
-    'backbone': 'small',
-    'weights': 'none',
-    'image_size': 8,
-    'resize': 8,
-    'flip': False,
-    'epochs': 1,
-    'batch_size': 4,
-    'workers': 0,
-}
-
-
 def of_zoo(zoo, **changes):
-    return resolve(SETTINGS | changes, dataset='folder/zoo', bits=8, data_dir=str(zoo))
+    return resolve(SMALLEST | changes, dataset='folder/zoo', bits=8, data_dir=str(zoo))
 
 
 def name_kin(zoo, kin):
