@@ -281,7 +281,7 @@ def commands_page() -> str:
         parts.append(rows_table(['name', 'kind', 'default', 'meaning'], rows))
 
     tell(typer.main.get_command(app), 'dcwh', 0)
-    parts.append('Written from the notebook [21_cli](../notebooks/21_cli.ipynb).')
+    parts.append('Written from the notebook [23_cli](../notebooks/23_cli.ipynb).')
     return '\n\n'.join(parts) + '\n'
 
 
