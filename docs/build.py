@@ -102,6 +102,8 @@ class Site:
         cards, pages = [], []
         for name in result_tables.REPORTS:
             maps = result_tables.reported(self.results, name).set_index('bits')['map']
+            if maps.empty:
+                continue
             cards.append(f'## {name}\n\n::::::{{container}} cards small')
             for bits in result_tables.LENGTHS:
                 path = f'reports/{name}/dcwh-{bits}.ipynb'
