@@ -30,6 +30,7 @@ MODULES = sorted((ROOT / 'dcwh').glob('*.py'))
 LONGEST = 60  # lines of an exported cell
 LIMIT = 900  # seconds that a notebook may take
 IMAGES = {'51ad798f', '98e3e799'}  # tutorials on the digits where CIFAR-10 is not at hand
+TRAINED = {'e90a65e1'}  # answers and name of a model, which is another on another processor
 BY_HAND = '__init__.py', '__main__.py'  # names handed on, python -m dcwh: of no notebook
 
 # one process a notebook, as a reader has: what one of them imports or seeds cannot help the next
@@ -120,7 +121,7 @@ def test_runs_and_prints_what_it_says(path, tmp_path):
 
 def differing(path, given):
     "Cells that were executed: the text that is committed, and the one that the code now gives."
-    cells = [c for c in json.loads(path.read_text())['cells'] if c['id'] in given]
+    cells = [c for c in json.loads(path.read_text())['cells'] if c['id'] in given.keys() - TRAINED]
     pairs = {c['id']: (comparable(c['outputs']), comparable(given[c['id']])) for c in cells}
     stale = {cell: pair for cell, pair in pairs.items() if not same(*pair)}
     return {} if stale.keys() & IMAGES else stale
