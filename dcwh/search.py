@@ -7,8 +7,8 @@ __all__ = ['COLUMN_TYPES', 'LONGEST_TEXT', 'OPTIONS', 'MOST_KEYS', 'Answers', 'I
            'INDEX_KINDS', 'FORMAT', 'HEADER', 'as_column', 'check_width', 'read_value', 'typed_value', 'checked_table',
            'check_name', 'conditions', 'check_column', 'Option', 'option_lines', 'check_options', 'IndexContract',
            'CodeIndex', 'in_lance', 'check_file', 'faiss_library', 'structure_of', 'one_thread', 'searched',
-           'nearest_rows', 'ImageRows', 'FaissIndex', 'write_index', 'read_index', 'changing', 'in_one_line', 'sql',
-           'LanceTable', 'LanceIndex']
+           'nearest_rows', 'ImageRows', 'FaissIndex', 'write_index', 'read_index', 'changing', 'in_one_line',
+           'types_of', 'header_of', 'sql', 'LanceTable', 'LanceIndex']
 
 # %% ../nbs/18_search.ipynb #51e31f9a
 import json
@@ -571,6 +571,11 @@ class CodeIndex(IndexContract):
         **options: Any,  # of the kind, see `option_lines`
     ) -> 'CodeIndex':
         """An index of codes.
+
+        Up to a million or so, `flat`: exact, about 1 ms a query. Beyond, `ivf`: codes of classes
+        lie in clumps, which are its lists. It is faster than `hnsw` and `multihash`, and finds
+        more than `hnsw`. `lance`, with `lists`, for codes that outlive the process, grow, or do
+        not fit into memory (benchmarks/search.csv).
 
         Raises ValueError or FileNotFoundError for what does not fit, before anything is built."""
         checked = _checked_build(codes, kind, options)
@@ -1727,7 +1732,7 @@ def _in_schema(rows: Any, schema: Any) -> Any:
         raise ValueError(f'columns do not fit those of the index ({_said(e)})') from e
 
 
-def _types_of(schema: Any, path: str | Path, bits: int) -> dict[str, str]:
+def types_of(schema: Any, path: str | Path, bits: int) -> dict[str, str]:
     "Types of the columns of a table. Raises ValueError if it is not one of codes of so many bits."
     import pyarrow as pa
 
@@ -1756,7 +1761,7 @@ def _type_of(arrow_type: Any) -> str | None:
     return next((kind for kind, test in tests.items() if test(arrow_type)), None)
 
 # %% ../nbs/18_search.ipynb #64ced80a
-def _header_of(schema: Any, path: str | Path) -> dict[str, Any]:
+def header_of(schema: Any, path: str | Path) -> dict[str, Any]:
     "What a schema says of the codes. Raises ValueError if it is one of something else."
     try:
         header = json.loads(schema.metadata[b'dcwh'])
@@ -1829,6 +1834,17 @@ class LanceTable:
         with in_one_line(self.path):
             return self.lance.search().select([name]).to_arrow()[name]
 
+    def rows(
+        self,
+        columns: Sequence[str],  # their names
+        start: int,  # the first row
+        number: int,  # rows
+    ) -> Any:  # a table of arrow
+        "Some rows, in the order in which they lie in this version."
+        with in_one_line(self.path):
+            asked = self.lance.search().select([*columns])
+            return asked.offset(start).limit(number).to_arrow()
+
     def rows_of(
         self,
         ids: list,  # of images
@@ -1884,11 +1900,11 @@ class LanceIndex(CodeIndex):
         table: LanceTable,
         version: int = 0,  # that was asked for; 0: the newest
     ) -> None:
-        header = _header_of(table.schema, table.path)
+        header = header_of(table.schema, table.path)
         self.table, self.path, self.version = table, table.path, version
         self.bits = check_bits(header['bits'])
         self.model, self.root = header['model'], header['root']
-        self.types = _types_of(table.schema, table.path, self.bits)
+        self.types = types_of(table.schema, table.path, self.bits)
 
     def __len__(self) -> int:
         return len(self.table)

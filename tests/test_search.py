@@ -143,30 +143,6 @@ def test_an_object_store_that_does_not_answer():
     assert time.time() - began < 60  # and not for the ever of a default
 
 
-@pytest.fixture
-def bucket():
-    "An S3-compatible server on this machine, with an empty bucket."
-    import boto3
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer('127.0.0.1', 0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    keys = {'aws_access_key_id': 'a', 'aws_secret_access_key': 'b', 'region_name': 'us-east-1'}
-    boto3.client('s3', endpoint_url=f'http://{host}:{port}', **keys).create_bucket(Bucket='photos')
-    yield (
-        {
-            'endpoint': f'http://{host}:{port}',
-            'allow_http': 'true',
-            'region': 'us-east-1',
-            'access_key_id': 'a',
-            'secret_access_key': 'b',
-        },
-        server,
-    )
-    server.stop()
-
-
 @pytest.mark.whole
 def test_an_object_store(bucket):
     """Built, extended, filtered, deleted from and opened again, by another process too; and when
