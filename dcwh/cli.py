@@ -8,8 +8,8 @@ __all__ = ['app', 'EXPECTED', 'SETS', 'METHOD', 'DataSet', 'Bits', 'MethodOption
            'SetName', 'Where', 'Lists', 'Missing', 'Protocol', 'PerClass', 'MODEL', 'Model', 'Index', 'Json', 'First',
            'Workers', 'index', 'CodesFile', 'TableFile', 'RERANK', 'WHERE', 'Sheet', 'SHEET', 'SOFTWARE',
            'MOST_PICTURES', 'CountedBy', 'main', 'assignments', 'in_a_line', 'run', 'record', 'compare', 'describe',
-           'check', 'fetch', 'encode', 'save_codes', 'columns_of', 'build', 'show', 'add', 'delete', 'search',
-           'evaluate', 'labelled', 'serve']
+           'check', 'fetch', 'encode', 'save_codes', 'columns_of', 'build', 'show', 'add', 'delete', 'optimize',
+           'search', 'evaluate', 'labelled', 'serve']
 
 # %% ../nbs/23_cli.ipynb #9aa6bcad
 import json
@@ -1059,6 +1059,34 @@ def delete(
     with changing(where) as index:
         index.delete(index.read_ids(ids))
     _answer(_described(index), as_json)
+
+
+@index.command()
+@in_a_line
+def optimize(
+    where: Index,
+    lists: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            max=65_536,
+            help='make so many lists of codes; the root of their number does well',
+        ),
+    ] = 0,
+    as_json: Json = False,
+) -> None:
+    """Tidy up an index of kind lance: small additions become one. With --lists, searches look at a
+    few lists instead of all codes.
+
+    dcwh index optimize s3://bucket/photos.lance --lists 1000
+    """
+    from dcwh.search import CodeIndex, LanceIndex
+
+    found = CodeIndex.load(where)
+    if not isinstance(found, LanceIndex):
+        raise ValueError(f'{where} is of kind {found.kind}; only kind lance needs tidying up')
+    found.optimize(lists)
+    _answer(_described(found), as_json)
 
 # %% ../nbs/23_cli.ipynb #f0e0a5f1
 RERANK = 'order a shortlist of so many by the distance of outputs to codes; 0: by Hamming distance'

@@ -8,6 +8,7 @@ __all__ = ['PART', 'Namer', 'arrow_library', 'files_at', 'numbers_of', 'Form', '
            'ray_library']
 
 # %% ../nbs/19_parts.ipynb #10a54976
+import logging
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,7 +27,7 @@ from numba import set_num_threads
 from .codes import Codes, check_bits, read_codes
 from .counting import histograms_of_parts
 from .files import file_is_there, shown
-from .search import CodeIndex, header_of, in_lance, types_of
+from .search import CodeIndex, check_width, header_of, in_lance, types_of
 from .sources import split_labels
 
 # %% ../nbs/19_parts.ipynb #e205b30c
@@ -111,7 +112,7 @@ class Form:
 
     bits: int  # code length, as stored
     model: str = ''  # identity of the model; empty: unknown
-    label: str = ''  # the column of labels: label, labels, or none
+    label: str = ''  # where labels are: the column label or labels, a table, the file; or nowhere
     named: bool = False  # whether labels are names
     classes: tuple[str, ...] | None = None  # that number the names
     several: bool = False  # rows of labels, even where each image has one
@@ -148,9 +149,18 @@ def codes_in(
         raise ValueError('it is damaged: an image has no code')
     packed = column.flatten().to_numpy().reshape(len(table), -1)
     labels = _labels_in(table, form)
-    ids = np.array(table['id'].to_pylist()) if form.ids else None
+    ids = _ids_in(table['id']) if form.ids else None
     codes = Codes.from_packed(packed, form.bits, labels, ids, form.model)
     return codes.first(form.first) if form.first else codes
+
+
+def _ids_in(column: Any) -> np.ndarray:
+    "Raises ValueError where a text is so long that an array of all would fill the memory."
+    arrow = arrow_library()
+    if arrow.types.is_string(column.type):
+        lengths = arrow.compute.utf8_length(column).to_numpy()
+        check_width('id', len(column), int(lengths.max()), int(lengths.sum()))
+    return np.array(column.to_pylist())
 
 
 def _labels_in(table: Any, form: Form) -> np.ndarray | None:
@@ -573,8 +583,9 @@ def _class_names(parts: CodeParts) -> set[str]:
 
 def _numbered_form(form: Form, classes: tuple[str, ...], several: bool) -> Form:
     "Rows of labels take a byte for each class, so parts with many classes are smaller."
-    rows = max(1, min(form.rows, 2**28 // max(1, len(classes))))
-    return replace(form, classes=classes, several=several, rows=rows)
+    as_rows = several or form.label == 'labels'
+    rows = max(1, 2**28 // max(1, len(classes))) if as_rows else form.rows
+    return replace(form, classes=classes, several=several, rows=min(form.rows, rows))
 
 # %% ../nbs/19_parts.ipynb #f7749109
 @dataclass(eq=False)
@@ -682,8 +693,7 @@ def _tally_by_ray(
 ) -> Tally:
     "By tasks of Ray, a piece each."
     ray = ray_library()
-    if not ray.is_initialized():
-        ray.init(log_to_driver=False, include_dashboard=False)
+    _started(ray)
     on_gpu = int(torch.device(device).type == 'cuda')
     task = ray.remote(_task).options(num_cpus=1, num_gpus=on_gpu)
     asked = ray.put(query)
@@ -710,6 +720,19 @@ def _tally_by_ray(
         for each in running:
             ray.cancel(each)
     return Tally(total, _joined(query, [seen[number] for number in sorted(seen)]))
+
+# %% ../nbs/19_parts.ipynb #19a90002
+def _started(ray: Any) -> None:
+    "Ray, at RAY_ADDRESS or on this machine, where it is not there yet. Raises OSError."
+    if ray.is_initialized():
+        return
+    elsewhere = os.environ.get('RAY_ADDRESS')
+    own = {} if elsewhere else {'include_dashboard': False}
+    try:
+        ray.init(log_to_driver=False, logging_level=logging.ERROR, **own)
+    except Exception as e:  # of the network, of other versions
+        place = f'no Ray answers at {elsewhere}' if elsewhere else 'Ray does not start'
+        raise OSError(f'{place} ({_first_line(e)})') from e
 
 
 def _joined(query: Codes, seen: Sequence[Seen]) -> Seen:
