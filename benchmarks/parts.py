@@ -13,14 +13,17 @@ import os
 from pathlib import Path
 from subprocess import run
 from sys import argv, executable
+from tempfile import TemporaryDirectory
 from time import process_time
 
 import numpy as np
+from pyarrow import parquet
 from tables import most_of, write_table
 
 from dcwh.codes import Codes
 from dcwh.evaluation import evaluate
-from dcwh.parts import PART
+from dcwh.parts import PART, CodeParts
+from dcwh.search import CodeIndex
 
 QUERIES, CLASSES, BITS = 100, 10, 64
 COMPARED = 10_000_000
@@ -62,10 +65,22 @@ class Made:
 
 
 def whole(n):
-    "All parts as one."
-    parts = list(Made(n))
-    packed = np.concatenate([part.packed for part in parts])
-    return Codes.from_packed(packed, BITS, np.concatenate([part.labels for part in parts]))
+    "All parts as one, each put into its place as it is made."
+    packed, labels = np.empty((n, BITS // 8), np.uint8), np.empty(n, np.int64)
+    start = 0
+    for part in Made(n):
+        stop = start + len(part)
+        packed[start:stop], labels[start:stop] = part.packed, part.labels
+        start = stop
+    return Codes.from_packed(packed, BITS, labels)
+
+
+def store(n, folder):
+    "A database as a Lance table and as a file of Parquet."
+    database = whole(n)
+    columns = {'label': database.labels}
+    table = CodeIndex.build(database, 'lance', columns, path=f'{folder}/codes.lance').table
+    parquet.write_table(table.rows(['id', 'code', 'label'], 0, n), f'{folder}/codes.parquet')
 
 
 def resident(peak):
@@ -84,14 +99,15 @@ def timed(query, database):
 
 
 def measure(n, way):
-    "A row, but for its first two columns."
+    "A row, but for its first two columns; `way` may be the path of a dataset."
     query = codes(QUERIES, 1)
     evaluate(query[:10], codes(100, 3)).to_dict()  # compiled before the clock starts
     Path('/proc/self/clear_refs').write_text('5')  # the peak counts from here
     before = resident(peak=False)
-    database = whole(n) if way == 'whole' else Made(n)
+    made = {'whole': whole, 'parts': Made}.get(way, lambda n: CodeParts.open(way))
+    database = made(n)
     seconds, score = timed(query, database)
-    making = 0.0 if way == 'whole' else database.seconds
+    making = database.seconds if way == 'parts' else 0.0
     grown = resident(peak=True) - before
     load = os.getloadavg()[0] / os.cpu_count()
     return f'{seconds - making:.2f}', f'{making:.2f}', round(grown), f'{score:.6f}', f'{load:.1f}'
@@ -121,6 +137,11 @@ def rows(most):
     for way, counting in zip(('whole', 'parts'), seconds, strict=True):
         yield [n, f'{way}, in turn', counting, '', '', '', '', 'yes']
     yield [n, 'whole', *said(n, 'whole'), 'yes']
+    with TemporaryDirectory() as folder:
+        store(SIZES[0], folder)
+        for kind in ('lance', 'parquet'):
+            found = said(SIZES[0], f'{folder}/codes.{kind}')
+            yield [SIZES[0], f'parts, read from {kind}', *found, 'yes']
     for n in SIZES:
         if n <= most:
             row = [n, 'parts', *said(n, 'parts'), 'yes']

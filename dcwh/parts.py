@@ -19,6 +19,7 @@ from itertools import islice
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
+from uuid import uuid4
 
 import numpy as np
 import torch
@@ -35,7 +36,6 @@ def arrow_library() -> ModuleType:
     "The pyarrow library. Raises ImportError saying how to install it."
     try:
         import pyarrow.compute
-        import pyarrow.dataset
         import pyarrow.fs
         import pyarrow.parquet
     except ImportError as e:
@@ -265,18 +265,19 @@ class LancePiece(ArrowPiece):
     start: int  # the first row
     version: int
     storage_options: tuple[tuple[str, Any], ...] = ()
+    opened: str = ''  # tells this opening from an earlier one of another table at the same place
 
     def tables(self, columns: list[str], rows: int) -> Iterator[Any]:
         "See `ArrowPiece.tables`."
-        index = _pinned(self.where, self.version, self.storage_options)
+        index = _pinned(self.where, self.version, self.storage_options, self.opened)
         stop = self.start + self.images
         for start in range(self.start, stop, rows):
             yield index.table.rows(columns, start, min(rows, stop - start))
 
 
 @lru_cache(maxsize=4)
-def _pinned(where: str, version: int, storage_options: tuple) -> Any:
-    "A table at a version."
+def _pinned(where: str, version: int, storage_options: tuple, opened: str) -> Any:
+    "A table at a version; it is opened once."
     return CodeIndex.load(where, version=version, storage_options=dict(storage_options))
 
 # %% ../nbs/19_parts.ipynb #20f55665
@@ -362,14 +363,12 @@ def _lance_parts(
 ) -> tuple[list[Piece], Form]:
     if not in_lance(where):
         raise FileNotFoundError(f'no Lance table at {where}; give a dataset of codes')
-    index: Any = CodeIndex.load(where, version=version, storage_options=storage_options)
-    form = _form_of(index.table.schema, where)
-    fixed, images = index.table.version, len(index)
-    options = tuple((storage_options or {}).items())
+    newest: Any = CodeIndex.load(where, version=version, storage_options=storage_options)
+    pinned = newest.table.version, tuple((storage_options or {}).items()), uuid4().hex
+    index, images = _pinned(where, *pinned), len(newest)
     starts = range(0, images, rows)
-    return [
-        LancePiece(where, min(rows, images - start), start, fixed, options) for start in starts
-    ], form
+    pieces = [LancePiece(where, min(rows, images - start), start, *pinned) for start in starts]
+    return [*pieces], _form_of(index.table.schema, where)
 
 
 def _parquet_parts(files: Any, paths: Sequence[str], scheme: str) -> tuple[list[Piece], Form]:
@@ -716,6 +715,8 @@ def _tally_by_ray(
             total = total + found.counts
     except ray.exceptions.RayTaskError as e:
         raise (e.cause or e) from e
+    except ray.exceptions.RayError as e:
+        raise OSError(f'Ray gives up ({_first_line(e)})') from e
     finally:
         for each in running:
             ray.cancel(each)
