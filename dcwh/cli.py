@@ -6,7 +6,7 @@
 __all__ = ['app', 'EXPECTED', 'SETS', 'METHOD', 'DataSet', 'Bits', 'MethodOption', 'Seed', 'RecipeOption', 'Settings', 'Force',
            'Tracker', 'Detail', 'Report', 'Template', 'Reports', 'Runs', 'Record', 'Study', 'Modified', 'data',
            'SetName', 'Where', 'Lists', 'Missing', 'Protocol', 'PerClass', 'MODEL', 'Model', 'Index', 'Json', 'First',
-           'Workers', 'index', 'CodesFile', 'TableFile', 'RERANK', 'WHERE', 'Sheet', 'SHEET', 'SOFTWARE',
+           'Workers', 'index', 'KIND', 'CodesFile', 'TableFile', 'RERANK', 'WHERE', 'Sheet', 'SHEET', 'SOFTWARE',
            'MOST_PICTURES', 'CountedBy', 'main', 'assignments', 'in_a_line', 'run', 'record', 'compare', 'describe',
            'check', 'fetch', 'encode', 'save_codes', 'columns_of', 'build', 'show', 'add', 'delete', 'optimize',
            'search', 'evaluate', 'labelled', 'serve']
@@ -867,6 +867,10 @@ index = typer.Typer(
 )
 app.add_typer(index, name='index')
 
+KIND = (
+    'flat up to a million codes (exact), ivf beyond, lance for what outlives the process or does '
+    'not fit into memory; hnsw or multihash'
+)
 CodesFile = Annotated[Path, typer.Argument(help='codes that `dcwh encode` wrote')]
 TableFile = Annotated[
     str,
@@ -937,13 +941,7 @@ def build(
     where: Index,
     codes: CodesFile,
     table: TableFile = '',
-    kind: Annotated[
-        str,
-        typer.Option(
-            help='flat up to a million codes (exact), ivf beyond, lance for what outlives the '
-            'process or does not fit into memory; hnsw or multihash'
-        ),
-    ] = 'flat',
+    kind: Annotated[str, typer.Option(help=KIND)] = 'flat',
     images: Annotated[
         str, typer.Option(help='the folder that ids are relative to, for pictures in answers')
     ] = '',
@@ -1060,7 +1058,7 @@ def delete(
         index.delete(index.read_ids(ids))
     _answer(_described(index), as_json)
 
-
+# %% ../nbs/23_cli.ipynb #23a90001
 @index.command()
 @in_a_line
 def optimize(
@@ -1322,7 +1320,7 @@ def evaluate(
     table = {**maps, 'top_k': k, 'normaliser': used}
     _answer({**table, **{n: v for n, v in found.to_dict().items() if n not in table}}, as_json)
 
-
+# %% ../nbs/23_cli.ipynb #23a90002
 def _is_dataset(database: str) -> bool:
     "Whether it is read part by part."
     return '://' in database or database.endswith('.parquet') or Path(database).is_dir()

@@ -95,6 +95,26 @@ def test_labels_in_the_files(place):
     assert do('named.npz', 'numbers.lance') == whole
 
 
+def test_several_labels_on_either_side(place):
+    "One label meets several, and some parts have images of one label only."
+    query, database = place
+    rng = np.random.default_rng(5)
+    texts = [
+        '; '.join(CLASSES[np.unique(rng.integers(0, 4, 1 + (i > 150) * 2))])
+        for i in range(len(database))
+    ]
+    save_codes(query, {'labels': [f'{text};ewe' for text in texts[-20:]]}, Path('q-several.npz'))
+    save_codes(database, {'labels': texts}, Path('several.npz'))
+    CodeIndex.build(database, 'lance', {'labels': texts}, path='several.lance')
+    for number, part in enumerate((slice(0, 100), slice(100, 300))):
+        save_codes(database[part], {'labels': texts[part]}, Path(f'several{number}.npz'))
+    for asked in ('q.npz', 'q-several.npz'):
+        whole = do(asked, 'several.npz')
+        assert do(asked, 'several.lance') == whole
+        assert do(asked, 'several0.npz', 'several1.npz') == whole
+    assert do('q-several.npz', 'd.lance') == do('q-several.npz', 'd.npz')
+
+
 def test_queries_in_the_database_and_equal_codes_are_said(place):
     query, database = place
     twins = database[195:205]
