@@ -21,7 +21,7 @@ NOTEBOOKS = sorted(
 )
 PAGES = [ROOT / 'README.md', *sorted(ROOT.glob('docs/*.md')), *sorted(ROOT.glob('*/README.md'))]
 MARKDOWN = 'text/markdown'
-LEFT = {'be0beb77', '83aa1070', '5b1f60d2', '61c1a5e3'}  # figures that wait for their text
+LEFT = {'be0beb77'}  # figures that wait for their text
 # words with which a line of an alternative text must not begin: nbdev would follow them
 DIRECTIVES = {'hide', 'notest', 'slow', 'cuda', 'eval:', 'echo:', 'default_exp'}
 
