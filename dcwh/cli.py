@@ -6,8 +6,8 @@
 __all__ = ['app', 'EXPECTED', 'DATA_SETS', 'METHOD_NAMES', 'SETS', 'METHOD', 'DataSet', 'Bits', 'MethodOption', 'Seed',
            'RecipeOption', 'Settings', 'Force', 'Tracker', 'Detail', 'Report', 'Template', 'Reports', 'Runs', 'Record',
            'Study', 'Modified', 'Json', 'data', 'SetName', 'Where', 'Lists', 'Missing', 'Protocol', 'PerClass', 'MODEL',
-           'Model', 'Index', 'First', 'Workers', 'index', 'KINDS', 'Kind', 'CodesFile', 'TableFile', 'RERANK', 'WHERE',
-           'Sheet', 'SHEET', 'SOFTWARE', 'MOST_PICTURES', 'CodesName', 'LabelsName', 'main', 'assignments', 'in_a_line',
+           'Model', 'Index', 'First', 'Workers', 'index', 'Kind', 'CodesFile', 'TableFile', 'RERANK', 'WHERE', 'Sheet',
+           'SHEET', 'SOFTWARE', 'MOST_PICTURES', 'CodesName', 'LabelsName', 'main', 'assignments', 'in_a_line',
            'one_of', 'run', 'methods', 'settings', 'record', 'compare', 'describe', 'check', 'fetch', 'encode',
            'save_codes', 'columns_of', 'build', 'show', 'add', 'delete', 'search', 'evaluate', 'labelled', 'export',
            'publish', 'serve']
@@ -307,8 +307,7 @@ def run(
     dcwh run --dataset digits --bits 48 --seed 1
     dcwh run --dataset folder/birds \\
       --set data_dir=/data/birds --set epochs=5
-    dcwh run --method dpsh \\
-      --set method_settings='{"eta": 0.2}'
+    dcwh run --method dpsh --set method_settings='{"eta": 0.2}'
     accelerate launch --num_processes 2 -m dcwh run \\
       --dataset cifar10 --recipe gpu
 
@@ -473,7 +472,7 @@ def methods(as_json: Json = False) -> None:
         as_json,
     )
 
-
+# %% ../nbs/23_cli.ipynb #33fa5681
 @app.command()
 @in_a_line
 def settings(
@@ -524,7 +523,7 @@ def _in_json(value: Any) -> str:
         return ''
     return value if isinstance(value, str) else json.dumps(value)
 
-
+# %% ../nbs/23_cli.ipynb #81cc9cac
 def _list(
     name: str,  # in the JSON object
     rows: list[dict[str, Any]],  # with the same columns; in a table all values are texts
@@ -652,7 +651,7 @@ def compare(
     experiment.execute(notebook, out, {**given, 'published': published}, partial=False)
     _say(out)
 
-
+# %% ../nbs/23_cli.ipynb #4d30a17f
 def _run_of(place: str) -> str:
     "The folder of a run, where this is one, or its result file; otherwise empty."
     path = Path(place)
@@ -967,7 +966,7 @@ def encode(
     _answer(made | {'columns': ', '.join(columns), 'left_out': len(unreadable)}, as_json)
     _name_broken(unreadable)
 
-
+# %% ../nbs/23_cli.ipynb #1704c462
 def _encoding(encoder: 'Encoder', precision: str) -> dict[str, Any]:
     "The precision as an option of `encode`. Raises ValueError where a model has no such option."
     if precision == 'fp32':
@@ -1037,10 +1036,10 @@ index = typer.Typer(
 )
 app.add_typer(index, name='index')
 
-KINDS = 'flat', 'hnsw', 'ivf', 'multihash', 'lance'
+_KINDS = 'flat', 'hnsw', 'ivf', 'multihash', 'lance'
 Kind = Annotated[
     str,
-    typer.Option(help='flat, hnsw, ivf, multihash or lance', autocompletion=one_of(*KINDS)),
+    typer.Option(help='flat, hnsw, ivf, multihash or lance', autocompletion=one_of(*_KINDS)),
 ]
 CodesFile = Annotated[Path, typer.Argument(help='codes that `dcwh encode` wrote')]
 TableFile = Annotated[
@@ -1156,7 +1155,7 @@ def build(
     made.save(where)
     _answer(_described(made), as_json)
 
-
+# %% ../nbs/23_cli.ipynb #782da355
 def _check_new_index(where: str, kind: str) -> None:
     "Raises ValueError or OSError where an index of this kind cannot be put."
     from dcwh.files import writable
@@ -1600,7 +1599,7 @@ def export(
     write = sharing.export_onnx if out.suffix == '.onnx' else sharing.export_program
     _say(str(write(encoder, out)))
 
-
+# %% ../nbs/23_cli.ipynb #fe073dcc
 @app.command()
 @in_a_line
 def publish(
