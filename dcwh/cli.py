@@ -1622,7 +1622,7 @@ def publish(
     dcwh publish runs/digits-default/dcwh-16-seed0-… \\
       my-model --license apache-2.0 --onnx
     dcwh publish runs/digits-default/dcwh-16-seed0-… \\
-      my-model --license mit --repo-id me/my-hash-model
+      my-model --license mit --repo-id me/digits-16
 
     Result, codes and model must belong together. The codes are evaluated once more.
     """
