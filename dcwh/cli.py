@@ -307,7 +307,7 @@ def run(
     dcwh run --dataset digits --bits 48 --seed 1
     dcwh run --dataset folder/birds \\
       --set data_dir=/data/birds --set epochs=5
-    dcwh run --method dpsh --set method_settings='{"eta": 0.2}'
+    dcwh run --method dpsh --set method_settings='{"eta":0.2}'
     accelerate launch --num_processes 2 -m dcwh run \\
       --dataset cifar10 --recipe gpu
 
