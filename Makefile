@@ -7,7 +7,7 @@ PYTHON ?= $(firstword $(shell for p in python3 python3.14 python3.13 python3.12 
 TWO = -n $(or $(WORKERS),2)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv shell report reports test test-all lint format chromium grid benchmark lab allowed readme export clean-notebooks docs hooks
+.PHONY: help venv shell demo report reports test test-all lint format chromium grid benchmark lab allowed readme export clean-notebooks docs hooks
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -29,6 +29,10 @@ shell: venv  ## open a shell in which dcwh, papermill and snakemake are found
 report: export OMP_NUM_THREADS ?= 1
 report: venv  ## train and evaluate on digits at 16 bits; print where the report is, and its mAP
 	$(BIN)/dcwh run --reports runs $(ARGS)
+
+demo: export OMP_NUM_THREADS ?= 1
+demo: venv  ## train for two minutes and search in the browser; ARGS=/data/birds: your folder of images
+	$(BIN)/python workflow/demo.py $(ARGS)
 
 reports: export OMP_NUM_THREADS ?= 1
 reports: venv  ## make reports/ from the tables and from images that are here: a report for each set and code length, the comparison

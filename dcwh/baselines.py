@@ -254,7 +254,9 @@ class DPSH(Criterion):
 
 # %% ../nbs/08_baselines.ipynb #adcde248
 class HashNet(Criterion):
-    "Weighted pairwise likelihood on tanh(beta h), beta rising over the epochs (Cao et al. 2017)."
+    """Weighted pairwise likelihood on tanh(beta h), beta rising over the epochs.
+
+    Cao et al. 2017."""
 
     kept = ('slope',)
 
@@ -286,7 +288,9 @@ class HashNet(Criterion):
 
 # %% ../nbs/08_baselines.ipynb #45fe3005
 class DCH(Criterion):
-    "Cauchy cross-entropy of cosine distances between pairs (Cao, Long, Liu, Wang 2018)."
+    """Cauchy cross-entropy of cosine distances between pairs.
+
+    Cao, Long, Liu, Wang 2018."""
 
     def __init__(
         self,
@@ -316,7 +320,9 @@ class DCH(Criterion):
 
 # %% ../nbs/08_baselines.ipynb #8a6965e0
 class DTSH(Criterion):
-    "Likelihood of triplets of a batch (Wang, Shi, Kitani 2016)."
+    """Likelihood of triplets of a batch.
+
+    Wang, Shi, Kitani 2016."""
 
     def __init__(
         self,
@@ -439,7 +445,9 @@ def straight_through(
 
 # %% ../nbs/08_baselines.ipynb #08c00025
 class GreedyHash(CrossEntropy):
-    "Cross-entropy on codes, its gradient handed through the sign (Su, Zhang, Han, Tian 2018)."
+    """Cross-entropy on codes, its gradient handed through the sign.
+
+    Su, Zhang, Han, Tian 2018."""
 
     def __init__(
         self,
@@ -515,7 +523,9 @@ class _FixedCentres(Criterion):
 
 # %% ../nbs/08_baselines.ipynb #08c00030
 class CSQ(_FixedCentres):
-    "Binary cross-entropy of every bit with the hash centre of the label (Yuan et al. 2020)."
+    """Binary cross-entropy of every bit with the hash centre of the label.
+
+    Yuan et al. 2020."""
 
     def __init__(
         self,
@@ -542,7 +552,9 @@ class CSQ(_FixedCentres):
 
 # %% ../nbs/08_baselines.ipynb #b0b37028
 class OrthoHash(_FixedCentres):
-    "Softmax cross-entropy of scaled cosines with fixed centres, with a margin (Hoe et al. 2021)."
+    """Softmax cross-entropy of scaled cosines with fixed centres, with a margin.
+
+    Hoe et al. 2021."""
 
     def __init__(
         self,

@@ -4,18 +4,20 @@
 
 # %% auto #0
 __all__ = ['MANY', 'DECIMAL', 'Number', 'Share', 'Count', 'Pixels', 'Text', 'Name', 'MethodName', 'CodeHash', 'Compile', 'Recipe',
-           'RECIPES', 'Task', 'Config', 'recipe_of', 'explain', 'resolve']
+           'RECIPES', 'Task', 'Config', 'recipe_of', 'recipe_parts', 'explain', 'resolve', 'described']
 
 # %% ../nbs/13_config.ipynb #c0f10004
 import hashlib
 import json
 import re
 import reprlib
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal, get_args
+from collections.abc import Iterator, Mapping
+from inspect import getsource
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic.fields import FieldInfo
 
 from .codes import LONGEST
 from .data import WORKERS
@@ -83,20 +85,20 @@ class Config(Task):
     resize: Pixels  # short side before cutting; 0 is image_size
     padding: Pixels  # border before a random cut; below image_size
     flip: bool  # mirror half of the training images
-    epochs: Count
-    batch_size: Annotated[int, Field(ge=2, le=MANY)]
-    optimizer: Literal['sgd', 'adamw']
+    epochs: Count  # passes over the training images
+    batch_size: Annotated[int, Field(ge=2, le=MANY)]  # images per step
+    optimizer: Literal['sgd', 'adamw']  # of torch.optim
     lr: Number  # peak learning rate of the backbone
     head_lr: Number  # factor on it for hash layer and criterion
-    momentum: Share  # of sgd
-    weight_decay: Number
+    momentum: Share  # of the optimizer sgd
+    weight_decay: Number  # of the optimizer
     schedule: Literal['constant', 'step', 'cosine']  # step: a tenth after each third
     warmup: Share  # share of the training in which the rate rises
-    precision: Literal['fp32', 'bf16', 'fp16']
+    precision: Literal['fp32', 'bf16', 'fp16']  # of the network
     sigma: Number  # spread of a class; 0 is sqrt(bits) / 2
-    cube_margin: Number
-    cube_weight: Number
-    vertex_weight: Number
+    cube_margin: Number  # half side of the cube
+    cube_weight: Number  # of leaving the cube, in the loss
+    vertex_weight: Number  # of the distance to the nearest vertex, in the loss
     refine_after: Share  # the switch from establish to refine
     centres: Literal['running', 'exact', 'gradient', 'fixed']  # how centres are found
     centres_every: Count  # epochs between steps of the centres
@@ -125,14 +127,28 @@ def recipe_of(
 
     First comes `default` of `any.yaml` and of the set's file, then the section of the recipe in
     both, each with its part for the method. What defines the method comes last."""
-    files_read = [_sections('any'), _sections(dataset.rpartition('/')[2])]
     settings: dict[str, Any] = {}
-    for name in dict.fromkeys(('default', recipe)):
-        for sections in files_read:
-            part = dict(sections.get(name, {}))
+    for _, part in recipe_parts(dataset, recipe, method):
+        settings |= part
+    return settings
+
+
+def recipe_parts(
+    dataset: str,
+    recipe: str,
+    method: str,
+) -> Iterator[tuple[str, dict[str, Any]]]:  # such as ('digits.yaml, quick', {'epochs': 4})
+    "The parts that `recipe_of` puts together, each with its place; a later one replaces values."
+    names = dict.fromkeys(('any', dataset.rpartition('/')[2]))
+    files = {name: _sections(name) for name in names}
+    for section in dict.fromkeys(('default', recipe)):
+        for name, sections in files.items():
+            part = dict(sections.get(section, {}))
             own = part.pop('methods', {}).get(method, {})
-            settings |= part | own
-    return settings | method_of(method).settings
+            place = f'{name}.yaml' + f', {section}' * (section != 'default')
+            yield place, part
+            yield f'{place}, {method}', own
+    yield f'method {method}', method_of(method).settings
 
 
 def _sections(name: str) -> dict[str, dict[str, Any]]:
@@ -288,3 +304,62 @@ def _checked(values: dict[str, Any]) -> Config:
         return Config(**values)
     except ValidationError as e:
         raise ValueError('; '.join(explain(error) for error in e.errors())) from e
+
+# %% ../nbs/13_config.ipynb #48e3102e
+def described(
+    dataset: str = 'digits',
+    recipe: str = 'default',  # one of RECIPES
+    method: str = 'dcwh',  # one of METHODS, or package.module:Class
+) -> list[dict[str, Any]]:  # of each field: name, type, default, allowed, meaning, origin
+    """Every setting of a run: what it is, and the default that it gets from a recipe.
+
+    Raises ValueError where set, recipe or method are not known."""
+    task = {'dataset': dataset, 'recipe': recipe, 'method': method}
+    _check_names(task)
+    values: dict[str, Any] = dict(task)
+    origins = dict.fromkeys(task, 'you')
+    for origin, part in recipe_parts(dataset, recipe, method):
+        values |= part
+        origins |= dict.fromkeys(part, origin)
+    own = method_of(method).defaults
+    if own:
+        values['method_settings'], origins['method_settings'] = own, f'method {method}'
+    said = {name: text for part in (Task, Config) for name, text in _comments_of(part)}
+    return [
+        {
+            'name': name,
+            'type': _type_name(field.annotation),
+            'default': values.get(name, None if field.is_required() else field.default),
+            'allowed': _allowed(field),
+            'meaning': said.get(name, ''),
+            'origin': origins.get(name, 'you' if field.is_required() else 'Config'),
+        }
+        for name, field in Config.model_fields.items()
+    ]
+
+
+def _comments_of(model: type) -> list[tuple[str, str]]:
+    "The fields of a class, and what stands behind each."
+    return re.findall(r'^    (\w+): .*?  # (.*)$', getsource(model), re.MULTILINE)
+
+
+def _type_name(annotation: Any) -> str:
+    "Such as float; a word of a few is a str."
+    if get_origin(annotation) is Literal:
+        return 'str'
+    return (get_origin(annotation) or annotation).__name__
+
+
+def _allowed(field: FieldInfo) -> str:
+    "The words or the range that a field takes; empty where its type says all."
+    if get_origin(field.annotation) is Literal:
+        return ', '.join(word or 'empty' for word in get_args(field.annotation))
+    limits = ('ge', 'le', 'lt')
+    held = [(name, getattr(part, name, None)) for part in field.metadata for name in limits]
+    bounds = {name: value for name, value in held if value is not None}
+    if not bounds:
+        return ''
+    most = bounds['lt' if 'lt' in bounds else 'le']
+    if most >= MANY:  # far from anything a machine can do
+        return f'from {bounds["ge"]:g}'
+    return f'{bounds["ge"]:g} to {"below " * ("lt" in bounds)}{most:g}'

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['DRAFT', 'NEEDED', 'LAUNCHER', 'commit', 'processor', 'manifest', 'retrieval_set', 'otherwise', 'finished',
            'check_data', 'check_superclasses', 'check_weights', 'coded', 'tidy', 'recorded', 'reported', 'codes_of_run',
-           'Ranking', 'ranked', 'measured', 'compactness', 'kinship_of_run', 'Laps', 'encoded', 'plain', 'run', 'clean',
-           'template_parameters', 'checked', 'launched', 'is_main', 'without_launcher', 'check_place', 'execute',
-           'report']
+           'Finished', 'finished_runs', 'Ranking', 'ranked', 'measured', 'compactness', 'kinship_of_run', 'Laps',
+           'encoded', 'plain', 'run', 'clean', 'template_parameters', 'checked', 'launched', 'is_main',
+           'without_launcher', 'check_place', 'execute', 'report']
 
 # %% ../nbs/17_experiment.ipynb #e6a39cb2
 import ast
@@ -313,6 +313,47 @@ def codes_of_run(
                 f'{model}; make the run again (dcwh run … --force)'
             )
     return codes
+
+# %% ../nbs/17_experiment.ipynb #47efb21a
+@dataclass(frozen=True)
+class Finished:
+    "A run that is over: what it recorded, and how its codes rank."
+
+    name: str  # in a legend
+    result: dict[str, Any]  # the content of its result file
+    evaluation: Evaluation | None  # None where its codes are gone
+
+
+def finished_runs(
+    *folders: str | Path,  # each of one run
+) -> list[Finished]:
+    """Runs by their folders, evaluated again from their codes, each with a name of its own.
+
+    Raises FileNotFoundError, or ValueError where result or codes are damaged."""
+    results = [read_result(Path(folder) / 'result.json') for folder in folders]
+    names = [_name_of(result['config']) for result in results]
+    hashes = [result['config']['hash'][:8] for result in results]
+    return [
+        Finished(
+            f'{name}, {code}' if names.count(name) > 1 else name,
+            result,
+            _evaluation_of(Path(folder), result),
+        )
+        for name, code, folder, result in zip(names, hashes, folders, results, strict=True)
+    ]
+
+
+def _name_of(config: dict[str, Any]) -> str:
+    return f'{config["method"]}, {config["bits"]} bits, seed {config["seed"]}'
+
+
+def _evaluation_of(folder: Path, result: dict[str, Any]) -> Evaluation | None:
+    "That of the codes in the folder of a run, as its result says; None where they are gone."
+    if not all((folder / f'{role}.npz').is_file() for role in ('query', 'database')):
+        return None
+    codes = codes_of_run(folder, result['manifest'].get('model'))
+    top_k, normaliser = result['protocol']['top_k'], result['metrics']['normaliser']
+    return evaluate(codes['query'], codes['database'], top_k, normaliser=normaliser)
 
 # %% ../nbs/17_experiment.ipynb #2d0210b7
 @dataclass(frozen=True)

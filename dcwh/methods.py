@@ -237,6 +237,8 @@ class Method:
     defaults: dict[str, float] = field(default_factory=dict)  # its own, see `method_settings`
     remembers: bool = False  # whether it keeps outputs of all training images
     code: str = ''  # of one of yours: a hash of its source, see `code_of`
+    summary: str = ''  # what it does, in a line
+    several: str = ''  # what it makes of several labels per image; empty: nobody said
 
     @classmethod
     def of(
@@ -244,6 +246,7 @@ class Method:
         builder: Builder,
         reference: str,
         settings: dict[str, Any] | None = None,  # fields of Config, over any recipe
+        several: str = '',
     ) -> 'Method':
         "The method of a builder, which is given what it asks for."
         asked = [parameter.name for parameter in _asked(builder)]
@@ -271,8 +274,20 @@ class Method:
             made.num_classes, made.bits = num_classes, config.bits  # what its batches have to have
             return made
 
-        own = own_settings(builder)
-        return cls(build, reference, settings or {}, own, remembers='images' in asked)
+        return cls(
+            build,
+            reference,
+            settings or {},
+            own_settings(builder),
+            remembers='images' in asked,
+            summary=_first_paragraph(builder.__doc__),
+            several=several,
+        )
+
+
+def _first_paragraph(text: str | None) -> str:
+    "Of a docstring, in a line without its full stop."
+    return ' '.join((text or '').strip().partition('\n\n')[0].split()).rstrip('.')
 
 # %% ../nbs/09_methods.ipynb #4a8f1252
 def two_step(
@@ -346,72 +361,75 @@ def nested(
     return Nested(criteria)
 
 # %% ../nbs/09_methods.ipynb #09c00014
+_PAPER = 'Zhe, Chen, Yan: Deep Class-Wise Hashing (arXiv 1803.04137)'
+_SHARES = 'a share for each'  # of the image: 1/|Y|
+_PAIRS = 'similar where one is shared'
+_MAJORITY = 'majority of their centres'
+
+
+def _kin(summary: str, settings: dict[str, Any] | None = None, **built: Any) -> Method:
+    "The paper's method with a difference, in settings or in how `two_step` builds it."
+    build = partial(two_step, **built) if built else two_step
+    return Method(build, _PAPER, settings or {}, summary=summary, several=_SHARES)
+
+
 METHODS: dict[str, Method] = {
-    'dcwh': Method(
-        two_step,
-        'Zhe, Chen, Yan: Deep Class-Wise Hashing (arXiv 1803.04137), centres in closed form',
-    ),
-    'dcwh-fixed': Method(
-        two_step,
-        'the same with centres that stay on the vertices where they start',
-        {'centres': 'fixed'},
-    ),
-    'dcwh-sparse': Method(
-        two_step,
-        'the same as dcwh with a start for several labels: each centre '
-        'has a quarter of its bits at +1',
+    'dcwh': _kin('class-wise loss, cube and vertices; centres in closed form'),
+    'dcwh-fixed': _kin('dcwh with centres that stay where they start', {'centres': 'fixed'}),
+    'dcwh-sparse': _kin(
+        'dcwh for several labels: centres start with a quarter of their bits at +1',
         {'centres_start': 'sparse'},
     ),
-    'dcwh-learned': Method(
-        two_step, 'the same with centres learned by gradient', {'centres': 'gradient'}
-    ),
-    'dcwh-tanh': Method(
-        partial(two_step, squash=1.0),
-        'dcwh on tanh of the outputs in place of the cube, to see gradients vanish',
-    ),
-    'dcwh-sigmoid': Method(partial(two_step, squash=0.5), 'the same with a sigmoid'),
-    'dcwh-cube': Method(
-        partial(two_step, squash=0.0),
-        'dcwh as it is, and what gradient arrives at its outputs is logged',
-    ),
-    'dcwh-nested': Method.of(
-        nested,
-        'dcwh at several lengths at once, each the beginning of the next, '
-        'as in a nested hash layer (arXiv 2412.08922)',
-    ),
+    'dcwh-learned': _kin('dcwh with centres learned by gradient', {'centres': 'gradient'}),
+    'dcwh-tanh': _kin('dcwh on tanh of the outputs, to see gradients vanish', squash=1.0),
+    'dcwh-sigmoid': _kin('dcwh on a sigmoid of the outputs, to see gradients vanish', squash=0.5),
+    'dcwh-cube': _kin('dcwh, with the gradients at its outputs logged', squash=0.0),
+    'dcwh-nested': Method.of(nested, f'{_PAPER}; nested as in arXiv 2412.08922', several=_SHARES),
     'idcwh': Method(
         partial(two_step, loss=IDCWHLoss),
         'Zhang, Yan: Improved Deep Classwise Hashing (ICPR 2020, arXiv 2103.09442), '
         'our reading of its abstract',
         {'centres': 'gradient'},
         own_settings(IDCWHLoss),
+        summary=_first_paragraph(IDCWHLoss.__doc__),
+        several=_SHARES,
     ),
 }
 
 # %% ../nbs/09_methods.ipynb #09c00036
 METHODS |= {
-    'ce': Method.of(CrossEntropy, 'yardstick: cross-entropy on K linear units, then the sign'),
+    'ce': Method.of(CrossEntropy, 'a yardstick, of no paper', several=_SHARES),
     'dpsh': Method.of(
         DPSH,
         'Li, Wang, Kang: Deep Supervised Hashing with Pairwise Labels '
         '(IJCAI 2016, arXiv 1511.03855)',
+        several=_PAIRS,
     ),
     'dtsh': Method.of(
         DTSH,
         'Wang, Shi, Kitani: Deep Supervised Hashing with Triplet Labels '
         '(ACCV 2016, arXiv 1612.03900)',
+        several=_PAIRS,
     ),
-    'hashnet': Method.of(HashNet, 'Cao, Long, Wang, Yu: HashNet (ICCV 2017, arXiv 1702.00758)'),
+    'hashnet': Method.of(
+        HashNet, 'Cao, Long, Wang, Yu: HashNet (ICCV 2017, arXiv 1702.00758)', several=_PAIRS
+    ),
     'dsdh': Method.of(
-        DSDH, 'Li, Sun, He, Tan: Deep Supervised Discrete Hashing (NeurIPS 2017, arXiv 1705.10999)'
+        DSDH,
+        'Li, Sun, He, Tan: Deep Supervised Discrete Hashing (NeurIPS 2017, arXiv 1705.10999)',
+        several=_PAIRS,
     ),
-    'dch': Method.of(DCH, 'Cao, Long, Liu, Wang: Deep Cauchy Hashing (CVPR 2018)'),
-    'greedyhash': Method.of(GreedyHash, 'Su, Zhang, Han, Tian: Greedy Hash (NeurIPS 2018)'),
+    'dch': Method.of(DCH, 'Cao, Long, Liu, Wang: Deep Cauchy Hashing (CVPR 2018)', several=_PAIRS),
+    'greedyhash': Method.of(
+        GreedyHash, 'Su, Zhang, Han, Tian: Greedy Hash (NeurIPS 2018)', several=_SHARES
+    ),
     'csq': Method.of(
-        CSQ, 'Yuan et al.: Central Similarity Quantization (CVPR 2020, arXiv 1908.00347)'
+        CSQ,
+        'Yuan et al.: Central Similarity Quantization (CVPR 2020, arXiv 1908.00347)',
+        several=_MAJORITY,
     ),
     'orthohash': Method.of(
-        OrthoHash, 'Hoe et al.: One Loss for All (NeurIPS 2021, arXiv 2109.14449)'
+        OrthoHash, 'Hoe et al.: One Loss for All (NeurIPS 2021, arXiv 2109.14449)', several=_SHARES
     ),
 }
 BUILT_IN = tuple(METHODS)

@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['EXTRAS', 'NOTES_FORMAT', 'NOTES', 'NUMBERS', 'CARD', 'CODE', 'PAPER', 'DIVISORS', 'COUNTED', 'extra', 'notes',
-           'export_onnx', 'notes_of', 'OnnxModel', 'limits', 'card', 'publish']
+           'export_onnx', 'notes_of', 'OnnxModel', 'export_program', 'limits', 'card', 'publish']
 
 # %% ../nbs/20_sharing.ipynb #f979cfd8
+import json
 import logging
 import math
 import os
@@ -18,7 +19,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from copy import deepcopy
 from importlib import import_module
-from io import StringIO
+from io import BytesIO, StringIO
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -130,12 +131,37 @@ def notes(model: HashModel) -> dict[str, str]:
     return {NOTES + name: str(value) for name, value in said.items()}
 
 # %% ../nbs/20_sharing.ipynb #81c94a90
-def _compare(content: bytes, model: HashModel, images: Tensor, tolerance: float = 1e-3) -> None:
+def _exportable(model: HashModel) -> tuple[HashModel, dict[str, str]]:
+    "A copy on the CPU, as it encodes, and its notes. Raises ValueError where no file can hold it."
+    if not isinstance(model, HashModel):
+        raise ValueError(f'model is {type(model).__name__}; give a HashModel')
+    if model.dtype != torch.float32:
+        raise ValueError(
+            f'the weights of model are {model.dtype} and a file holds float32; give model.float()'
+        )
+    said = notes(model)
+    return deepcopy(model).cpu().eval().requires_grad_(False), said
+
+
+def _noise(model: HashModel) -> Tensor:
+    "Three images, where two are traced."
+    side = model.image_size
+    return torch.rand(3, 3, side, side, generator=torch.Generator().manual_seed(0))
+
+
+def _compare(content: bytes, model: HashModel, images: Tensor) -> None:
     "Raises ValueError where onnxruntime and torch do not give the same outputs."
+    (found,) = _session(content, [], 1).run(['h'], {'images': images.numpy()})
+    _check_outputs(torch.from_numpy(found), model, images)
+
+
+def _check_outputs(
+    found: Tensor, model: HashModel, images: Tensor, tolerance: float = 1e-3
+) -> None:
+    "Raises ValueError where these are not the outputs of the model."
     with torch.inference_mode():
         ours = model(images)
-    (found,) = _session(content, [], 1).run(['h'], {'images': images.numpy()})
-    apart = (ours - torch.from_numpy(found)).abs().max().item()
+    apart = (ours - found).abs().max().item()
     allowed = tolerance * max(1, ours.abs().max().item())
     if not apart <= allowed:  # NaN is refused, too
         raise ValueError(
@@ -152,22 +178,14 @@ def export_onnx(
 
     Raises ValueError where it cannot be exported, and OSError, before the work, at a bad place."""
     onnx, *_ = [extra(name) for name in EXTRAS]
-    if not isinstance(model, HashModel):
-        raise ValueError(f'model is {type(model).__name__}; give a HashModel')
-    if model.dtype != torch.float32:
-        raise ValueError(
-            f'the weights of model are {model.dtype} and a file holds float32; give model.float()'
-        )
-    said = notes(model)
+    network, said = _exportable(model)
     writable(path)
-    network = deepcopy(model).cpu().eval().requires_grad_(False)  # the caller's stays as it is
     graph = _traced(network)
     _clear_annotations(graph)
     onnx.helper.set_model_props(graph, said)
     onnx.checker.check_model(graph, full_check=True)
     content = graph.SerializeToString()
-    side, generator = model.image_size, torch.Generator().manual_seed(0)
-    _compare(content, network, torch.rand(3, 3, side, side, generator=generator))
+    _compare(content, network, _noise(network))
     write_whole(path, lambda f: f.write(content))
     return Path(path)
 
@@ -302,6 +320,33 @@ class OnnxModel(Encoder):
         "Outputs of prepared images."
         (h,) = self.session.run(['h'], {'images': images.contiguous().numpy()})
         return torch.from_numpy(h)
+
+# %% ../nbs/20_sharing.ipynb #618d3a3d
+def export_program(
+    model: HashModel,  # float32, on any device; it stays as it is
+    path: str | Path,  # the file to write, .pt2; one that is there is replaced
+) -> Path:  # of the file
+    """The network as a program of torch.export, compared with torch, whole or not at all.
+
+    Raises ValueError where it cannot be exported, and OSError, before the work, at a bad place."""
+    network, said = _exportable(model)
+    writable(path)
+    images = _noise(network)
+    try:
+        with _quiet():
+            shapes = ({0: torch.export.Dim('batch')},)
+            program = torch.export.export(network, (images[:2],), dynamic_shapes=shapes)
+    except Exception as e:
+        raise ValueError(
+            f'torch cannot export this backbone ({first_line(e.__cause__ or e)}); its forward has '
+            'to be free of branches and sizes that depend on the values or number of images'
+        ) from e
+    with torch.inference_mode():
+        _check_outputs(program.module()(images), network, images)
+    content = BytesIO()
+    torch.export.save(program, content, extra_files={'dcwh.json': json.dumps(said)})
+    write_whole(path, lambda f: f.write(content.getvalue()))
+    return Path(path)
 
 # %% ../nbs/20_sharing.ipynb #1cfe0214
 def _measured(result: dict) -> list[EvalResult]:
@@ -541,7 +586,7 @@ def card(
         data,
         template_str=CARD,
         name=name,
-        origin=METHODS[c.method].reference if known else 'no part of dcwh',
+        origin=_origin(c.method) if known else 'no part of dcwh',
         code=CODE,
         where=repr(str(where)),
         identity=identity,
@@ -556,6 +601,11 @@ def card(
         manifest=result['manifest'],
         paper=PAPER if known and c.method.startswith('dcwh') else '',
     )
+
+
+def _origin(method: str) -> str:
+    "What a method is, and whose."
+    return f'{METHODS[method].summary}; {METHODS[method].reference}'
 
 # %% ../nbs/20_sharing.ipynb #4350f456
 def _model_of(result: dict, folder: Path) -> HashModel:

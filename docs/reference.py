@@ -286,10 +286,15 @@ def commands_page() -> str:
 
 
 def help_text(text: str) -> str:
-    "The help of a command; its examples are lines of a shell."
-    blocks = [' '.join(block.split()) for block in text.replace('\b', '').split('\n\n')]
-    shown = [f'```sh\n{b}\n```' if re.match(r'(dcwh|accelerate) ', b) else prose(b) for b in blocks]
-    return '\n\n'.join(shown).replace('\n```\n\n```sh\n', '\n')
+    "The help of a command; paragraphs that keep their lines, after a backspace, are examples."
+    shown = []
+    for block in text.split('\n\n'):
+        lines = block.strip().splitlines()
+        if lines and lines[0] == '\b':
+            shown.append('\n'.join(['```sh', *lines[1:], '```']))
+        else:
+            shown.append(prose(' '.join(block.split())))
+    return '\n\n'.join(shown)
 
 
 def option_row(option) -> list[str]:

@@ -3,6 +3,7 @@ stays text on the way to a number."""
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -11,15 +12,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import typer
 from PIL import Image
+from scipy.io import savemat
 from typer.testing import CliRunner
 
 import dcwh.files
 from dcwh.cli import app, columns_of, labelled, save_codes
 from dcwh.codes import Codes
+from dcwh.config import RECIPES, Config
 from dcwh.evaluation import evaluate
+from dcwh.methods import METHODS, register
 from dcwh.model import HashModel
-from dcwh.search import CodeIndex
+from dcwh.search import INDEX_KINDS, CodeIndex
+from dcwh.sharing import OnnxModel
 
 CLASSES = ('ant', 'bee', 'cow')
 
@@ -843,3 +849,208 @@ def test_files_that_are_no_images_are_named(place):
             and done.stderr.startswith('2 files below photos are left out')
             and done.stderr.endswith('the first bee/clip.mov\n')
         )
+
+
+def asked_as_json(*words):
+    "The JSON object that a command answers with."
+    done = do(*words, '--json')
+    assert done.exit_code == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_methods_are_listed_with_their_papers():
+    (rows,) = asked_as_json('methods').values()
+    assert [row['method'] for row in rows] == list(METHODS)
+    assert all(all(row.values()) for row in rows)
+    table = do('methods').stdout
+    assert table.startswith('method ') and 'several labels' in table.splitlines()[0]
+    assert all(f'\n{name} ' in table for name in METHODS)
+
+    def plain(num_classes, bits):
+        """Mine, in a line.
+
+        And more."""
+
+    try:
+        register('mine', plain, 'nobody')
+        (*_, last) = asked_as_json('methods')['methods']
+    finally:
+        METHODS.pop('mine', None)
+    assert list(last.values()) == ['mine', 'Mine, in a line', 'nobody', '']
+
+
+def test_settings_are_those_of_the_configuration():
+    (rows,) = asked_as_json('settings').values()
+    assert [row['name'] for row in rows] == list(Config.model_fields)
+    lines = do('settings').stdout.splitlines()
+    names = [line.split()[0] for line in lines[1:] if not line.startswith(' ')]
+    assert names == list(Config.model_fields)
+    (row,) = asked_as_json('settings', 'lr', '--method', 'dtsh')['settings']
+    assert row['default'] == dcwh.resolve(bits=8, method='dtsh').lr
+    assert row['origin'] == 'digits.yaml, dtsh'
+    lines = do('settings', 'flip', '--dataset', 'folder/x').stdout.splitlines()
+    assert ['default', 'true'] in [line.split() for line in lines]
+    assert refused(do('settings', 'learning_rate'), 'learning_rate', 'known are dataset')
+    assert refused(do('settings', '--dataset', 'nowhere'), 'nowhere')
+
+
+def commands(command=None, words=()):
+    "The words of every command, and its help as it is written."
+    command = command or typer.main.get_command(app)
+    yield words, command.help
+    for name, inner in getattr(command, 'commands', {}).items():
+        yield from commands(inner, (*words, name))
+
+
+def examples_in(text):
+    "The lines of a help that stand after a backspace: they are not wrapped."
+    blocks = [block.split('\n') for block in text.split('\n\n')]
+    return [line for first, *rest in blocks if first.strip() == '\b' for line in rest if line]
+
+
+@pytest.mark.parametrize('columns', (60, 80, 120))
+def test_help_fits_a_terminal_and_breaks_no_example(columns, monkeypatch, capsys):
+    monkeypatch.setenv('COLUMNS', str(columns))
+    for words, text in commands():
+        app([*words, '--help'], standalone_mode=False)
+        lines = capsys.readouterr().out.splitlines()
+        assert max(map(len, lines)) <= columns, words
+        examples = examples_in(text)
+        assert examples or words in (('data',), ('index',)), f'{words} has no example'
+        assert [line for line in examples if f'  {line}' not in lines] == [], words
+        for command in '\n'.join(examples).replace('\\\n', '').splitlines():
+            assert shlex.split(command)[0] in ('dcwh', 'accelerate'), command
+
+
+def completed(*words):
+    "What bash is told after the last word of a command line."
+    wanted = {'_DCWH_COMPLETE': 'complete_bash', 'COMP_WORDS': ' '.join(['dcwh', *words])}
+    done = CliRunner().invoke(app, env=wanted | {'COMP_CWORD': str(len(words))}, prog_name='dcwh')
+    return done.stdout.split()
+
+
+def test_a_shell_completes_commands_and_names(monkeypatch):
+    assert {'methods', 'metrics'} & {*completed('me')} == {'methods'}
+    assert completed('run', '--method', 'dcwh-s') == ['dcwh-sparse', 'dcwh-sigmoid']
+    assert completed('run', '--method', 'mine') == []
+    assert completed('run', '--dataset', 'digit') == ['digits', 'digit-pairs']
+    assert completed('data', 'describe', 'cifar1') == ['cifar10', 'cifar100']
+    assert {*completed('index', 'build', 'x.index', 'x.npz', '--kind', '')} == {*INDEX_KINDS}
+    assert {*completed('run', '--method', '')} == {*METHODS}
+    assert {*completed('run', '--recipe', '')} == {*RECIPES}
+    monkeypatch.setattr('shellingham.detect_shell', lambda: ('bash', '/bin/bash'))
+    script = CliRunner().invoke(app, ['--show-completion'], prog_name='dcwh')
+    assert script.exit_code == 0 and '_DCWH_COMPLETE=complete_bash' in script.stdout
+
+
+def test_codes_of_other_programs_are_scored(tmp_path, monkeypatch):
+    "The same numbers from .npz, .npy and .mat, of bits and of outputs."
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    h, y = rng.normal(size=(60, 16)), rng.integers(0, 4, 60)
+    sides = {'q': slice(0, 20), 'r': slice(20, 60)}
+    for side, part in sides.items():
+        np.savez(f'{side}.npz', codes=h[part], labels=y[part])
+        np.save(f'{side}.npy', h[part] >= 0)
+        np.save(f'{side}-y.npy', y[part])
+        signs = {'B': np.sign(h[part]), 'L': np.eye(4)[y[part]]}
+        savemat(f'{side}.mat', signs)
+    both = {f'{side}B': np.sign(h[part]).astype('int8') for side, part in sides.items()}
+    savemat('both.mat', both | {f'{side}L': y[part] for side, part in sides.items()})
+    labels = '--query-labels', 'q-y.npy', '--database-labels', 'r-y.npy'
+    named = '--query-codes', 'qB', '--database-codes', 'rB'
+    in_it = '--query-labels', 'qL', '--database-labels', 'rL'
+    expected = evaluate(*(Codes.from_outputs(h[part], y[part]) for part in sides.values())).map
+    for words in (
+        ('q.npz', 'r.npz'),
+        ('q.npy', 'r.npy', *labels),
+        ('q.mat', 'r.mat'),
+        ('both.mat', 'both.mat', *named, *in_it),
+        ('q.npz', 'both.mat', '--database-codes', 'rB', '--database-labels', 'rL'),
+    ):
+        done = do('evaluate', *words, '--json')
+        assert done.exit_code == 0 and done.stderr == '', (words, done.stderr)
+        assert json.loads(done.stdout)['map'] == expected, words
+    assert refused(do('evaluate', 'q.npy', 'r.npy'), 'labels')
+    assert refused(do('evaluate', 'both.mat', 'both.mat'), 'both.mat', 'no packed')
+    assert refused(
+        do('evaluate', 'q.npz', 'r.npz', '--query-codes', 'B'), 'codes, labels, and no B'
+    )
+    assert refused(
+        do('evaluate', 'q.npy', 'r.npy', '--query-labels', 'y.npy'), 'y.npy is not there'
+    )
+    np.savez('q.npz', outputs=h[sides['q']] > 0, labels=y[sides['q']])
+    assert refused(do('evaluate', 'q.npz', 'r.npz'), 'outputs', 'from_bits')
+    assert do('index', 'build', 'x.index', 'r.npy').exit_code == 0
+
+
+def test_named_runs_are_laid_over_each_other(tmp_path, monkeypatch):
+    "By folder or result file, with tables beside them or without; a run without codes is told."
+    monkeypatch.chdir(tmp_path)
+    asked = {'dataset': 'digits', 'recipe': 'quick'}
+    for bits, method in ((8, 'dcwh'), (16, 'dcwh'), (8, 'csq')):
+        dcwh.run(dcwh.resolve({'epochs': 1}, bits=bits, method=method, **asked), 'runs')
+    a, b, c = sorted(path.parent for path in Path('runs').glob('*/*/result.json'))  # csq first
+    done = do('compare', a, b / 'result.json', c, '--out', 'over.ipynb')
+    assert done.exit_code == 0 and done.stdout == 'over.ipynb\n', done.output
+    said = Path('over.ipynb').read_text()
+    assert 'csq, 8 bits, seed 0' in said and 'dcwh, 16 bits, seed 0' in said
+    assert said.count('"image/png"') == 2  # one task: the curves, and mAP by length
+    (c / 'query.npz').unlink()
+    table = Path('tables/digits.csv')
+    assert do('record', a, '--reports', table.parent, '--modified').exit_code == 0
+    done = do('compare', b, c, table.parent, '--out', 'over.ipynb')
+    assert done.exit_code == 0 and done.stderr == '', done.output
+    said = Path('over.ipynb').read_text()
+    assert 'gone' in said and 'csq, 8 bits' not in said and 'csq' in said
+    assert refused(do('compare', a, table), 'digits.csv is no folder')
+    (b / 'database.npz').write_bytes(b'torn')
+    assert refused(do('compare', b, '--out', 'torn.ipynb'), 'database.npz')
+    assert not Path('torn.ipynb').exists()
+
+
+@pytest.mark.parametrize('ending', ('onnx', 'pt2'))
+def test_a_model_is_exported(place, ending):
+    out = place / f'm.{ending}'
+    assert do('export', 'model', out).stdout.strip() == str(out)
+    images = torch.rand(4, 3, 16, 16)
+    model = HashModel.from_pretrained('model').eval()
+    if ending == 'onnx':
+        found = OnnxModel(out)(images)
+        assert refused(do('export', out, 'again.onnx'), 'an export already')
+    else:
+        found = torch.export.load(out).module()(images)
+    assert torch.allclose(found, model(images), atol=1e-4)
+    assert refused(do('export', 'model', out), 'is there already')
+
+
+def test_what_cannot_be_exported_is_said_before_the_work(place, monkeypatch):
+    monkeypatch.setattr(HashModel, 'from_pretrained', lambda path: pytest.fail('was loaded'))
+    for words, said in (
+        (('model', 'm.pt'), 'm.pt ends neither in .onnx nor in .pt2'),
+        (('model', 'photos/ant/0.png/m.onnx'), 'm.onnx'),
+        (('', 'm.onnx'), "model is ''"),
+    ):
+        assert refused(do('export', *words), said)
+    monkeypatch.undo()
+    monkeypatch.chdir(place)
+    assert refused(do('export', 'nowhere', 'm.onnx'), 'nowhere')
+
+
+def test_a_run_is_published(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    dcwh.run(dcwh.resolve({'epochs': 1}, dataset='digits', bits=8, recipe='quick'), 'runs')
+    (run,) = (path.parent for path in Path('runs').glob('*/*/result.json'))
+    for words, said in (
+        (('--repo-id', 'me/x'), 'needs a licence'),
+        (('--repo-id', 'me', '--license', 'mit'), 'repo_id is'),
+        (('--public',), 'give --repo-id'),
+    ):
+        assert refused(do('publish', run, 'out', *words), said)
+    assert not Path('out').exists()
+    done = do('publish', run / 'result.json', 'out', '--license', 'mit')
+    assert done.stdout == 'out: README.md, config.json, model.safetensors\n' and not done.stderr
+    assert 'license: mit' in Path('out/README.md').read_text()
+    assert HashModel.from_pretrained('out').bits == 8
+    assert refused(do('publish', run, 'out'), 'is there already')
+    assert 'names no licence' in do('publish', run, 'bare').stderr

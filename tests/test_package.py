@@ -2,6 +2,7 @@
 nbdev, fastcore and execnb."""
 
 import ast
+import json
 import os
 import re
 import shutil
@@ -13,7 +14,9 @@ from configparser import ConfigParser
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
+import jsonschema
 import pytest
+import yaml
 from typer.testing import CliRunner
 
 import dcwh
@@ -90,7 +93,7 @@ def test_sdist_has_all_that_a_build_reads(built):
         p.name for p in (ROOT / 'data/recipes').iterdir()
     }
     notebooks = {name for name in held if name.endswith('.ipynb')}
-    assert notebooks == {'nbs/templates/run.ipynb', 'nbs/templates/compare.ipynb'}
+    assert notebooks == {f'nbs/templates/{name}.ipynb' for name in ('run', 'compare', 'overlay')}
 
 
 def test_wheel_has_modules_and_what_they_read(built):
@@ -226,3 +229,43 @@ def test_serve_names_an_extra_that_holds_all_it_needs(lost, tmp_path, monkeypatc
     (extra,) = EXTRA.findall(done.stderr)
     packages = {'gradio': 'gradio', 'faiss': 'faiss-cpu'}
     assert done.exit_code == 2 and {packages[name] for name in lost} <= extras()[extra]
+
+
+def test_the_version_is_the_same_everywhere():
+    settings = ConfigParser(interpolation=None)
+    settings.read(ROOT / 'settings.ini')
+    version = settings['DEFAULT']['version']
+    cited = yaml.safe_load((ROOT / 'CITATION.cff').read_text())
+    heads = re.findall(r'^## \[(.*?)\](?: - (.*))?$', (ROOT / 'CHANGELOG.md').read_text(), re.M)
+    assert heads[0] == ('Unreleased', '')
+    assert heads[1] == (version, str(cited['date-released']))
+    assert dcwh.__version__ == cited['version'] == version
+
+
+def test_the_citation_file_is_valid():
+    "By the schema of the Citation File Format 1.2.0 (its authors, CC BY 4.0)."
+    schema = json.loads((ROOT / 'tests/cff-1.2.0.json').read_text())
+    cited = yaml.safe_load((ROOT / 'CITATION.cff').read_text())
+    plain = json.loads(json.dumps(cited, default=str))  # dates as text
+    jsonschema.validate(plain, schema)
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(plain | {'license': 'mine'}, schema)
+
+
+@pytest.mark.parametrize('path', sorted((ROOT / '.github').rglob('*.y*ml')), ids=lambda p: p.name)
+def test_forms_and_workflows_are_whole(path):
+    held = yaml.safe_load(path.read_text())
+    if path.parent.name == 'ISSUE_TEMPLATE':
+        assert {'name', 'description', 'body'} <= held.keys()
+        assert len({part['id'] for part in held['body']}) == len(held['body'])
+    else:
+        for job in held['jobs'].values():
+            assert job['timeout-minutes'] and all('uses' in s or 'run' in s for s in job['steps'])
+
+
+def test_every_python_that_is_allowed_is_tested():
+    (matrix,) = re.findall(r'python: \[(.*)\]', (ROOT / '.github/workflows/test.yaml').read_text())
+    settings = ConfigParser(interpolation=None)
+    settings.read(ROOT / 'settings.ini')
+    assert matrix.split(', ')[0] == f"'{settings['DEFAULT']['min_python']}'"
+    assert matrix == "'3.11', '3.12', '3.13'"

@@ -193,8 +193,8 @@ def test_examples_of_help_name_models_as_they_may_be_named():
     """A folder below runs, or hf:// and a name; a bare owner/name would be a folder that is not
     there."""
     commands = [command for part in (app, data, index) for command in part.registered_commands]
-    lines = '\n'.join(command.callback.__doc__ for command in commands).splitlines()
-    examples = [shlex.split(line) for line in lines if line.strip().startswith('dcwh ')]
+    text = '\n'.join(command.callback.__doc__ for command in commands).replace('\\\n', '')
+    examples = [shlex.split(line) for line in text.splitlines() if line.strip().startswith('dcwh ')]
     names = [words[words.index('--model') + 1] for words in examples if '--model' in words]
     names += [words[2] for words in examples if words[1] == 'encode']
     names += [word for words in examples for word in words if 'hash-model' in word]
