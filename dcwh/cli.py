@@ -1534,10 +1534,10 @@ def _counted(
     from dcwh.counting import histograms
     from dcwh.parts import Seen, Tally
 
-    sides = [codes.first(first) for codes in sides] if first else list(sides)
-    columns = list(map(columns_of, sides, files, tables))
+    cut = [codes.first(first) if first else codes for codes in sides]
+    columns = list(map(columns_of, cut, files, tables))
     places = list(map(_table_of, files, tables))
-    asked, held = labelled(sides, columns, places)
+    asked, held = labelled(cut, columns, places)
     counts = histograms(asked, held)
     seen = Seen(asked)
     seen.add(held)
