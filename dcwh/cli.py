@@ -1254,10 +1254,13 @@ def optimize(
     ] = 0,
     as_json: Json = False,
 ) -> None:
-    """Tidy up an index of kind lance: small additions become one. With --lists, searches look at a
-    few lists instead of all codes.
+    """Tidy up an index of kind lance.
 
-    dcwh index optimize s3://bucket/photos.lance --lists 1000
+    Small additions become one. With --lists, searches look at a part of the codes only.
+
+    \b
+    dcwh index optimize s3://bucket/photos.lance \\
+      --lists 1000
     """
     from dcwh.search import CodeIndex, LanceIndex
 
