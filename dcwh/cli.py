@@ -179,13 +179,24 @@ def in_a_line(
             except typer.Exit:
                 raise
             except KeyboardInterrupt:
-                again = '; the same command goes on' if command.__name__ == 'run' else ''
-                _say(f'stopped{again}', 'yellow')
+                _say(f'stopped{_again(command.__name__, options)}', 'yellow')
                 raise typer.Exit(130) from None
             except Exception as e:
                 _fail(e, options.values())
 
     return wrapped
+
+
+def _again(command: str, options: dict[str, Any]) -> str:
+    "What a command that was stopped does when it is given again."
+    if command != 'run':
+        return ''
+    if options['force']:
+        return (
+            '; the same command starts anew; without --force it goes on, '
+            'or shows an earlier result that is there'
+        )
+    return '; the same command goes on'
 
 
 def _check_text(name: str, value: object) -> None:
@@ -314,7 +325,8 @@ def run(
       --dataset cifar10 --recipe gpu
 
     Files are known by name and size: after pictures were changed in place, run with --force. The
-    content hash of dcwh data check tells whether they were.
+    content hash of dcwh data check tells whether they were. A report in which you have changed or
+    added cells is kept, except with --force.
     """
     from dcwh import experiment, results
 

@@ -4,11 +4,13 @@
 
 # %% auto #0
 __all__ = ['LONGEST', 'MATRICES', 'LABELS', 'sign', 'as_array', 'as_outputs', 'pack', 'check_bits', 'check_packed', 'unpack',
-           'check_flag', 'hamming', 'as_labels', 'Codes', 'read_codes', 'balance', 'entropy', 'correlation',
-           'memberships', 'collisions', 'class_codes', 'margins']
+           'check_flag', 'hamming', 'as_labels', 'check_spelling', 'Codes', 'read_codes', 'balance', 'entropy',
+           'correlation', 'memberships', 'collisions', 'class_codes', 'margins']
 
 # %% ../nbs/01_codes.ipynb #8d8c6dd7
+import unicodedata
 import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -247,6 +249,21 @@ def _indicators(y: np.ndarray, name: str) -> np.ndarray:
             'a row for each image holds 0 and 1, one for each class'
         )
     return y.astype(bool)
+
+# %% ../nbs/01_codes.ipynb #cd7d7215
+def check_spelling(
+    names: Iterable[str],
+    of: str = 'classes',  # what has these names, for the error
+) -> None:
+    "Raises ValueError where two names look the same: they differ in their Unicode form only."
+    known: dict[str, str] = {}
+    for name in names:
+        other = known.setdefault(unicodedata.normalize('NFC', name), name)
+        if other != name:
+            raise ValueError(
+                f'the {of} {ascii(other)} and {ascii(name)} look the same and are written with '
+                'other characters; write both in one way'
+            )
 
 # %% ../nbs/01_codes.ipynb #fa34536a
 def _checked(codes: 'Codes') -> dict:

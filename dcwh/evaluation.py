@@ -23,7 +23,7 @@ from numba.extending import register_jitable
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from .codes import Codes, as_array, as_labels
+from .codes import Codes, as_array, as_labels, check_spelling
 from dcwh.counting import (
     blocks,
     check_device,
@@ -718,7 +718,9 @@ def kinship(
 
 
 def _superclass_numbers(superclasses: Sequence[Any]) -> np.ndarray:  # int, shape (C,)
-    "Numbers in place of names. Raises ValueError where there is not one for each class."
+    """Numbers in place of names.
+
+    Raises ValueError where there is not one for each class, or where two names look the same."""
     try:
         names = np.asarray(superclasses)
     except ValueError:  # ragged
@@ -727,6 +729,8 @@ def _superclass_numbers(superclasses: Sequence[Any]) -> np.ndarray:  # int, shap
         raise ValueError(
             f'superclasses are {shown(superclasses)}; give a name or a number for each class'
         )
+    if names.dtype.kind == 'U':
+        check_spelling(names.tolist(), 'superclasses')
     return np.unique(names, return_inverse=True)[1]
 
 

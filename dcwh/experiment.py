@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['DRAFT', 'NEEDED', 'LAUNCHER', 'commit', 'processor', 'manifest', 'retrieval_set', 'otherwise', 'finished',
-           'check_data', 'check_superclasses', 'check_weights', 'coded', 'tidy', 'recorded', 'reported', 'codes_of_run',
-           'Finished', 'finished_runs', 'Ranking', 'ranked', 'measured', 'compactness', 'kinship_of_run', 'Laps',
-           'encoded', 'plain', 'run', 'clean', 'template_parameters', 'checked', 'launched', 'is_main',
-           'without_launcher', 'check_place', 'execute', 'report']
+           'check_data', 'check_superclasses', 'check_weights', 'check_inputs', 'coded', 'tidy', 'recorded', 'reported',
+           'is_changed', 'codes_of_run', 'Finished', 'finished_runs', 'Ranking', 'ranked', 'measured', 'compactness',
+           'kinship_of_run', 'Laps', 'encoded', 'plain', 'run', 'clean', 'template_parameters', 'checked', 'launched',
+           'is_main', 'without_launcher', 'check_place', 'execute', 'report']
 
 # %% ../nbs/17_experiment.ipynb #e6a39cb2
 import ast
@@ -21,6 +21,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -45,7 +46,7 @@ from .files import locked, remove_leftovers, shipped, shown, writable, write_who
 from .methods import BUILT_IN, Nested, shorter_lengths
 from .model import HashModel, first_line, threads_for
 from .results import check_result, read_result, result_of, row_of_config, run_name, table_of
-from .sources import SOURCES, named_path
+from .sources import SOURCES, Source, digest, named_path
 from dcwh.training import (
     Trained,
     accelerator_of,
@@ -111,10 +112,13 @@ def manifest(
     }
 
 # %% ../nbs/17_experiment.ipynb #45aa42c9
-def retrieval_set(config: Config) -> RetrievalSet:
+def retrieval_set(
+    config: Config,
+    source: Source | None = None,  # that of the configuration, where it is at hand
+) -> RetrievalSet:
     "The images of a configuration: queries, training images, database. Raises as `load` does."
     return load(
-        config.dataset,
+        source or config.dataset,
         config.protocol,
         config.data_dir,
         config.seed,
@@ -184,6 +188,22 @@ def check_weights(result: dict, config: Config, file: str | Path) -> None:
             f'{file} began with other weights than those in {config.weights}; {otherwise(file)}'
         )
 
+
+def check_inputs(
+    result: dict,  # of this configuration
+    config: Config,
+    file: str | Path,  # that the result is in
+    source: Source | None = None,  # of the images, where it is at hand
+) -> None:
+    """Raises ValueError, naming the file, if a result is of other images, superclasses or weights
+    than are there now, and what `retrieval_set` raises. Sets that are the same everywhere are not
+    looked at."""
+    check_weights(result, config, file)
+    if config.dataset not in SOURCES:
+        data = retrieval_set(config, source)
+        check_data(result, data, file)
+        check_superclasses(result, data, file)
+
 # %% ../nbs/17_experiment.ipynb #17e00008
 def coded(folder: Path, data: RetrievalSet, model: str | None = None) -> bool:
     """Whether the folder of a run has the codes of these images, made by `model` if one is given.
@@ -232,8 +252,8 @@ def recorded(
     """The result of this configuration on these images, if nothing is left to do. Template and
     detail are compared only if the codes are there: then a new report needs no new run.
 
-    Raises ValueError, naming the file, if a result is damaged or of other images, and as
-    `retrieval_set` does."""
+    Warns of a report that somebody has changed: it is kept. Raises ValueError, naming the file, if
+    a result is damaged or of other images, and as `retrieval_set` does."""
     folder = Path(runs) / run_name(config)
     result, file = finished(config, runs), folder / 'result.json'
     if result and _has_others(folder, result):
@@ -244,19 +264,21 @@ def recorded(
         result, file = result_of(row), table_of(reports, config.dataset)
     if result is None or not (row or whole):
         return None  # without its codes, it is made again
-    check_weights(result, config, file)
-    if config.dataset not in SOURCES:
-        try:
-            data = retrieval_set(config)
-            check_data(result, data, file)
-            check_superclasses(result, data, file)
-        except FileNotFoundError:
-            if not row:
-                raise  # a row is read without its images, too
+    try:
+        check_inputs(result, config, file)
+    except FileNotFoundError:
+        if not row:
+            raise  # a row is read without its images, too
     if report and not reported(report, config):
         return None
     if report and whole and detail and not _is_of(report, template, detail):
-        return None
+        if not is_changed(report):
+            return None
+        warnings.warn(
+            f'{report} is kept: somebody has changed it, or an earlier dcwh made it; '
+            'to have a new one, move it',
+            stacklevel=2,
+        )
     tidy(folder)
     return result, file
 
@@ -271,11 +293,29 @@ def _has_others(folder: Path, result: dict) -> bool:
     return bool(models - {result['manifest'].get('model')})
 
 # %% ../nbs/17_experiment.ipynb #15f71a32
+_MADE = 'dcwh_cells'  # in the metadata of an executed notebook: a hash of its cells
+
+
 def reported(report: str | Path, config: Config) -> bool:
     "Whether this configuration has a report that does not end in an error."
     file = Path(report)
     content = file.read_bytes() if file.is_file() else b''
     return config.hash.encode() in content and b'"output_type": "error"' not in content
+
+
+def is_changed(report: str | Path) -> bool:
+    "Whether a notebook is there that is not as `execute` wrote it: somebody has changed its cells."
+    try:
+        made = json.loads(Path(report).read_bytes())['metadata'][_MADE]
+        return made != _cells_hash(_cells(report))
+    except FileNotFoundError:
+        return False
+    except (ValueError, KeyError, TypeError):
+        return True  # none of ours, or torn
+
+
+def _cells_hash(cells: list[tuple[str, list[str]]]) -> str:
+    return digest(json.dumps(cells).encode())
 
 
 def _is_of(report: str | Path, template: str | Path | None, detail: str) -> bool:
@@ -825,19 +865,32 @@ def check_place(
         raise ValueError(f'{path} is there, and is no executed report; give another name')
 
 
+def _check_unchanged(path: str | Path) -> None:
+    "Raises ValueError where a notebook is there that somebody has changed."
+    if is_changed(path):
+        raise ValueError(
+            f'{path} is there: somebody has changed it, or an earlier dcwh made it; '
+            'move it, or give another name'
+        )
+
+
 def execute(
     template: str | Path,
     path: str | Path,  # of the executed notebook, cleaned
     parameters: dict,
     partial: bool = True,  # where a cell fails, write it up to the error
+    force: bool = False,  # also over a notebook that somebody has changed
 ) -> None:
     """Execute a template.
 
-    Raises OSError if the report cannot be written, and papermill's error if a cell fails."""
+    Raises OSError if the report cannot be written, ValueError if it would replace a notebook that
+    somebody has changed, and papermill's error if a cell fails."""
     import nbformat
     import papermill
 
     writable(path)
+    if not force:
+        _check_unchanged(path)
     heard = sys.stderr if sys.stderr.isatty() else None
     shown = {
         'kernel_name': 'python3',
@@ -854,7 +907,10 @@ def execute(
         finally:
             if draft.exists() and (whole or partial):
                 brief = parameters.get('detail') == 'brief'
-                made = nbformat.writes(clean(nbformat.read(draft, as_version=4), brief)).encode()
+                notebook = clean(nbformat.read(draft, as_version=4), brief)
+                cells = [(cell.source, cell.metadata.get('tags', [])) for cell in notebook.cells]
+                notebook.metadata[_MADE] = _cells_hash(cells)
+                made = nbformat.writes(notebook).encode()
                 write_whole(path, lambda f: f.write(made))
 
 # %% ../nbs/17_experiment.ipynb #12c0de04
@@ -875,6 +931,8 @@ def report(
     path = Path(path or Path(options['runs']) / run_name(config) / 'report.ipynb')
     writable(path)
     afresh, shown = force or not options['resume'], sys.stderr.isatty()
+    if not afresh:
+        _check_unchanged(path)
     ready, failed = _ready(config, options['runs'], not afresh, tracker), None
     try:
         _carried_out(ready, not afresh, shown, tracker)
@@ -887,7 +945,7 @@ def report(
     if not is_main():
         return path
     with without_launcher():
-        execute(template, path, parameters)
+        execute(template, path, parameters, force=afresh)
     if failed and not finished(config, options['runs']):
         raise RuntimeError(
             f'{template} ended without an error and wrote no result; the run failed '

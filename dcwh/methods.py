@@ -555,7 +555,10 @@ def _inner(part: Any) -> list[Any] | None:
         return [one for pair in part.items() for one in pair]
     if isinstance(part, set | frozenset):
         return sorted(part, key=repr)
-    return [*part] if isinstance(part, list | tuple) else None
+    if isinstance(part, list | tuple):
+        return [*part]
+    wraps = callable(part) and hasattr(part, '__wrapped__')  # as functools.cache does
+    return [part.__wrapped__] if wraps and not isinstance(part, type) else None
 
 
 def _is_told(value: Any) -> bool:

@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['ImageStore', 'IMAGES', 'UNREAD', 'BESIDE', 'BENCHMARKS', 'LISTS', 'SOURCES', 'KINDS', 'MISSING', 'Files',
-           'IndexedDataset', 'check_positions', 'Split', 'digest', 'Source', 'check_spelling', 'class_sizes',
-           'printable', 'at_line', 'named_path', 'digits', 'digit_pairs', 'fetch', 'unpack_archive', 'cifar',
-           'images_below', 'folder', 'read_text', 'read_cells', 'Rows', 'read_rows', 'names_below', 'image_names',
-           'split_labels', 'labels_in', 'number_labels', 'table', 'typed', 'typed_columns', 'read_columns', 'catalogue',
-           'as_cell', 'write_table', 'read_list', 'find_lists', 'read_lists', 'labels_of', 'lists', 'from_dataset',
-           'with_superclasses', 'check_source', 'find_source']
+           'IndexedDataset', 'check_positions', 'Split', 'digest', 'Source', 'class_sizes', 'printable', 'at_line',
+           'named_path', 'digits', 'digit_pairs', 'fetch', 'unpack_archive', 'cifar', 'images_below', 'folder',
+           'read_text', 'read_cells', 'Rows', 'read_rows', 'names_below', 'image_names', 'split_labels', 'labels_in',
+           'number_labels', 'table', 'typed', 'typed_columns', 'read_columns', 'catalogue', 'as_cell', 'write_table',
+           'read_list', 'find_lists', 'read_lists', 'labels_of', 'lists', 'from_dataset', 'with_superclasses',
+           'check_source', 'find_source']
 
 # %% ../nbs/10_sources.ipynb #19812303
 import errno
@@ -24,7 +24,6 @@ import shutil
 import stat
 import tarfile
 import textwrap
-import unicodedata
 import warnings
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -33,9 +32,10 @@ from pathlib import Path
 from typing import Any, NoReturn, Protocol, TypeGuard
 
 import numpy as np
+import torch
 from torch import Tensor
 
-from .codes import as_array, as_labels
+from .codes import as_array, as_labels, check_spelling
 from .files import file_is_there, locked, shipped, shown
 
 # %% ../nbs/10_sources.ipynb #d0982fcf
@@ -234,20 +234,6 @@ def _check_pixels(images: np.ndarray, name: str) -> None:
             'images in memory are uint8 (N, H, W, 3)'
         )
 
-# %% ../nbs/10_sources.ipynb #cd7d7215
-def check_spelling(
-    classes: Iterable[str],  # their names
-) -> None:
-    "Raises ValueError where two names look the same: they differ in their Unicode form only."
-    known: dict[str, str] = {}
-    for name in classes:
-        other = known.setdefault(unicodedata.normalize('NFC', name), name)
-        if other != name:
-            raise ValueError(
-                f'the classes {ascii(other)} and {ascii(name)} look the same and are written with '
-                'other characters; write both in one way'
-            )
-
 # %% ../nbs/10_sources.ipynb #7f968854
 def _class_names(
     classes: Sequence[str],
@@ -259,11 +245,16 @@ def _class_names(
     for i, known in enumerate(classes):
         if not isinstance(known, str) or not known.strip():
             raise ValueError(f'{name}: class {i} is called {known!r}; every class has a name')
-    try:
-        check_spelling(classes)
-    except ValueError as e:
-        raise ValueError(f'{name}: {e}') from e
+    _check_spelling(classes, 'classes', name)
     return tuple(classes)
+
+
+def _check_spelling(names: Iterable[str], of: str, where: str) -> None:
+    "`check_spelling`, with a word on where the names are."
+    try:
+        check_spelling(names, of)
+    except ValueError as e:
+        raise ValueError(f'{where}: {e}') from e
 
 
 def _check_labels(source: Source) -> None:
@@ -309,6 +300,7 @@ def _check_superclasses(source: Source) -> None:
             f'{name}: {len(names)} superclasses for {len(source.classes)} classes; '
             'give the superclass of each class, in their order'
         )
+    _check_spelling(names, 'superclasses', name)
     if len(set(names)) < 2:
         raise ValueError(
             f'{name}: {names[0]} is the superclass of all classes; '
@@ -1213,7 +1205,8 @@ def catalogue(
     """The image files of a folder, or of a CSV with a column `path`, and what is known of each.
 
     That is the columns of the CSV as text, or `label`, the folder in which a file lies, where all
-    lie in one. Raises ValueError naming file and line, or OSError naming what cannot be read."""
+    lie in one. Warns where folders lie in folders. Raises ValueError naming file and line, or
+    OSError naming what cannot be read."""
     root = named_path(where, 'where')
     if root.suffix.lower() == '.csv' and not root.is_dir():
         names, columns = read_columns(root, 'path')
@@ -1224,6 +1217,14 @@ def catalogue(
     images = Files(root, tuple('/'.join(row) for row in rows))
     if min(map(len, rows)) < 2:
         return images, {}
+    split = 1 if _split_folders(root) else 0
+    deep = [row for row in rows if len(row) != 2 + split]
+    if deep:
+        warnings.warn(
+            f'{printable(root)}: the label of an image is the folder it lies in, also where folders'
+            f' lie in folders: {printable("/".join(deep[0]))} has {printable(deep[0][-2])}',
+            stacklevel=2,
+        )
     return images, {'label': np.array([row[-2].strip() for row in rows])}
 
 # %% ../nbs/10_sources.ipynb #2029c1b4
@@ -1546,10 +1547,14 @@ def _relabels(dataset: object) -> bool:
     return any(_relabels(part) for part in parts if part is not None)
 
 
-def _labels_of_items(dataset: IndexedDataset, name: str) -> list[np.ndarray]:
-    "The labels of all items of a dataset, which is asked for each. Raises ValueError naming one."
-    labels = []
-    for i in range(len(dataset)):
+def _labels_of_items(
+    dataset: IndexedDataset,
+    name: str,
+    positions: Iterable[int],
+) -> list[np.ndarray]:
+    "The labels of items of a dataset, which is asked for each. Raises ValueError naming one."
+    labels = {}
+    for i in positions:
         try:
             item = dataset[i]
         except Exception as e:  # of whoever wrote the dataset and its transforms
@@ -1558,12 +1563,30 @@ def _labels_of_items(dataset: IndexedDataset, name: str) -> list[np.ndarray]:
                 f'({type(e).__name__}: {printable(str(e))[:200]})'
             ) from e
         try:
-            labels.append(item[1])
+            labels[i] = item[1]
         except (TypeError, IndexError, KeyError) as e:
             raise ValueError(
                 f'{name}: item {i} of the dataset is no pair of image and label'
             ) from e
-    return [as_array(label, f'{name}: label {i}') for i, label in enumerate(labels)]
+    return [as_array(label, f'{name}: label {i}') for i, label in labels.items()]
+
+
+def _check_stated(dataset: IndexedDataset, labels: np.ndarray, name: str) -> None:
+    """Raises ValueError where an item has another label than its dataset says it has.
+
+    The first, the last and some between are asked. One that cannot be read is passed by."""
+    drawn = np.random.default_rng(0).integers(len(labels), size=8)
+    for i in sorted({0, len(labels) - 1, *drawn.tolist()}):
+        try:
+            with torch.random.fork_rng(devices=[]):  # transforms may draw
+                own = _labels_of_items(dataset, name, [i])
+        except ValueError:
+            continue
+        if not np.array_equal(_labels_for(1, own, f'{name}: item {i}'), labels[[i]]):
+            raise ValueError(
+                f'{name}: item {i} of the dataset has the label {shown(own[0].tolist())}, and its '
+                f'targets (or labels) say {shown(labels[i].tolist())}; make them agree'
+            )
 
 # %% ../nbs/10_sources.ipynb #e643abe8
 def from_dataset(
@@ -1575,7 +1598,8 @@ def from_dataset(
 ) -> Source:
     """A source made of anybody's Dataset. Raises ValueError as `Source` does.
 
-    Where transforms may change labels, every item is asked for its own."""
+    Labels are those that the dataset says it has; some items are asked whether that is so. Where
+    it says none, or transforms may change them, every item is asked."""
     if not _is_indexed(dataset):
         raise ValueError(
             f'{name}: the dataset is a {type(dataset).__name__}; '
@@ -1583,10 +1607,12 @@ def from_dataset(
         )
     stated, relabels = _stated_labels(dataset), _relabels(dataset)
     asked = relabels or stated is None
-    given = _labels_of_items(dataset, name) if asked else stated
+    given = _labels_of_items(dataset, name, range(len(dataset))) if asked else stated
     labels = _labels_for(len(dataset), given, name)
     if not len(labels):
         raise ValueError(f'{name}: no images')
+    if not asked:
+        _check_stated(dataset, labels, name)
     changed = relabels and not np.array_equal(labels, stated)
     own = () if changed else _own_classes(dataset)  # names of classes as they were
     names = _class_names(classes, name) or own or _numbered(labels, name)
@@ -1632,10 +1658,8 @@ def with_superclasses(
         )
     names = [name.strip() for name in rows.columns['class']]
     _check_once(rows, names, 'class')
-    try:
-        check_spelling([*source.classes, *names])
-    except ValueError as e:
-        raise ValueError(f'{printable(rows.file)}: {e}') from e
+    _check_spelling([*source.classes, *names], 'classes', printable(rows.file))
+    _check_spelling(rows.columns['superclass'], 'superclasses', printable(rows.file))
     found = dict(zip(names, rows.columns['superclass'], strict=True))
     if shared and found.keys().isdisjoint(source.classes):
         return source

@@ -11,15 +11,23 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from contextlib import redirect_stderr, redirect_stdout
 from io import StringIO
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 import yaml
+from conftest import SMALLEST
+from PIL import Image
+from safetensors.torch import save_file
 
-from dcwh.results import read_table, write_rows
+from dcwh.config import resolve
+from dcwh.experiment import run
+from dcwh.model import HashModel
+from dcwh.results import read_table, record, write_rows
 
 NEEDED = "grids need snakemake: pip install '.[workflow]' in a clone of dcwh"
 pytest.importorskip('snakemake', reason=NEEDED)
@@ -406,6 +414,41 @@ def checked(tmp_path, monkeypatch):
 
     run.error = WorkflowError
     return run
+
+
+def test_rows_of_other_superclasses_or_weights_are_refused_as_a_run_is(
+    checked, tmp_path, monkeypatch
+):
+    for number in range(16):
+        file = tmp_path / 'birds' / 'abcd'[number % 4] / f'{number}.png'
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.new('L', (8, 8), 10 * number).save(file)
+    kin, weights = tmp_path / 'birds/superclasses.csv', tmp_path / 'birds.safetensors'
+    kin.write_text('class,superclass\na,x\nb,x\nc,y\nd,y\n')
+    torch.manual_seed(0)
+    save_file(HashModel('small', 8, 'none', 8).backbone.state_dict(), weights)
+    places = {'data_dir': str(tmp_path / 'birds'), 'weights': str(weights)}
+    settings = {**SMALLEST, **places, 'dataset': 'folder/birds', 'bits': 8}
+    monkeypatch.setattr('dcwh.experiment.commit', lambda: 'abc')
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # after so little training codes are equal
+        record(run(resolve(settings), tmp_path / 'other'), tmp_path / 'reports')
+    content = json.dumps({'grid': [settings]})
+    assert checked(content)['LEFT'] == []
+    held, began = kin.read_text(), weights.read_bytes()
+    kin.write_text(held.replace('b,x', 'b,y'))
+    with pytest.raises(checked.error, match='was measured with superclasses'):
+        checked(content)
+    kin.write_text(held.replace('b,x', ''))
+    with pytest.raises(checked.error, match='1 classes of folder/birds have no superclass'):
+        checked(content)
+    kin.write_text(held)
+    weights.write_bytes(began + b' ')
+    with pytest.raises(checked.error, match='began with other weights'):
+        checked(content)
+    weights.write_bytes(began)
+    shutil.rmtree(tmp_path / 'birds')
+    assert checked(content)['LEFT'] == []  # a row is read without its images
 
 
 @pytest.mark.parametrize('folder', ['my runs', "it's", '"a"', '$HOME', 'a;b', 'a*'])

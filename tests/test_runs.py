@@ -27,7 +27,11 @@ from dcwh.codes import Codes
 from dcwh.config import resolve
 from dcwh.evaluation import evaluate
 from dcwh.experiment import (
+    _MADE,
+    _cells_hash,
+    execute,
     finished,
+    is_changed,
     recorded,
     report,
     retrieval_set,
@@ -735,13 +739,34 @@ def test_two_processes_on_one_run(tmp_path):
     )
 
 
+FORCED = """
+import os, sys
+from dcwh.cli import app
+sys.stdout = os.fdopen(1, 'w', closefd=False)  # one that `app` can set up
+app(['run', '--recipe', 'quick', '--detail', 'none', '--runs', sys.argv[1], *sys.argv[2:]])
+"""
+STOP_IN_EPOCH = f"""
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # also where the tests ignore it
+{KILL_IN_EPOCH.replace('SIGKILL', 'SIGINT')}
+"""
+
+
+def test_a_forced_run_that_is_stopped_says_what_goes_on(tmp_path):
+    code, said = python(STOP_IN_EPOCH + FORCED, tmp_path, '--force')
+    assert code == 130, said
+    assert 'starts anew; without --force it goes on' in said.splitlines()[-1]
+    code, said = python(FORCED, tmp_path)
+    assert code == 0 and 'resumed at epoch' in said, said
+
+
 def test_killed_before_the_report(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     result = run(resolve(**QUICK), tmp_path / 'runs')
     path = results(tmp_path)[0].with_name('report.ipynb')
-    path.write_text(
-        '{"cells": [{"outputs": [{"output_type": "error"}]}]}'
-    )  # as a run that failed leaves it
+    failed = {'source': [], 'metadata': {}, 'outputs': [{'output_type': 'error'}]}
+    made = {_MADE: _cells_hash([('', [])])}  # as a run that failed leaves it
+    path.write_text(json.dumps({'cells': [failed], 'metadata': made}))
     written = path.with_name('result.json').read_bytes()
     words = [
         'run',
@@ -992,6 +1017,32 @@ def test_run_report_row_and_folder_of_an_own_template_are_of_one_configuration(
     assert (config['bits'], config['epochs'], config['sigma']) == (16, 2, 2) and not reports
 
 
+def note(report):
+    "Add a note to a report, as somebody does in JupyterLab."
+    notebook = nbformat.read(report, as_version=4)
+    notebook.cells.append(nbformat.v4.new_markdown_cell('a day of thought'))
+    nbformat.write(notebook, report)
+    return report.read_bytes()
+
+
+def test_an_executed_notebook_knows_whether_somebody_has_changed_it(tmp_path):
+    template, made = tmp_path / 'template.ipynb', tmp_path / 'made.ipynb'
+    parameters = nbformat.v4.new_code_cell('n = 1', metadata={'tags': ['parameters']})
+    cells = [parameters, nbformat.v4.new_code_cell('n')]
+    kernel = {'kernelspec': {'name': 'python3', 'language': 'python', 'display_name': 'python3'}}
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), template)
+    assert not is_changed(made)
+    execute(template, made, {'n': 2})
+    assert not is_changed(made)
+    noted = note(made)
+    assert is_changed(made) and is_changed(template)
+    with pytest.raises(ValueError, match='made.ipynb is there: somebody has changed it'):
+        execute(template, made, {'n': 3})
+    assert made.read_bytes() == noted
+    execute(template, made, {'n': 3}, force=True)
+    assert not is_changed(made) and 'n = 3' in made.read_text()
+
+
 def test_another_template_or_detail_makes_its_report(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     own_template(tmp_path / 'mine.ipynb')
@@ -1014,6 +1065,21 @@ def test_another_template_or_detail_makes_its_report(tmp_path, monkeypatch):
     assert again('brief', '--template', 'mine.ipynb')[:2] == (False, True)
     assert again('none')[0]
     assert results(tmp_path)[0].stat().st_mtime_ns == before
+    # a report that somebody has changed is kept, and never lost to a run that would be made again
+    report = results(tmp_path)[0].with_name('report.ipynb')
+    noted = note(report)
+    for more in (['brief'], ['full', '--template', 'mine.ipynb'], ['brief', '--report', report]):
+        done = CliRunner().invoke(app, [*words, *map(str, more)])
+        assert done.exit_code == 0 and 'finished' in done.stdout, done.output
+        assert done.stderr.startswith(f'{report.relative_to(tmp_path)} is kept') or (
+            done.stderr.startswith(f'{report} is kept')
+        )
+        assert report.read_bytes() == noted
+    other = CliRunner().invoke(app, [*words, 'brief', '--seed', '1', '--report', str(report)])
+    report.with_name('query.npz').unlink()
+    for done in (other, CliRunner().invoke(app, [*words, 'brief'])):
+        assert done.exit_code == 2 and 'somebody has changed it' in done.stderr, done.output
+        assert report.read_bytes() == noted and len(results(tmp_path)) == 1
     for detail in ('brief', 'none'):
         done = CliRunner().invoke(app, [*words, detail, '--template', 'nowhere.ipynb'])
         assert done.exit_code == 2 and 'nowhere.ipynb is not there' in done.stderr
