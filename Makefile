@@ -69,6 +69,7 @@ benchmark: venv  ## measure beside what people use, on a quiet machine; writes b
 	@mkdir -p .benchmarks
 	$(BIN)/python -m pytest benchmarks --benchmark-json=.benchmarks/evaluation.json --benchmark-columns=min,rounds $(ARGS)
 	$(if $(ARGS),,$(BIN)/python benchmarks/scaling.py)
+	$(if $(ARGS),,$(BIN)/python benchmarks/parts.py)
 	$(if $(ARGS),,$(BIN)/python benchmarks/precision.py)
 
 lab: allowed venv  ## open the notebooks in JupyterLab, reachable from this machine only

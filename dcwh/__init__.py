@@ -24,6 +24,10 @@ Use what was trained::
     index = dcwh.CodeIndex.build(codes, kind='flat')
     distances, ids = index.search(codes, k=10)
 
+A database of any size, here or in a bucket, scored part by part::
+
+    dcwh.evaluate(query, dcwh.CodeParts.open('s3://bucket/codes.lance').numbered(classes)).map
+
 Names are loaded when they are first asked for, so `import dcwh` is quick. Each module is written
 from one notebook in nbs/, which explains it: nbs/tour.ipynb is where to begin.
 """
@@ -50,6 +54,7 @@ if TYPE_CHECKING:
     from .metrics import HashRetrieval as HashRetrieval
     from .model import HashModel as HashModel
     from .optimizer import TwoStep as TwoStep
+    from .parts import CodeParts as CodeParts
     from .search import CodeIndex as CodeIndex
     from .training import train as train
 
@@ -71,6 +76,7 @@ _HOMES = {
     'train': 'training',
     'run': 'experiment',
     'CodeIndex': 'search',
+    'CodeParts': 'parts',
 }
 _NEEDS = {'HashRetrieval': 'torchmetrics'}  # of the extra `metrics`
 

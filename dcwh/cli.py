@@ -6,11 +6,11 @@
 __all__ = ['app', 'EXPECTED', 'DATA_SETS', 'METHOD_NAMES', 'SETS', 'METHOD', 'DataSet', 'Bits', 'MethodOption', 'Seed',
            'RecipeOption', 'Settings', 'Force', 'Tracker', 'Detail', 'Report', 'Template', 'Reports', 'Runs', 'Record',
            'Study', 'Modified', 'Json', 'data', 'SetName', 'Where', 'Lists', 'Missing', 'Protocol', 'PerClass', 'MODEL',
-           'Model', 'Index', 'First', 'Workers', 'index', 'Kind', 'CodesFile', 'TableFile', 'RERANK', 'WHERE', 'Sheet',
-           'SHEET', 'SOFTWARE', 'MOST_PICTURES', 'CodesName', 'LabelsName', 'main', 'assignments', 'in_a_line',
-           'one_of', 'run', 'methods', 'settings', 'record', 'compare', 'describe', 'check', 'fetch', 'encode',
-           'save_codes', 'columns_of', 'build', 'show', 'add', 'delete', 'search', 'evaluate', 'labelled', 'export',
-           'publish', 'serve']
+           'Model', 'Index', 'First', 'Workers', 'index', 'KIND', 'Kind', 'CodesFile', 'TableFile', 'RERANK', 'WHERE',
+           'Sheet', 'SHEET', 'SOFTWARE', 'MOST_PICTURES', 'CodesName', 'LabelsName', 'CountedBy', 'main', 'assignments',
+           'in_a_line', 'one_of', 'run', 'methods', 'settings', 'record', 'compare', 'describe', 'check', 'fetch',
+           'encode', 'save_codes', 'columns_of', 'build', 'show', 'add', 'delete', 'optimize', 'search', 'evaluate',
+           'labelled', 'export', 'publish', 'serve']
 
 # %% ../nbs/23_cli.ipynb #9aa6bcad
 import json
@@ -35,7 +35,9 @@ if TYPE_CHECKING:  # heavy: each command imports what it needs
 
     from dcwh.codes import Codes
     from dcwh.config import Config
+    from dcwh.evaluation import Evaluation
     from dcwh.model import Encoder
+    from dcwh.parts import CodeParts, Seen, Tally
     from dcwh.search import CodeIndex
     from dcwh.sources import Source
 
@@ -1036,10 +1038,14 @@ index = typer.Typer(
 )
 app.add_typer(index, name='index')
 
+KIND = (
+    'flat up to a million codes (exact), ivf beyond, lance for what outlives the process or does '
+    'not fit into memory; hnsw or multihash'
+)
 _KINDS = 'flat', 'hnsw', 'ivf', 'multihash', 'lance'
 Kind = Annotated[
     str,
-    typer.Option(help='flat, hnsw, ivf, multihash or lance', autocompletion=one_of(*_KINDS)),
+    typer.Option(help=KIND, autocompletion=one_of(*_KINDS)),
 ]
 CodesFile = Annotated[Path, typer.Argument(help='codes that `dcwh encode` wrote')]
 TableFile = Annotated[
@@ -1233,6 +1239,34 @@ def delete(
         index.delete(index.read_ids(ids))
     _answer(_described(index), as_json)
 
+# %% ../nbs/23_cli.ipynb #23a90001
+@index.command()
+@in_a_line
+def optimize(
+    where: Index,
+    lists: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            max=65_536,
+            help='make so many lists of codes; the root of their number does well',
+        ),
+    ] = 0,
+    as_json: Json = False,
+) -> None:
+    """Tidy up an index of kind lance: small additions become one. With --lists, searches look at a
+    few lists instead of all codes.
+
+    dcwh index optimize s3://bucket/photos.lance --lists 1000
+    """
+    from dcwh.search import CodeIndex, LanceIndex
+
+    found = CodeIndex.load(where)
+    if not isinstance(found, LanceIndex):
+        raise ValueError(f'{where} is of kind {found.kind}; only kind lance needs tidying up')
+    found.optimize(lists)
+    _answer(_described(found), as_json)
+
 # %% ../nbs/23_cli.ipynb #f0e0a5f1
 RERANK = 'order a shortlist of so many by the distance of outputs to codes; 0: by Hamming distance'
 WHERE = 'a condition as column=value; again for another value or column'
@@ -1419,13 +1453,25 @@ LabelsName = Annotated[
         'empty: labels, label or L'
     ),
 ]
+CountedBy = Annotated[
+    str,
+    typer.Option(
+        '--engine', help='who counts a dataset: here, or ray (its tasks, on one machine or many)'
+    ),
+]
 
 # %% ../nbs/23_cli.ipynb #940e4567
 @app.command()
 @in_a_line
 def evaluate(
     query: Annotated[Path, typer.Argument(help='codes and labels of the queries')],
-    database: Annotated[Path, typer.Argument(help='of the images that are searched')],
+    database: Annotated[
+        list[str],
+        typer.Argument(
+            help='of the images that are searched: .npz files, or a folder of .parquet or a Lance '
+            'table, here or in an object store'
+        ),
+    ],
     top_k: Annotated[
         int, typer.Option(min=0, help='length of the ranking; 0: the whole database')
     ] = 0,
@@ -1437,9 +1483,10 @@ def evaluate(
     query_labels: LabelsName = '',
     database_codes: CodesName = '',
     database_labels: LabelsName = '',
+    engine: CountedBy = 'here',
     as_json: Json = False,
 ) -> None:
-    """Score codes from anywhere.
+    """Score codes from anywhere. A dataset is read part by part.
 
     Files are those of `dcwh encode` with their tables, or .npz, .npy and .mat files with a matrix
     of bits or outputs (N, K), and labels (N,) or (N, C).
@@ -1455,32 +1502,67 @@ def evaluate(
       --query-codes qB --query-labels qL \\
       --database-codes rB --database-labels rL
     dcwh evaluate query.npz database.npz --first 16
+    dcwh evaluate query.npz s3://bucket/codes.lance \\
+      --engine ray
     """
     from dcwh import evaluation
-    from dcwh.codes import read_codes
 
     k = top_k or None
     evaluation.check_cut(k, normaliser)
-    files, tables = (query, database), (query_table, database_table)
-    names = (query_codes, database_codes), (query_labels, database_labels)
-    sides = list(map(read_codes, files, *names))
-    sides = [codes.first(first) for codes in sides] if first else sides
-    columns = list(map(columns_of, sides, files, tables))
-    places = [
-        Path(table) if table else _table_beside(file)
-        for file, table in zip(files, tables, strict=True)
-    ]
-    asked, held = labelled(sides, columns, places)
-    found = evaluation.evaluate(asked, held, k)
-    same = query.samefile(database) and query_codes == database_codes
-    _warn_of_codes(asked, held, same_file=same)
+    names = (query_codes, query_labels), (database_codes, database_labels)
+    if engine == 'here' and len(database) == 1 and not _is_dataset(database[0]):
+        places = query, Path(database[0])
+        counts, seen = _counted(places, (query_table, database_table), names, first)
+    else:
+        tables = query_table, database_table
+        counts, seen = _counted_in_parts(query, database, tables, names, first, engine)
+    found = evaluation.Evaluation(counts, k)
+    again = any(os.path.isfile(d) and query.samefile(d) for d in database)
+    _warn_of_codes(seen, same_file=again and query_codes == database_codes)
+    _answer(_scores(found, k, normaliser), as_json)
+
+# %% ../nbs/23_cli.ipynb #1f927366
+def _scores(found: 'Evaluation', k: int | None, normaliser: str) -> dict[str, Any]:
+    "What is printed of an evaluation: its mAPs, their conventions, all else."
     ways = {'map': 'expected', 'map_pessimistic': 'pessimistic', 'map_optimistic': 'optimistic'}
     maps = {name: found.map_at(k, normaliser, ties) for name, ties in ways.items()}
     answered = found.queries - found.queries_without_relevant
     maps['map_with_relevant'] = maps['map'] * found.queries / max(1, answered)
     used = normaliser if k else 'all'  # over the whole database every normaliser is this one
     table = {**maps, 'top_k': k, 'normaliser': used}
-    _answer({**table, **{n: v for n, v in found.to_dict().items() if n not in table}}, as_json)
+    return {**table, **{n: v for n, v in found.to_dict().items() if n not in table}}
+
+# %% ../nbs/23_cli.ipynb #23a90002
+def _is_dataset(database: str) -> bool:
+    "Whether it is read part by part."
+    return '://' in database or database.endswith('.parquet') or Path(database).is_dir()
+
+
+def _counted(
+    files: tuple[Path, Path],  # of queries and database
+    tables: tuple[str, str],
+    names: tuple[tuple[str, str], tuple[str, str]],  # of codes and labels in each
+    first: int,
+) -> 'Tally':
+    "Counts of a database in one file, at once."
+    from dcwh.codes import read_codes
+    from dcwh.counting import histograms
+    from dcwh.parts import Seen, Tally
+
+    sides = [read_codes(file, *named) for file, named in zip(files, names, strict=True)]
+    sides = [codes.first(first) for codes in sides] if first else sides
+    columns = list(map(columns_of, sides, files, tables))
+    places = list(map(_table_of, files, tables))
+    asked, held = labelled(sides, columns, places)
+    counts = histograms(asked, held)
+    seen = Seen(asked)
+    seen.add(held)
+    return Tally(counts, seen)
+
+
+def _table_of(file: Path, table: str) -> Path:
+    "Where the table of codes is, or would be."
+    return Path(table) if table else _table_beside(file)
 
 # %% ../nbs/23_cli.ipynb #ccd1fb8b
 def labelled(
@@ -1532,39 +1614,85 @@ def _names_of(codes: 'Codes', columns: dict, table: Path) -> list[list[str]] | N
         )
     return names
 
+# %% ../nbs/23_cli.ipynb #d5a19002
+def _counted_in_parts(
+    query: Path,
+    database: list[str],  # a dataset, or several files
+    tables: tuple[str, str],
+    names: tuple[tuple[str, str], tuple[str, str]],  # of codes and labels in each
+    first: int,
+    engine: str,
+) -> 'Tally':
+    "Counts of a dataset, part by part."
+    from dcwh.codes import read_codes
+    from dcwh.parts import CodeParts, tally
+
+    query_table, database_table = tables
+    if any(names[1]):
+        raise ValueError(
+            '--database-codes and --database-labels are of one file; a dataset has columns'
+        )
+    if database_table not in ('', 'none'):
+        raise ValueError(
+            f'--database-table is {database_table}; a dataset has its labels inside, or in a '
+            'table beside each of its files'
+        )
+    asked = read_codes(query, *names[0])
+    labels = _names_of(asked, columns_of(asked, query, query_table), _table_of(query, query_table))
+    namer = None if database_table else _names_beside
+    parts = CodeParts.open(database, engine, namer=namer)
+    if first:
+        asked, parts = asked.first(first), parts.first(first)
+    asked, parts = _numbered_together(asked, labels, parts, _table_of(query, query_table))
+    return tally(parts, asked)
+
+
+def _names_beside(codes: 'Codes', file: Path) -> list[list[str]] | None:
+    "Names of labels in the table beside a file."
+    return _names_of(codes, columns_of(codes, file), _table_beside(file))
+
+
+def _numbered_together(
+    asked: 'Codes', names: list[list[str]] | None, parts: 'CodeParts', table: Path
+) -> tuple['Codes', 'CodeParts']:
+    "Both sides with numbers as labels. Raises ValueError where only one side has names."
+    from dataclasses import replace
+
+    from dcwh.sources import check_spelling, number_labels
+
+    named = parts.form.named or parts.form.label == 'label'  # numbers in a column can be names
+    if names is None:
+        if parts.form.named:
+            said = 'has no column label' if table.is_file() else 'is not there'
+            raise ValueError(
+                f'{table} {said}, and the labels of the database are names; '
+                'give --query-table a table with a column label'
+            )
+        return asked, parts
+    if not named:
+        raise ValueError(
+            f'{table} has a column label, and the labels of the database are no names; '
+            'say --query-table none if those in the codes fit'
+        )
+    classes, labels = number_labels(names)
+    check_spelling(sorted({*classes, *parts.class_names()}))
+    return replace(asked, labels=labels), parts.numbered(classes, several=labels.ndim == 2)
+
 # %% ../nbs/23_cli.ipynb #9efb2c1b
-def _warn_of_codes(query: 'Codes', database: 'Codes', same_file: bool) -> None:
+def _warn_of_codes(seen: 'Seen', same_file: bool) -> None:
     "Warn where queries are in the database too, or where all its codes are equal."
-    again = len(query) if same_file else _in_both(query, database)
+    queries = len(seen.query)
+    again = queries if same_file else seen.in_both
     if again:
         warnings.warn(
-            f'{again} of {len(query)} queries are in the database too: '
+            f'{again} of {queries} queries are in the database too: '
             'each finds itself at distance 0, and the mAP is too high',
             stacklevel=2,
         )
-    if len(database) > 1 and (database.packed == database.packed[0]).all():
+    if seen.images > 1 and seen.equal:
         warnings.warn(
             'all codes of the database are equal: this is the mAP of chance', stacklevel=2
         )
-
-
-def _in_both(query: 'Codes', database: 'Codes') -> int:
-    """Queries whose id is in the database.
-
-    A text is no number, and numbers of rows are no ids: where a side has them, codes must agree."""
-    import numpy as np
-
-    texts = [codes.ids.dtype.kind == 'U' for codes in (query, database)]
-    numbered = [np.array_equal(codes.ids, np.arange(len(codes))) for codes in (query, database)]
-    if texts[0] != texts[1] or all(numbered):
-        return 0
-    again = np.flatnonzero(np.isin(query.ids, database.ids))
-    if any(numbered):
-        row = {i: n for n, i in enumerate(database.ids.tolist())}
-        places = [row[i] for i in query.ids[again].tolist()]
-        if (query.packed[again] != database.packed[places]).any():
-            return 0
-    return len(again)
 
 # %% ../nbs/23_cli.ipynb #2d27a539
 @app.command()

@@ -564,7 +564,7 @@ def _labels_of(
 
 def _check_rows(codes: np.ndarray, labels: np.ndarray | None) -> None:
     "Raises ValueError where columns of a matrix are as many as labels, and its rows are not."
-    if np.shape(labels)[:1] == codes.shape[1:] != codes.shape[:1]:
+    if labels is not None and labels.shape[:1] == codes.shape[1:] != codes.shape[:1]:
         raise ValueError(
             f'codes has shape {codes.shape} and there are {codes.shape[1]} labels; '
             'a row is an image: transpose codes'

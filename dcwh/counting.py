@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['ROOM', 'tl', 'IMAGES', 'QUERIES', 'WARPS', 'BINS', 'words', 'label_words', 'trips', 'differing', 'shared',
-           'keeps_torch_threads', 'same_form', 'known_labels', 'check_sides', 'blocks', 'check_device', 'histograms']
+           'keeps_torch_threads', 'same_form', 'known_labels', 'check_sides', 'blocks', 'check_device', 'histograms',
+           'histograms_of_parts']
 
 # %% ../nbs/05_counting.ipynb #c0e70004
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import cache, wraps
 from importlib.util import find_spec
@@ -551,3 +552,46 @@ def _count_on_device(
                 stacklevel=4,
             )
     return _count_by_torch(query, database, counts, device)
+
+# %% ../nbs/05_counting.ipynb #cb56a79f
+def histograms_of_parts(
+    query: Codes,  # Q codes
+    parts: Iterable[Codes],  # of the database, one after the other; empty ones are left out
+    graded: bool = False,  # a row for each number of shared labels, not none and some
+    device: str | torch.device = 'cpu',  # where to count
+) -> np.ndarray:  # int64, shape (Q, S+1, bits+1)
+    """The `histograms` of a database that comes in parts. One of them is held at a time.
+
+    Raises ValueError where a part cannot be compared with the query or with other parts."""
+    _check_side(query, 'query')
+    if not isinstance(parts, Iterable):
+        raise ValueError(f'database is {type(parts).__name__}; give Codes, or parts that are Codes')
+    total: np.ndarray | None = None
+    forms: dict[str, Any] = {}
+    for number, part in enumerate(parts):
+        try:
+            forms = _same_form(forms, part)
+            if not len(part):
+                continue
+            counts = histograms(query, part, graded, device)
+        except ValueError as e:
+            raise ValueError(f'part {number} of the database: {e}') from e
+        total = counts.astype(np.int64) if total is None else np.add(total, counts, out=total)
+    if total is None:
+        raise ValueError('database holds no codes; both sides need at least one')
+    return total
+
+
+def _same_form(known: dict[str, Any], part: Codes) -> dict[str, Any]:
+    "What earlier parts have in common with this one. Raises ValueError where they differ."
+    if not isinstance(part, Codes):
+        raise ValueError(f'it is {type(part).__name__}; give Codes, or parts that are Codes')
+    found: dict[str, Any] = {'bits': part.bits}
+    if part.model:
+        found['model'] = part.model
+    if part.labels is not None and part.labels.ndim == 2:
+        found['columns of labels'] = part.labels.shape[1]
+    for name, value in found.items():
+        if known.get(name, value) != value:
+            raise ValueError(f'{name}: {value}, and in earlier parts {known[name]}')
+    return known | found

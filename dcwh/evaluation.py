@@ -5,16 +5,16 @@
 # %% auto #0
 __all__ = ['TIES', 'REPORTED', 'GRADED', 'harmonic', 'precision_sum', 'check_groups', 'split_ties', 'check_cut', 'tie_groups',
            'divisor', 'hypergeometric', 'average_precision', 'ap_in_order', 'within_radius', 'found_at', 'discounts',
-           'dcg', 'ndcg', 'Counts', 'Curves', 'GradedRelevance', 'Evaluation', 'evaluate', 'kinship',
+           'dcg', 'ndcg', 'Counts', 'Curves', 'GradedRelevance', 'Evaluation', 'CountsItself', 'evaluate', 'kinship',
            'kinship_of_classes', 'ap_of_outputs', 'decisions']
 
 # %% ../nbs/06_evaluation.ipynb #810349ca
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import frexp
-from typing import Any, Self
+from typing import Any, Protocol, Self, runtime_checkable
 
 import numpy as np
 import torch
@@ -30,6 +30,7 @@ from dcwh.counting import (
     check_sides,
     differing,
     histograms,
+    histograms_of_parts,
     keeps_torch_threads,
     known_labels,
     label_words,
@@ -660,19 +661,39 @@ class Evaluation(GradedRelevance):
         return {name: getattr(self, name) for name in REPORTED + GRADED * self.graded}
 
 # %% ../nbs/06_evaluation.ipynb #21c39b21
+@runtime_checkable
+class CountsItself(Protocol):
+    "A database that knows how to count its images, as `dcwh.parts.CodeParts` does."
+
+    def histograms(
+        self,
+        query: Codes,
+        graded: bool = False,
+        device: str | torch.device = 'cpu',
+    ) -> np.ndarray:  # int, shape (Q, S+1, bits+1)
+        "What `dcwh.counting.histograms` gives. Raises ValueError as it does."
+
+
 def evaluate(
     query: Codes,  # Q codes
-    database: Codes,  # N codes of the same length, with labels of the same classes
+    database: Codes | Iterable[Codes] | CountsItself,  # N codes to compare with, or parts of them
     top_k: int | None = None,  # length of the ranking; None: the whole database
     graded: bool = False,  # count shared labels too, for nDCG, ACG and weighted mAP
     device: str | torch.device = 'cpu',  # where to count
     normaliser: str = '',  # 'found', 'min' or 'all'; empty: found. Without a top_k it is all
 ) -> Evaluation:
-    """Rank the database for every query and measure it.
+    """Rank the database for every query and measure it. One that comes in parts, such as a
+    generator of `Codes`, or `CodeParts`, needs memory for one of them at a time.
 
-    Raises ValueError, before any work, where the arguments do not fit together."""
+    Raises ValueError, before any work, where the arguments do not fit together. Whether a part
+    fits is known when it comes."""
     check_cut(top_k, normaliser or 'found')
-    counts = histograms(query, database, graded, device)
+    if isinstance(database, CountsItself):
+        counts = database.histograms(query, graded, device)
+    elif isinstance(database, Codes):
+        counts = histograms(query, database, graded, device)
+    else:
+        counts = histograms_of_parts(query, database, graded, device)
     return Evaluation(counts, None if top_k is None else int(top_k), graded, normaliser)
 
 # %% ../nbs/06_evaluation.ipynb #669028a0

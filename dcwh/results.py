@@ -129,7 +129,7 @@ class _Result(_Part):
 def parts_of(
     run: dict,  # the fields of a configuration, as a row has them, too
 ) -> tuple[str, ...]:
-    "The parts of a run: by classes that training does not see, or else by shorter lengths."
+    "The names of a run's parts: by seen and unseen classes, or by shorter code lengths."
     if run['unseen']:
         return PARTS
     shorter = shorter_lengths(run['method'], run['bits'], run['method_settings'])
@@ -139,7 +139,7 @@ def parts_of(
 def length_of(
     row: dict,  # of a run, or of a part of it
 ) -> int:
-    "The length of the codes of a row."
+    "The code length of a row. A part may have a shorter one than its run."
     length, _, unit = (row['part'] or '').partition(' ')
     return int(length) if unit == 'bits' else row['bits']
 
@@ -228,9 +228,9 @@ def _check_numbers(row: dict) -> None:
 def check_result(
     result: dict,  # config, protocol, metrics, history, manifest
 ) -> Config:  # its configuration
-    """The configuration of a result.
+    """Check a result, and return its configuration.
 
-    Raises ValueError where this is no result, or where its hash belongs to another one."""
+    Raises ValueError if it is not a result, or if its hash is not that of its configuration."""
     config = _check_numbers_of(result)
     try:
         _check_subsets(config, result)
@@ -345,10 +345,9 @@ def _check_lengths(result: dict) -> None:
 def read_result(
     path: str | Path,  # runs/<set>-<recipe>/<run>/result.json
 ) -> dict:  # config, protocol, metrics, history, manifest
-    """A result file.
+    """Read and check a result file.
 
-    Raises FileNotFoundError, or ValueError naming the file where it is torn, was changed or is
-    no result."""
+    Raises FileNotFoundError, or ValueError naming a file that is damaged, changed or no result."""
     path = named_path(path, 'path')
     said = printable(path)
     if not path.is_file():
@@ -478,7 +477,7 @@ LATER: dict[str, Any] = {  # columns that a table may lack: what its rows have t
 def facts(
     result: dict,  # of `read_result`
 ) -> dict:  # name: value, for each of FACTS
-    "What a row keeps of the history of a result; None where a method has no such thing."
+    "The columns that come from the history of a result. None if a method has no such fact."
     history, config = result['history'], result['config']
     first, last = (history[0], history[-1]) if history else ({}, {})
     found = {'passed': last.get('passed')}
@@ -493,7 +492,7 @@ def facts(
 
 # %% ../nbs/15_results.ipynb #e2beb05e
 def _usual_study(config: dict) -> str:
-    "What a run is for, if nobody says: tuning, where it was evaluated on validation images."
+    "The study if none is given: tuning for runs on validation images, otherwise comparison."
     return 'tuning' if config['evaluate_on'] == 'validation' else 'comparison'
 
 
@@ -531,9 +530,9 @@ def row_of(
     result: dict,  # of `read_result`
     study: str = '',  # empty: tuning for runs on validation images, otherwise comparison
 ) -> dict:  # column: value, one of each in COLUMNS; None where there is none
-    """A result as a row: its whole, without its parts.
+    """The row of a result as a whole, without its parts.
 
-    Raises ValueError for what is no result, or does not fit into a row."""
+    Raises ValueError if it is not a result, or does not fit into a row."""
     config, metrics = check_result(result), result['metrics']
     row = {
         'run': run_name(config),
@@ -553,7 +552,7 @@ def rows_of(
     result: dict,  # of `read_result`
     study: str = '',  # as for `row_of`
 ) -> list[dict]:  # as of `row_of`
-    "A result as rows: the whole, and each part of it. Raises ValueError as `row_of` does."
+    "The rows of a result: the whole, then each part. Raises ValueError as `row_of` does."
     whole = row_of(result, study)
     parts = result.get('parts', {})
     return [
@@ -574,7 +573,7 @@ def _part_row(whole: dict, name: str, part: dict) -> dict:
 def result_of(
     row: dict,  # of `row_of` or `read_table`
 ) -> dict:  # config, protocol, metrics, an empty history, manifest
-    "A row as a result without history."
+    "Turn a row back into a result, without its history."
     held = {name: row[name] for name in METRICS if row[name] is not None}
     packages = {package: row[package] for package in PACKAGES if row[package]}
     seconds = {phase: row[f'seconds_{phase}'] for phase in PHASES}
@@ -608,7 +607,7 @@ def table_of(
     reports: str | Path,  # the folder of tables
     dataset: str,  # such as folder/birds
 ) -> Path:  # such as reports/birds.csv
-    "The table of a data set. Raises ValueError where the table of something else has its name."
+    "The table of a data set. Raises ValueError if that name is taken by another kind of table."
     name = dataset.rpartition('/')[2]
     if name in OTHER_TABLES:
         raise ValueError(
@@ -658,7 +657,7 @@ def _read_cell(column: str, kind: type, text: str) -> Any:
 def read_row(
     texts: dict[str, str],  # column: text
 ) -> dict:  # column: value, one of each in COLUMNS
-    "A row of a table. Raises ValueError where it is none."
+    "Read the cells of a row and check them. Raises ValueError if they are not a row."
     row = {
         column: _read_cell(column, kind, texts.get(column, '')) for column, kind in COLUMNS.items()
     }
@@ -676,7 +675,7 @@ def read_row(
 def check_study(
     study: str,
 ) -> None:
-    "Raises ValueError for what is no name of a study."
+    "Raises ValueError if a study's name is not allowed."
     if not re.fullmatch('[a-z][a-z0-9-]*', study):
         raise ValueError(
             f'study is {printable(study)!r}; give comparison, tuning, ablation or '
@@ -692,7 +691,7 @@ def check_columns(
     file: Path,  # for the error
     line: int = 1,  # where they stand, for the error
 ) -> None:
-    "Raises ValueError where a first line is not that of a table of results."
+    "Raises ValueError if the columns are not those of a table of results."
     where = at_line(file, line)
     needed = [name for name in ('run', 'study', 'hash') if name not in head]
     if needed:
@@ -714,9 +713,9 @@ def check_columns(
 # %% ../nbs/15_results.ipynb #6fcc333f
 def _lines(
     file: Path,
-    check_head: Callable[[list[str], Path, int], None],  # raises where a head is another's
-    mend: str,  # what to do about a line of other length, for the error
-    heads: Iterable[str] = (),  # columns by which a further head is known; none: there is one head
+    check_head: Callable[[list[str], Path, int], None],  # raises if a heading has wrong columns
+    mend: str,  # for the error: what to do if a line has another number of cells
+    heads: Iterable[str] = (),  # columns that tell a further heading; empty: there is one heading
 ) -> Iterator[tuple[str, dict[str, str]]]:  # where a row stands, and column: text
     "The rows of a CSV as text. Raises ValueError naming the line."
     cells = read_cells(file)
@@ -756,7 +755,7 @@ def _read_line(where: str, texts: dict[str, str]) -> dict:
 def read_table(
     file: str | Path,
 ) -> list[dict]:  # rows, in the order of the file
-    "A table of results. Raises FileNotFoundError, or ValueError naming the line."
+    "Read and check a table of results. Raises FileNotFoundError, or ValueError naming the line."
     rows = _read_once(lines_of(file))
     runs: dict[str, dict] = {}
     for where, row in rows:
@@ -770,9 +769,9 @@ def read_table(
 
 
 def _read_once(lines: Iterable[tuple[str, dict[str, str]]]) -> list[tuple[str, dict]]:
-    """Where each row stands, and the row. One that repeats another with other columns is left out.
+    """Each row with its place. A row that repeats another with other columns is left out.
 
-    Raises ValueError naming the line of what is no row, and where a run stands twice."""
+    Raises ValueError naming the line that is not a row, or that has a run for the second time."""
     found: dict[tuple, tuple[str, dict]] = {}
     columns: dict[tuple, set[str]] = {}
     for where, texts in lines:
@@ -789,7 +788,7 @@ def _read_once(lines: Iterable[tuple[str, dict[str, str]]]) -> list[tuple[str, d
 def _check_run(
     rows: dict[str | None, tuple[str, dict]],  # by part; None is the whole
 ) -> None:
-    "Raises ValueError where the rows of a run, and where they stand, are not those of one result."
+    "Raises ValueError if the rows of a run do not belong to one result."
     first, any_row = next(iter(rows.values()))
     needed = parts_of(any_row)
     _check_complete(rows, needed, first)
@@ -815,7 +814,7 @@ def _check_run(
 
 
 def _check_complete(parts: Iterable[str | None], needed: Iterable[str], where: str) -> None:
-    "Raises ValueError where a run has not the rows of its whole and of each of its parts."
+    "Raises ValueError if the whole of a run, or one of its parts, has no row."
     lacking = {'', *needed} - {part or '' for part in parts}
     if lacking:
         names = ', '.join(sorted(part or 'the whole' for part in lacking))
@@ -823,7 +822,7 @@ def _check_complete(parts: Iterable[str | None], needed: Iterable[str], where: s
 
 # %% ../nbs/15_results.ipynb #c4d1e0ac
 def _check_endings(folder: Path) -> None:
-    "Raises ValueError where a table ends in .CSV or the like, which nobody would read."
+    "Raises ValueError if the name of a table ends in .CSV or the like: it would not be read."
     for file in sorted(folder.glob('*.[cC][sS][vV]')):
         if file.suffix != '.csv':
             raise ValueError(
@@ -836,9 +835,9 @@ def row_of_config(
     config: Config,
     reports: str | Path = 'reports',  # the folder of tables
 ) -> dict | None:
-    """The row of this very configuration, of its whole, or None where its table has none.
+    """The row of a run as a whole, found by its configuration. None if the table has no such row.
 
-    Raises ValueError where it is damaged or stands there twice, or where a part has none."""
+    Raises ValueError if the row is damaged or there twice, or if a part has no row."""
     file = table_of(reports, config.dataset)
     _check_endings(file.parent)
     if not file.is_file():
@@ -852,7 +851,7 @@ def row_of_config(
 
 # %% ../nbs/15_results.ipynb #81f13c84
 def _check_kept(row: dict) -> None:
-    "Raises ValueError where a table would not keep the values of a row."
+    "Raises ValueError if a table could not store the values of a row."
     texts = {column: _as_text(value) for column, value in row.items()}
     zeros = [column for column, text in texts.items() if '\0' in text]
     if zeros:
@@ -862,7 +861,7 @@ def _check_kept(row: dict) -> None:
 
 
 def _check_commit(row: dict) -> None:
-    "Raises ValueError where code had changes that are in no commit."
+    "Raises ValueError if the code had uncommitted changes."
     if row['modified']:
         raise ValueError(
             f'{row["run"]} was made by code with changes on top of commit '
@@ -872,7 +871,7 @@ def _check_commit(row: dict) -> None:
 
 
 def _check_same(held: dict, row: dict, file: Path) -> None:
-    "Raises ValueError where a row of the same run says something else."
+    "Raises ValueError if a recorded row of the same run has other values."
     rounding = (
         ' (another processor or commit rounds last digits otherwise, and training amplifies them)'
     )
@@ -886,12 +885,12 @@ def _check_same(held: dict, row: dict, file: Path) -> None:
 
 # %% ../nbs/15_results.ipynb #820a0ef2
 def _line_text(texts: list[str]) -> str:
-    "A line of a table. Cells that `read_cells` would not keep bare stand in quotes."
+    "A line of a table. Cells that `read_cells` would change are put in quotes."
     return ','.join(text and as_cell(text) for text in texts) + '\n'
 
 
 def _columns(file: Path, rows: list[dict]) -> list[str]:
-    "Columns of a table: all if it is new, else those it has, and those that a row needs."
+    "Columns of a table: all if it is new, otherwise those it has and those that a row needs."
     if not file.is_file():
         return [*COLUMNS]
     _, head = next(read_cells(file))
@@ -912,9 +911,9 @@ def write_rows(
     file: Path,
     rows: Iterable[dict],  # of `row_of`
 ) -> None:
-    """Write a table whole, rows sorted by name. One that says just this stays as it is.
+    """Write a whole table, sorted by the names of runs. A table with the same rows is not touched.
 
-    Raises ValueError where it would not be read back as it is written; then nothing is replaced."""
+    Raises ValueError, and replaces nothing, if the table could not be read back as written."""
     ordered = sorted(rows, key=_place_of)
     columns = _columns(file, ordered)
     lines = [columns, *([_as_text(row[column]) for column in columns] for row in ordered)]
@@ -935,13 +934,13 @@ def record(
     result: dict,  # of `read_result`
     reports: str | Path = 'reports',  # the folder of tables
     study: str = '',  # comparison, tuning, ablation, …; empty: see `row_of`
-    modified: bool = False,  # also where code had changes that are in no commit
-    replace: bool = False,  # also where another result of the run is recorded
+    modified: bool = False,  # accept a result of code with uncommitted changes
+    replace: bool = False,  # replace another result of the same run
 ) -> Path:  # the table
-    """Add a result to the table of its data set: a row, and where it has parts one for each.
+    """Add a result to the table of its data set: a row for the whole, and one for each part.
 
-    Raises ValueError for a run from a modified tree, for another result of a run that is
-    recorded, and for a table that is damaged; OSError where it cannot be written."""
+    Raises ValueError for uncommitted changes, for a run that is recorded with another result, and
+    for a damaged table. Raises OSError if the table cannot be written."""
     if study:
         check_study(study)
     new = {row['part']: row for row in rows_of(result, study)}
@@ -988,8 +987,8 @@ ELSEWHERE = (  # have columns of their own, or change no result
 def completed(
     config: dict,  # of a result
 ) -> dict:
-    """It with the fields that came after it was written, at their defaults, and with the
-    method's own settings among the others."""
+    """Add the fields of later versions, at their defaults, and put the method's own settings beside
+    all others."""
     fields = Config.model_fields.items()
     defaults = {name: field.default for name, field in fields if not field.is_required()}
     whole = defaults | config
@@ -999,9 +998,9 @@ def completed(
 
 @cache
 def _recipe(dataset: str, bits: int, method: str, recipe: str) -> dict:
-    """What a recipe gives. Nothing for a recipe that is no more: then all is named.
+    """The settings of a recipe. Empty if the recipe no longer exists: then all settings are named.
 
-    For a method that is not this project's: what a set gets. A table runs no code of others."""
+    A method of your own gets the settings of the data set. Reading a table never runs its code."""
     known = method if method in BUILT_IN else 'dcwh'
     try:
         config = resolve(dataset=dataset, bits=bits, method=known, recipe=recipe)
@@ -1019,9 +1018,9 @@ def _setting_text(name: str, value: object) -> str:
 
 def setting(
     config: dict,  # of a result
-    own: bool = True,  # name also what each method chooses for itself: rates, own settings
+    own: bool = True,  # name the method's own choices, too: learning rates, its settings
 ) -> str:  # such as default, epochs=12
-    "A configuration by its recipe and what it changes in it."
+    "Name a configuration by its recipe and the settings that differ from it."
     recipe = _recipe(*(config[name] for name in ('dataset', 'bits', 'method', 'recipe')))
     left_out = {*ELSEWHERE}
     if not own:
@@ -1038,7 +1037,7 @@ def setting(
 def changed(
     shared: str,  # of `setting`
 ) -> str:  # such as image_size=64, epochs=10
-    "What a setting changes in the recipe, but for lengths in pixels that follow from another."
+    "The changes in a setting's name, without lengths in pixels that follow from another one."
     follows = 'resize=', 'padding='
     return ', '.join(s for s in shared.split(', ')[1:] if not s.startswith(follows))
 
@@ -1046,7 +1045,7 @@ def changed(
 def tables_in(
     folder: str | Path,
 ) -> list[Path]:  # sorted by name
-    "The tables of results in a folder; other CSV files are passed by. Raises FileNotFoundError."
+    "The tables of results in a folder. Other CSV files are ignored. Raises FileNotFoundError."
     folder = named_path(folder, 'folder')
     if not folder.is_dir():
         problem = 'is no folder' if folder.exists() else 'is not there'
@@ -1065,7 +1064,7 @@ def tables_in(
 def result_files(
     folder: str | Path,  # of a run, of a recipe's runs, or of all runs
 ) -> list[Path]:
-    "The result files in a folder, at most two folders down."
+    "The result files in a folder and up to two levels below."
     levels = 'result.json', '*/result.json', '*/*/result.json'
     return sorted(file for level in levels for file in Path(folder).glob(level))
 
@@ -1073,7 +1072,7 @@ def result_files(
 def tables_hash(
     folder: str | Path,
 ) -> str:  # 16 hex digits
-    "A hash over the tables of a folder. Raises FileNotFoundError."
+    "A hash of all tables in a folder. Raises FileNotFoundError."
     content = hashlib.sha256()
     for file in tables_in(folder):
         if not file.is_file():
@@ -1087,7 +1086,7 @@ ALIKE = ('seed', 'data_dir', 'lists_dir', 'workers')  # may differ in one cell o
 
 
 def _protocol_name(row: dict) -> str:
-    "A protocol with what makes another task of it: unseen classes, few images, a part."
+    "The protocol's name, with all that makes another task: unseen classes, few images, a part."
     few, images, unseen = (row[name] for name in ('train_per_class', 'train_images', 'unseen'))
     names = [
         row['protocol_name'],
@@ -1116,7 +1115,7 @@ def _named_row(row: dict) -> dict:
 
 # %% ../nbs/15_results.ipynb #2532bdcd
 def _pandas_needed() -> None:
-    "Raises ImportError where tables are to be read and pandas is not there."
+    "Raises ImportError if pandas is not installed, which tables need."
     if pd is None:
         raise ImportError(
             'pandas is missing, which tables of results need: '
@@ -1125,7 +1124,7 @@ def _pandas_needed() -> None:
 
 
 def _names(given: str | Iterable[str]) -> list[str]:
-    "Names that were given as a list; a text is one name."
+    "The given names as a list. A single text is one name."
     return [given] if isinstance(given, str) else list(given)
 
 
@@ -1135,9 +1134,9 @@ def _rows_in(file: Path) -> list[dict]:
 
 
 def _rows_once(files: Iterable[Path]) -> list[dict]:
-    """The rows of files, tables first, each run or part once and with its `file`.
+    """The rows of files, tables first. Each run or part comes once, with its `file`.
 
-    Raises ValueError naming all that cannot be read, and runs that are there twice."""
+    Raises ValueError naming all that cannot be read, and runs that occur twice."""
     rows: dict[tuple, dict] = {}
     wrong: list[str] = []
     for file in files:
@@ -1161,11 +1160,14 @@ def read_results(
     *folders: str | Path,  # of tables, or of runs; none is reports
     studies: str | Iterable[str] = ('comparison',),  # one, or several
 ) -> 'pd.DataFrame':  # one row a run, or each part of it
-    """The columns of a table; the `file` that a run is in; its `setting`; what that shares with
-    other methods (`shared`); and `same`, which is alike where only the seed differs.
+    """Read tables and finished runs as a data frame.
 
-    Raises FileNotFoundError, and ValueError naming what cannot be read, runs that are there
-    twice, and names that stand for several things."""
+    It has the columns of a table and four more: `file` is where a run was read from, `setting`
+    names its configuration, `shared` is the setting without the method's own choices, and `same`
+    is equal for two runs if only their seeds differ.
+
+    Raises FileNotFoundError, and ValueError naming what cannot be read, runs that occur twice, and
+    names that mean several things."""
     _pandas_needed()
     places = [named_path(folder, 'folder') for folder in folders or ['reports']]
     once = {place.resolve(): place for place in places}.values()
@@ -1182,8 +1184,8 @@ def read_results(
 def check_alike(
     table: 'pd.DataFrame',  # of `read_results`
 ) -> None:
-    """Raises ValueError, naming runs, where one name stands for several things: a data set for
-    other images or superclasses, or a file of weights for other weights."""
+    """Check that each name means one thing: one set of images, one set of superclasses, one file of
+    weights. Raises ValueError naming two runs that differ."""
     weights = table['weights'].map(lambda path: Path(path).name) + ' of ' + table['backbone']
     for what, names, content in (
         ('data set', table['dataset'], table['source_hash']),
@@ -1202,9 +1204,9 @@ def check_alike(
 def other_numbers(
     *folders: str | Path,  # of tables, or of runs
 ) -> list[str]:
-    """The runs that are finished in one of the folders and whose row in a table has other numbers.
+    """Finished runs whose row in a table has other numbers. `read_results` takes the row.
 
-    Of these `read_results` takes the row. Raises as it does."""
+    Raises as `read_results` does."""
     files = [file for folder in folders for file in result_files(folder)]
     finished = {(row['hash'], row['part']): row for file in files for row in _rows_in(file)}
     tables = [table for folder in folders for table in tables_in(folder)]
@@ -1228,7 +1230,7 @@ _OF_EACH = {  # what makes a table: columns that it has, among others
 
 
 def _check_frame(table: object, name: str, made_by: str) -> None:
-    "Raises ValueError where a table is not of the function that makes such."
+    "Raises ValueError if a data frame lacks the columns that `made_by` gives."
     lacking = sorted(_OF_EACH[made_by] - set(getattr(table, 'columns', ())))
     if lacking:
         kind = type(table).__name__
@@ -1245,7 +1247,7 @@ def _distinct(column: 'pd.Series') -> str:
 def protocols(
     results: 'pd.DataFrame',  # from `read_results`
 ) -> 'pd.DataFrame':  # text, one row a data set and protocol
-    "Sizes, classes, labels per image, k and hashes of each protocol of the results."
+    "What the results were measured on: sizes, classes, labels per image, k and hashes."
     _check_frame(results, 'results', 'read_results')
     left_out = ('source', 'protocol_name', 'seen', 'part', 'superclass_hash')
     names = [name for name in PROTOCOL if name not in left_out]
@@ -1259,7 +1261,7 @@ def protocols(
 
 
 def _cut_name(top_k: Any, normaliser: str) -> str:
-    "The k of mAP@k, and its normaliser where that is not the relevant images found."
+    "The k of mAP@k, and its normaliser if that is not the number of relevant images found."
     if pd.isna(top_k):
         return 'all'
     return str(top_k) if normaliser in ('', 'found') else f'{top_k} (normaliser {normaliser})'
@@ -1302,7 +1304,7 @@ T975 = (  # quantiles of Student's t at .975, for 1 to 30 degrees of freedom
 def student(
     degrees: int,  # of freedom, at least 1
 ) -> float:
-    "The quantile of Student's t at .975; beyond 30 degrees of freedom by its expansion."
+    "The .975 quantile of Student's t. Beyond 30 degrees of freedom a series gives it."
     if degrees <= len(T975):
         return T975[degrees - 1]
     z, n = 1.959963984540054, degrees
@@ -1317,7 +1319,7 @@ def student(
 def half_width(
     values: 'Sequence[float] | pd.Series',  # one number a seed
 ) -> float:  # NaN from one seed
-    "Half the 95 % t-interval of their mean."
+    "Half of the 95 % t-interval of the mean. One value gives NaN."
     n = len(values)
     if n < 2:
         return float('nan')
@@ -1327,9 +1329,9 @@ def half_width(
 def summary(
     results: 'pd.DataFrame',  # from `read_results`
 ) -> 'pd.DataFrame':  # one row a data set, protocol, method, setting and code length
-    """Mean mAP over seeds and half its 95 % interval (NaN from one seed).
+    """Mean mAP over seeds, and half of its 95 % interval (NaN for one seed).
 
-    Two settings never share a row."""
+    Each setting has a row of its own."""
     names = [
         'dataset',
         'protocol',
@@ -1359,10 +1361,10 @@ def paired(
     method: str,
     other: str,  # what it is compared with
 ) -> 'pd.DataFrame':  # one row a data set, protocol, setting and code length
-    """Mean difference of mAP between two methods, seed by seed, and half its 95 % interval (NaN
-    from one seed).
+    """Mean difference of mAP between two methods, seed by seed, and half of its 95 % interval (NaN
+    for one seed).
 
-    Raises ValueError where one was run twice with a seed of the other."""
+    Raises ValueError if a method was run with several settings for the same seed."""
     _check_frame(results, 'results', 'read_results')
     cell = ['dataset', 'protocol', 'shared', 'bits']
     a, b = (
@@ -1388,7 +1390,7 @@ def standings(
     method: str,
     others: str | Iterable[str] | None = None,  # it is compared with; None: all that are there
 ) -> 'pd.DataFrame':  # one row a data set, protocol, setting, other method and code length
-    "How a method stands against others, seed by seed: above, level or below, or one seed."
+    "Compare a method with others, seed by seed. Verdicts are above, level, below and one seed."
     _check_frame(results, 'results', 'read_results')
     others = _names(others or sorted(set(results['method']) - {method}))
     pairs = [paired(results, method, other).assign(other=other) for other in others]
@@ -1430,7 +1432,7 @@ def _check_published(head: list[str], file: Path, line: int) -> None:
 
 
 def _read_published(texts: dict[str, str]) -> dict:
-    "A published number in its types. Raises ValueError where it is none."
+    "Read the cells of a published number. Raises ValueError if a value is wrong."
     texts = {'normaliser': ''} | texts  # may lack
     row = {name: _read_cell(name, kind, texts[name].strip()) for name, kind in PUBLISHED.items()}
     row |= {name: row[name] or '' for name in ('note', 'normaliser')}
@@ -1450,10 +1452,10 @@ def _read_published(texts: dict[str, str]) -> dict:
 def published(
     csv: str | Path | None = None,  # None: the table that comes with dcwh
 ) -> 'pd.DataFrame':  # the columns of PUBLISHED
-    """Numbers that others have reported.
+    """Read numbers that others have reported.
 
-    Raises FileNotFoundError, or ValueError naming the line of what is no number, of a number
-    without a source, or of a table without a column."""
+    Raises FileNotFoundError, or ValueError naming the line with a wrong value, without a source,
+    or with missing columns."""
     _pandas_needed()
     csv = shipped('published', 'published.csv') if csv is None else csv
     file = named_path(csv, 'csv')
@@ -1475,7 +1477,7 @@ def _measure_name(top_k: Any, normaliser: str = '') -> str:
 
 
 def _unlike(row: dict, ours: 'pd.DataFrame') -> str:
-    "In what a published number differs from our rows beside it; nothing where it does not."
+    "The ways in which a published number differs from our rows. Empty if there are none."
     said = row.get('normaliser', '')  # nothing where it is not known
     divided = ours['normaliser'][ours['top_k'].notna()]
     pairs = (
@@ -1492,7 +1494,7 @@ def beside(
     table: 'pd.DataFrame',  # from `summary`
     others: 'pd.DataFrame',  # from `published`
 ) -> 'pd.DataFrame':  # its rows, with `dataset` as in ours and a column `differs`
-    "The published numbers of the same data sets and protocols, and in what they differ."
+    "Published numbers on the data sets and protocols of ours, and how they differ from them."
     _check_frame(table, 'table', 'summary')
     _check_frame(others, 'others', 'published')
     rows = []
@@ -1542,7 +1544,7 @@ def _changes(shared: str) -> list[str]:
 
 
 def _cell_names(row: dict) -> dict:
-    "Where a row of `summary` stands in the table of its data set: group, column and method."
+    "The place of a row of `summary` in the table of its data set: group, column and method."
     few, bits = row['train_per_class'], f'{row["bits"]} bits'
     shared = _changes(row['shared'])
     own = [name for name in _changes(row['setting']) if name not in shared]

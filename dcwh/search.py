@@ -7,8 +7,8 @@ __all__ = ['COLUMN_TYPES', 'LONGEST_TEXT', 'OPTIONS', 'MOST_KEYS', 'Answers', 'I
            'INDEX_KINDS', 'FORMAT', 'HEADER', 'as_column', 'check_width', 'read_value', 'typed_value', 'checked_table',
            'check_name', 'conditions', 'check_column', 'Option', 'option_lines', 'check_options', 'IndexContract',
            'CodeIndex', 'in_lance', 'check_file', 'faiss_library', 'structure_of', 'one_thread', 'searched',
-           'nearest_rows', 'ImageRows', 'FaissIndex', 'write_index', 'read_index', 'changing', 'in_one_line', 'sql',
-           'LanceTable', 'LanceIndex']
+           'nearest_rows', 'ImageRows', 'FaissIndex', 'write_index', 'read_index', 'changing', 'in_one_line',
+           'types_of', 'header_of', 'sql', 'LanceTable', 'LanceIndex']
 
 # %% ../nbs/18_search.ipynb #51e31f9a
 import json
@@ -20,11 +20,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from functools import cached_property
 from math import comb, isfinite, prod
 from pathlib import Path
+from struct import unpack as unpack_struct
 from sys import float_info
 from types import ModuleType
 from typing import Any, BinaryIO
@@ -35,7 +36,7 @@ import numpy as np
 from filelock import Timeout
 from torch import Tensor
 
-from .codes import Codes, as_array, as_outputs, check_bits, unpack
+from .codes import Codes, as_array, as_outputs, check_bits, check_flag, unpack
 from .files import locked, shown, writable, write_whole
 from .sources import check_spelling
 
@@ -570,7 +571,9 @@ class CodeIndex(IndexContract):
         root: str | Path = '',  # folder that ids are relative to; empty: unknown
         **options: Any,  # of the kind, see `option_lines`
     ) -> 'CodeIndex':
-        """An index of codes.
+        """An index of codes. Up to a million, `flat` is exact and takes 1 ms a query. Beyond, `ivf`
+        is faster than `hnsw` and `multihash`, and finds more than `hnsw`. `lance`, with `lists`, is
+        for codes that outlive the process or fit no memory (benchmarks/search.csv).
 
         Raises ValueError or FileNotFoundError for what does not fit, before anything is built."""
         checked = _checked_build(codes, kind, options)
@@ -580,9 +583,10 @@ class CodeIndex(IndexContract):
     @staticmethod
     def load(
         path: str | Path,  # a file, or a folder or URI of kind lance
-        **options: Any,  # of kind lance: version, storage_options
+        **options: Any,  # of kind lance: version, storage_options; of a file: mapped
     ) -> 'CodeIndex':
         """Open an index. What is there decides on its kind, not its name. Nothing is unpickled.
+        With `mapped=True` a file is searched where it lies, see `read_index`.
 
         Raises FileNotFoundError, or ValueError if it is damaged or no index."""
         return _open_lance(path, **options) if in_lance(path) else _open_file(path, options)
@@ -700,9 +704,10 @@ def _check_path(path: object) -> None:
 
 def _open_file(path: str | Path, options: dict) -> 'FaissIndex':
     "An index in memory, read from a file. Raises as `CodeIndex.load`."
-    if options:
-        raise ValueError(f'{path} is a file; only kind lance takes {", ".join(options)}')
-    return read_index(path)
+    others = [name for name in options if name != 'mapped']
+    if others:
+        raise ValueError(f'{path} is a file; only kind lance takes {", ".join(others)}')
+    return read_index(path, options.get('mapped', False))
 
 # %% ../nbs/18_search.ipynb #01ca5ab6
 MOST_BYTES = 2**33  # that the answers of one call may take
@@ -1191,6 +1196,7 @@ class FaissIndex(CodeIndex):
     root: str = ''
     options: dict = field(default_factory=dict)  # that were given
     revision: str = ''  # of the file it was read from
+    mapped: bool = False  # it lies in that file, and cannot be changed
 
     def __post_init__(self) -> None:
         self.bits, self.model = self.rows.codes.bits, self.rows.codes.model
@@ -1230,6 +1236,7 @@ class FaissIndex(CodeIndex):
 
     def delete(self, ids: Ids) -> None:
         "Take images out. Raises ValueError, with nothing deleted, if one is not there."
+        _check_changeable(self)
         self.rows.delete(np.unique(self.rows.of(ids)))
 
     def compacted(self) -> 'FaissIndex':
@@ -1254,8 +1261,15 @@ def _search_rows(index: FaissIndex, codes: Codes, k: int, where: dict | str | No
     return distances, ids
 
 
+def _check_changeable(index: FaissIndex) -> None:
+    "Raises ValueError where an index lies in its file."
+    if index.mapped:
+        raise ValueError('the index was opened mapped, so it can be searched and not changed')
+
+
 def _add_rows(index: FaissIndex, codes: Codes, columns: dict[str, np.ndarray]) -> None:
     "Raises ValueError, with nothing added, for an id that is there already."
+    _check_changeable(index)
     ids = codes.ids.tolist()
     place = index.rows.place
     known = [i for i in ids if i in place]
@@ -1312,6 +1326,15 @@ def _check_members(file: BinaryIO, size: int) -> None:
                 raise ValueError(f'{member.filename} is not what its header says')
 
 
+def _mapped(file: BinaryIO, z: Any, name: str) -> np.ndarray:
+    "An array of an .npz where it lies: the system reads what is looked at. Raises ValueError."
+    file.seek(z.getinfo(f'{name}.npy').header_offset + 26)
+    name_and_extra = unpack_struct('<HH', file.read(4))
+    file.seek(sum(name_and_extra), os.SEEK_CUR)
+    shape, dtype = _array_header(file)
+    return np.memmap(file, dtype, 'r', file.tell(), shape)
+
+
 def _array_header(part: Any) -> tuple[tuple[int, ...], np.dtype]:
     "Shape and type of an array that follows. Raises ValueError or KeyError where none does."
     npy = np.lib.format
@@ -1321,7 +1344,7 @@ def _array_header(part: Any) -> tuple[tuple[int, ...], np.dtype]:
 
 
 def _parts_of(
-    path: str | Path, only_header: bool = False
+    path: str | Path, only_header: bool = False, mapped: bool = False
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Header and arrays of a file.
 
@@ -1334,6 +1357,8 @@ def _parts_of(
                 header = json.loads(z['header'].tobytes().decode())
                 _check_header(header)
                 names = [name for name in z.files if name != 'header' and not only_header]
+                if mapped:
+                    return header, {name: _mapped(file, z.zip, name) for name in names}
                 return header, {name: z[name] for name in names}
         except _LaterFormat as e:
             raise ValueError(f'{path} {e}') from e
@@ -1437,19 +1462,23 @@ def _as_parts(index: FaissIndex, revision: str) -> dict[str, Any]:
 # %% ../nbs/18_search.ipynb #2908b0c0
 def read_index(
     path: str | Path,  # of a file
+    mapped: bool = False,  # search it where it lies, and change nothing
 ) -> FaissIndex:
-    """An index from a file.
+    """An index from a file. With `mapped`, ids, codes, columns and FAISS's structure stay in the
+    file, and the system reads what a search looks at. Of `flat` FAISS has its own copy of the
+    codes, and tables of `multihash` are built in memory. Checksums are not looked at.
 
     Raises FileNotFoundError, or ValueError if it is damaged or no index."""
+    check_flag('mapped', mapped)
     if not os.path.exists(path):
         raise FileNotFoundError(
             f'no index at {path}; dcwh index build, or CodeIndex.build and save, make one'
         )
     if not os.path.isfile(path):
         raise ValueError(f'{path} is no file, and no index')
-    header, parts = _parts_of(path)
+    header, parts = _parts_of(path, mapped=mapped)
     try:
-        return _index_of(header, parts)
+        return replace(_index_of(header, parts), mapped=mapped)
     except ImportError:
         raise
     except Exception as e:
@@ -1491,7 +1520,12 @@ def _structure_in(data: np.ndarray, kind: str, packed: np.ndarray, options: dict
     if data.dtype != np.uint8 or data.ndim != 1:
         raise ValueError(f'structure is {data.dtype} of shape {data.shape}')
     with _bounded(len(data)):
-        structure = faiss.deserialize_index_binary(data)
+        if isinstance(data, np.memmap):
+            reader = faiss.ZeroCopyIOReader(faiss.swig_ptr(data), len(data))
+            structure = faiss.read_index_binary(reader, 0)
+            structure.data = data  # which has to live as long
+        else:
+            structure = faiss.deserialize_index_binary(data)
     wanted = {'hnsw': faiss.IndexBinaryHNSW, 'ivf': faiss.IndexBinaryIVF}[kind]
     found = (type(structure), structure.ntotal, structure.d)
     if found != (wanted, len(packed), 8 * packed.shape[1]):
@@ -1727,7 +1761,7 @@ def _in_schema(rows: Any, schema: Any) -> Any:
         raise ValueError(f'columns do not fit those of the index ({_said(e)})') from e
 
 
-def _types_of(schema: Any, path: str | Path, bits: int) -> dict[str, str]:
+def types_of(schema: Any, path: str | Path, bits: int) -> dict[str, str]:
     "Types of the columns of a table. Raises ValueError if it is not one of codes of so many bits."
     import pyarrow as pa
 
@@ -1756,7 +1790,7 @@ def _type_of(arrow_type: Any) -> str | None:
     return next((kind for kind, test in tests.items() if test(arrow_type)), None)
 
 # %% ../nbs/18_search.ipynb #64ced80a
-def _header_of(schema: Any, path: str | Path) -> dict[str, Any]:
+def header_of(schema: Any, path: str | Path) -> dict[str, Any]:
     "What a schema says of the codes. Raises ValueError if it is one of something else."
     try:
         header = json.loads(schema.metadata[b'dcwh'])
@@ -1829,6 +1863,12 @@ class LanceTable:
         with in_one_line(self.path):
             return self.lance.search().select([name]).to_arrow()[name]
 
+    def rows(self, columns: Sequence[str], start: int, number: int) -> Any:
+        "So many rows from `start` on, in the order of this version, as a table of arrow."
+        with in_one_line(self.path):
+            asked = self.lance.search().select([*columns])
+            return asked.offset(start).limit(number).to_arrow()
+
     def rows_of(
         self,
         ids: list,  # of images
@@ -1884,11 +1924,11 @@ class LanceIndex(CodeIndex):
         table: LanceTable,
         version: int = 0,  # that was asked for; 0: the newest
     ) -> None:
-        header = _header_of(table.schema, table.path)
+        header = header_of(table.schema, table.path)
         self.table, self.path, self.version = table, table.path, version
         self.bits = check_bits(header['bits'])
         self.model, self.root = header['model'], header['root']
-        self.types = _types_of(table.schema, table.path, self.bits)
+        self.types = types_of(table.schema, table.path, self.bits)
 
     def __len__(self) -> int:
         return len(self.table)
@@ -1932,10 +1972,14 @@ class LanceIndex(CodeIndex):
         "Take images out. Raises ValueError, with nothing deleted, if one is not there."
         _delete_from_table(self, ids)
 
-    def optimize(self) -> None:
-        "Let LanceDB tidy up: many small additions become one, and lists take in what is new."
-        with in_one_line(self.path):
-            self.table.lance.optimize()
+    def refresh(self) -> None:
+        "See what others have changed; until then all searches see one state."
+        _see_newest(self)
+
+    def optimize(self, lists: int = 0) -> None:
+        """Let LanceDB tidy up: many small additions become one, and lists take in what is new.
+        `lists`: make so many lists of the codes, also anew. The root of their number does well."""
+        _tidied(self, lists)
 
     def save(self, path: str | Path) -> None:
         "Nothing is left to do. Raises ValueError for another place than its own."
@@ -1992,6 +2036,33 @@ def _newest(index: LanceIndex) -> Iterator[None]:
         yield
 
 
+def _see_newest(index: LanceIndex) -> None:
+    "An index that was opened at an older version stays there."
+    if not index.version:
+        with in_one_line(index.path):
+            index.table.lance.checkout_latest()
+
+
+def _tidied(index: LanceIndex, lists: int) -> None:
+    "Raises ValueError, before any work, where there cannot be so many lists."
+    with _newest(index):
+        check_options('lance', {'path': index.path, 'lists': lists}, index.bits, len(index))
+        if lists:
+            _make_lists(index, lists)
+        with in_one_line(index.path):
+            index.table.lance.optimize()
+
+
+def _make_lists(index: LanceIndex, lists: int) -> None:
+    with in_one_line(index.path):
+        index.table.lance.create_index(
+            metric='hamming',
+            vector_column_name='code',
+            index_type='IVF_FLAT',
+            num_partitions=lists,
+        )
+
+
 def _add_to_table(index: LanceIndex, codes: Codes, columns: dict[str, np.ndarray]) -> None:
     "Raises ValueError, with nothing added, for an id that is there already."
     new = _in_schema(_arrow(codes, columns), index.table.schema) if len(codes) else None
@@ -2033,13 +2104,7 @@ def _lance_index(
         place = _Place(path, options.get('storage_options') or {})
         index = LanceIndex(LanceTable(_made_table(place, rows), path))
         if lists:
-            with in_one_line(path):
-                index.table.lance.create_index(
-                    metric='hamming',
-                    vector_column_name='code',
-                    index_type='IVF_FLAT',
-                    num_partitions=lists,
-                )
+            _make_lists(index, lists)
     return index
 
 

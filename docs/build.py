@@ -4,6 +4,7 @@ Sphinx reads one folder, so pages are gathered in FOLDER/source: the notebooks a
 the pages of docs/ and the project's own Markdown, and what is made from modules and tables."""
 
 import json
+import re
 import sys
 from collections.abc import Callable
 from configparser import ConfigParser
@@ -72,16 +73,20 @@ class Site:
 
     def add_notebooks(self) -> None:
         for path in self.notebooks:
-            report = path.startswith('reports/')
-            title = title_of(path) if path.startswith('reports/') and path.count('/') == 2 else ''
-            page = notebooks.page(ROOT / path, self.links, self.known, title, quiet=report)
+            template, title = None, ''
+            if path.startswith('reports/'):
+                one = path.count('/') == 2  # the report of one run, not the comparison
+                template = ROOT / 'nbs/templates' / ('run.ipynb' if one else 'compare.ipynb')
+                title = title_of(path) if one else ''
+            page = notebooks.page(ROOT / path, self.links, self.known, title, template)
             self.add(place(path), nbformat.writes(page))
 
     def add_texts(self) -> None:
         for path in self.texts:
             text = self.links.moved((ROOT / path).read_text(encoding='utf-8'), path)
             if path in self.made:
-                text = text.replace('TABLES', self.made[path]())
+                before, _, after = re.split('<!-- (?:made by the website|end) -->', text)
+                text = before + self.made[path]() + after
             self.add(place(path), text)
 
     def add_reference(self) -> None:
@@ -102,6 +107,8 @@ class Site:
         cards, pages = [], []
         for name in result_tables.REPORTS:
             maps = result_tables.reported(self.results, name).set_index('bits')['map']
+            if maps.empty:
+                continue
             cards.append(f'## {name}\n\n::::::{{container}} cards small')
             for bits in result_tables.LENGTHS:
                 path = f'reports/{name}/dcwh-{bits}.ipynb'

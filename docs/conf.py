@@ -40,6 +40,7 @@ html_favicon = 'static/icon.svg'
 html_baseurl = cfg['doc_host'] + cfg['doc_baseurl'] + '/'
 html_static_path = ['static']
 html_css_files = ['site.css']
+html_js_files = [('search.js', {'defer': 'defer'})]  # after Sphinx's own
 html_copy_source = False
 html_show_sourcelink = False
 html_show_sphinx = False

@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 import nbformat
-from readme import CODE_OR_LINK
+from readme import CODE_OR_LINK, alternative
 
 DIRECTIVE = re.compile(r'^#\s*\|\s*(\S+).*\n?', re.MULTILINE)
 PICTURES = '.png', '.jpg', '.jpeg', '.svg'
@@ -97,7 +97,14 @@ def heading_of(names: list[str], module: str, known: set[str]) -> nbformat.Noteb
 def folded(cell: nbformat.NotebookNode, label: str) -> None:
     "The code of a cell is folded under a label; what it gives is shown."
     cell.metadata['tags'] = [*cell.metadata.get('tags', []), 'hide-input']
-    cell.metadata['mystnb'] = {'code_prompt_show': label, 'code_prompt_hide': label}
+    cell.metadata.setdefault('mystnb', {})
+    cell.metadata['mystnb'] |= {'code_prompt_show': label, 'code_prompt_hide': label}
+
+
+def alternatives(path: Path) -> dict[str, str]:
+    "The alternative texts of a notebook's figures, by the ids of their cells."
+    cells = nbformat.read(path, as_version=4).cells
+    return {cell.id: alternative(cell.source) for cell in cells if cell.cell_type == 'code'}
 
 
 def code_cells(
@@ -124,12 +131,13 @@ def page(
     links: Links,
     known: set[str],  # public names, such as dcwh.loss.DCWHLoss
     title: str = '',  # instead of the notebook's
-    quiet: bool = False,  # code is folded: a report
+    template: Path | None = None,  # of a report, whose code is folded
 ) -> nbformat.NotebookNode:
     "A notebook as Sphinx reads it."
     notebook = nbformat.read(path, as_version=4)
     file = path.relative_to(links.root).as_posix()
     module = f'dcwh.{re.sub(r"^[0-9]+_", "", path.stem)}'
+    texts = alternatives(template or path)
     cells = []
     for cell in notebook.cells:
         if cell.cell_type == 'markdown':
@@ -140,7 +148,9 @@ def page(
                 shown = output.get('data', {})
                 if 'text/markdown' in shown:
                     shown['text/markdown'] = links.moved(shown['text/markdown'], file)
-            cells += code_cells(cell, module, known, quiet)
+            if texts.get(cell.id):
+                cell.metadata['mystnb'] = {'image': {'alt': texts[cell.id]}}
+            cells += code_cells(cell, module, known, template is not None)
     if title:
         cells[0].source = re.sub(r'\A# .*', f'# {title}', cells[0].source)
     notebook.cells = cells

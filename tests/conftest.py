@@ -63,3 +63,27 @@ def chromium(tmp_path_factory):
     browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
     yield browser
     browser.quit()
+
+
+@pytest.fixture
+def bucket():
+    "An S3-compatible server on this machine, with an empty bucket."
+    import boto3
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer('127.0.0.1', 0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    keys = {'aws_access_key_id': 'a', 'aws_secret_access_key': 'b', 'region_name': 'us-east-1'}
+    boto3.client('s3', endpoint_url=f'http://{host}:{port}', **keys).create_bucket(Bucket='photos')
+    yield (
+        {
+            'endpoint': f'http://{host}:{port}',
+            'allow_http': 'true',
+            'region': 'us-east-1',
+            'access_key_id': 'a',
+            'secret_access_key': 'b',
+        },
+        server,
+    )
+    server.stop()

@@ -39,6 +39,8 @@ def script(tmp_path, monkeypatch):
     [
         ('reranking', [], 'give folders of runs'),
         ('reranking', ['nowhere'], 'nowhere/query.npz is not there'),
+        ('parts', ['many'], 'many is no number'),
+        ('parts', [10], 'give 1000000 or more'),
         ('scaling', ['many'], 'many is no number'),
         ('scaling', [10], 'give 10000 or more'),
         ('search', ['many'], 'many is no number'),

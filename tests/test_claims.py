@@ -17,7 +17,7 @@ import result_tables  # noqa: E402 as the path comes first
 
 README = (ROOT / 'README.md').read_text()
 NOTEBOOK = ROOT / 'nbs/experiments/claims.ipynb'
-SETS = 'digits', 'digit-pairs', 'cifar10-jpeg', 'tiny-imagenet100'
+SETS = 'digits', 'digit-pairs', 'cifar10-jpeg', 'tiny-imagenet100', 'cifar100-jpeg', 'corel5k'
 
 
 @pytest.fixture(scope='module')
@@ -82,10 +82,11 @@ def test_reports_are_listed_with_what_the_tables_say():
     results = read_results(ROOT / 'reports')
     (_, *lengths), rows = rows_of(result_tables.reports_table(results, ROOT / 'reports'))
     assert lengths == ['16 bits', '24 bits', '32 bits', '48 bits']
-    assert [what.split('`')[1] for what, *_ in rows] == list(SETS)
+    shown = [what.split('`')[1] for what, *_ in rows]
+    assert shown == [name for name in SETS if name in shown] and shown[:4] == list(SETS[:4])
     assert '' not in rows[0] + rows[1]
-    for name, (_, *cells) in zip(SETS, rows, strict=True):
-        own = results[results['dataset'].str.removeprefix('folder/') == name]
+    for name, (_, *cells) in zip(shown, rows, strict=True):
+        own = results[results['dataset'].str.rpartition('/')[2] == name]
         own = own[(own['method'] == 'dcwh') & (own['seed'] == 0)]
         for length, cell in zip(lengths, cells, strict=True):
             bits = length.removesuffix(' bits')

@@ -1,6 +1,8 @@
-"""Every notebook is valid and reads as HTML: tables are tables, no row of one stands as text."""
+"""Every notebook is valid and reads as HTML: tables are tables, no row of one stands as text, and
+whoever does not see an image can read what it shows."""
 
 import re
+import sys
 from pathlib import Path
 
 import nbformat
@@ -8,13 +10,20 @@ import pytest
 from nbconvert import HTMLExporter
 
 ROOT = Path(__file__).parents[1]
+sys.path.append(str(ROOT / 'workflow'))
+from readme import alternative  # noqa: E402 of workflow/
+
 NOTEBOOKS = sorted(
     path
     for folder in ('nbs', 'reports')
     for path in (ROOT / folder).rglob('*.ipynb')
     if not any(part.startswith(('.', '_')) for part in path.relative_to(ROOT).parts)
 )
+PAGES = [ROOT / 'README.md', *sorted(ROOT.glob('docs/*.md')), *sorted(ROOT.glob('*/README.md'))]
 MARKDOWN = 'text/markdown'
+LEFT = {'be0beb77'}  # figures that wait for their text
+# words with which a line of an alternative text must not begin: nbdev would follow them
+DIRECTIVES = {'hide', 'notest', 'slow', 'cuda', 'eval:', 'echo:', 'default_exp'}
 
 
 def name(path):
@@ -56,6 +65,43 @@ def test_is_valid_and_reads_as_html(path):
     html = page(notebook)
     assert not rows_as_text(html)
     assert html.count('<table') >= sum(map(tables, markdown(notebook)))
+
+
+def unsaid(markdown):
+    "Images of a text without an alternative text of two words or more."
+    images = re.findall(r'!\[([^\]]*)\]\(([^)]*)\)', markdown)
+    tags = re.findall(r'(<img\b(?:(?!alt="\w+ \w+)[^>])*>)', markdown)
+    return [target for text, target in images if not re.search(r'\w \w', text)] + tags
+
+
+@pytest.mark.parametrize('path', PAGES, ids=name)
+def test_images_of_pages_have_alternative_texts(path):
+    assert unsaid(path.read_text()) == []
+
+
+@pytest.mark.parametrize('path', [p for p in NOTEBOOKS if 'nbs' in p.parts], ids=name)
+def test_figures_have_alternative_texts(path):
+    """A line `#| fig-alt: …` of the cell, as Quarto has it, goes on in lines `#|   …`. Reports take
+    those of their template."""
+    cells = nbformat.read(path, as_version=4).cells
+    assert [t for cell in cells if cell.cell_type == 'markdown' for t in unsaid(cell.source)] == []
+    code = {cell.id: cell for cell in cells if cell.cell_type == 'code'}
+    texts = {i: alternative(cell.source) for i, cell in code.items()}
+    silent = {
+        i
+        for i, cell in code.items()
+        for output in cell.outputs
+        if any(kind.startswith('image/') for kind in output.get('data', {}))
+        if not re.fullmatch(r'\w.* .*\.', texts[i])
+    }
+    assert silent <= LEFT
+    lines = [line for cell in code.values() for line in re.findall(r'^#\|   (\S+)', cell.source)]
+    assert not {*lines} & DIRECTIVES
+
+
+def test_the_test_sees_images_without_a_text():
+    assert unsaid('![png](a.png) ![](b.png) ![A small page](c.png)') == ['a.png', 'b.png']
+    assert unsaid('<img src="a.png"> <img src="b.png" alt="A small page">') == ['<img src="a.png">']
 
 
 def test_the_test_sees_what_is_wrong():

@@ -28,7 +28,7 @@ MODULES = {p.name for p in (ROOT / 'dcwh').glob('*.py')}
 NAMES = {
     *('Codes', 'DCWHLoss', 'ClassWiseLoss', 'cube_loss', 'vertex_loss', 'TwoStep', 'evaluate'),
     *('HashRetrieval', 'METHODS', 'register', 'load', 'HashModel', 'Config', 'resolve', 'train'),
-    *('run', 'CodeIndex'),
+    *('run', 'CodeIndex', 'CodeParts'),
 }
 SHIPPED = {
     *(f'dcwh/recipes/{p.name}' for p in (ROOT / 'data/recipes').glob('*.yaml')),

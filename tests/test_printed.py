@@ -12,6 +12,7 @@ from pathlib import Path
 import nbformat
 import pytest
 import torch
+from IPython.core.interactiveshell import InteractiveShell
 
 from dcwh.cli import app, data, index
 from dcwh.results import read_results, summary
@@ -22,6 +23,7 @@ COMMITTED = sorted({*(ROOT / 'nbs').rglob('*.ipynb'), *(ROOT / 'reports').rglob(
 NOTEBOOKS = [
     p for p in COMMITTED if not any(part.startswith('.') for part in p.relative_to(ROOT).parts)
 ]
+TUTORIALS = sorted((ROOT / 'nbs/tutorials').glob('*.ipynb'))
 TABLE = re.compile(r'^\|.*\|$')
 
 
@@ -105,6 +107,42 @@ def test_readmes_link_to_files_that_are_there(page):
     prose = re.sub(r'```.*?```', '', text, flags=re.DOTALL)
     targets = re.findall(r'\]\(([^)#:\s]+)(?:#[^)]*)?\)', prose)
     assert targets and [t for t in targets if not (ROOT / page / t).exists()] == []
+
+
+@pytest.mark.parametrize('path', ['tour', *(f'tutorials/{p.stem}' for p in TUTORIALS)])
+def test_notebooks_to_learn_from_open_elsewhere(path, notebooks):
+    """By links to where settings.ini says. Their first code installs dcwh where it is missing;
+    tests and website leave it out."""
+    ini = ConfigParser(delimiters=['='])
+    ini.read(ROOT / 'settings.ini')
+    cfg, file = ini['DEFAULT'], f'nbs/{path}.ipynb'
+    title, install = notebooks[ROOT / file].cells[:2]
+    place = f'{cfg["user"]}/{cfg["repo"]}'
+    for link in (
+        f'https://colab.research.google.com/github/{place}/blob/{cfg["branch"]}/{file}',
+        f'https://mybinder.org/v2/gh/{place}/{cfg["branch"]}?labpath={file}',
+    ):
+        assert f']({link})' in title.source
+    flags = cfg['tst_flags'].split()
+    assert install.source.startswith('#| hide\n#| notest\n') and 'notest' in flags
+    extras, url = re.search(r'"dcwh\[(.*)\] @ git\+(.*)"', install.source).groups()
+    assert {*extras.split(',')} <= {*cfg['extras'].split()} and url == cfg['git_url']
+    shell = InteractiveShell.instance()
+    found = shell.run_cell(install.source)  # nothing is installed where dcwh is
+    InteractiveShell.clear_instance()
+    assert found.success
+
+
+@pytest.mark.parametrize('page', ['results', 'claims', 'gallery'])
+def test_pages_that_the_website_completes_say_so_where_it_does_not(page):
+    ini = ConfigParser(delimiters=['='])
+    ini.read(ROOT / 'settings.ini')
+    text = (ROOT / f'docs/{page}.md').read_text()
+    _, shown, _ = re.split('<!-- (?:made by the website|end) -->', text)
+    host = ini['DEFAULT']['doc_host'] + ini['DEFAULT']['doc_baseurl']
+    assert f'{host}/{page}.html' in shown
+    targets = re.findall(r'\]\((\.\./[^)]+)\)', shown)
+    assert targets and all((ROOT / 'docs' / target).exists() for target in targets)
 
 
 def test_the_map_has_every_notebook():

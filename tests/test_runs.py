@@ -813,7 +813,7 @@ def test_a_damaged_checkpoint_says_what_to_do(tmp_path):
     for content in (b'', b'PK', *(whole(state) for state in ({'a': 1}, [1], torch.zeros(3), None))):
         file.write_bytes(content)
         with pytest.raises(
-            ValueError, match='checkpoint.pt is of no use.*delete it to start anew'
+            ValueError, match='checkpoint.pt cannot be used.*delete it to start anew'
         ) as error:
             run(config, tmp_path / 'runs')
         assert '\n' not in str(error.value)

@@ -143,30 +143,6 @@ def test_an_object_store_that_does_not_answer():
     assert time.time() - began < 60  # and not for the ever of a default
 
 
-@pytest.fixture
-def bucket():
-    "An S3-compatible server on this machine, with an empty bucket."
-    import boto3
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer('127.0.0.1', 0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    keys = {'aws_access_key_id': 'a', 'aws_secret_access_key': 'b', 'region_name': 'us-east-1'}
-    boto3.client('s3', endpoint_url=f'http://{host}:{port}', **keys).create_bucket(Bucket='photos')
-    yield (
-        {
-            'endpoint': f'http://{host}:{port}',
-            'allow_http': 'true',
-            'region': 'us-east-1',
-            'access_key_id': 'a',
-            'secret_access_key': 'b',
-        },
-        server,
-    )
-    server.stop()
-
-
 @pytest.mark.whole
 def test_an_object_store(bucket):
     """Built, extended, filtered, deleted from and opened again, by another process too; and when
@@ -215,6 +191,78 @@ print(len(index), index.search(codes(1), 1)[1].tolist() != [['0.jpg']])
     with pytest.raises(OSError, match='cannot be opened'):
         CodeIndex.load(where, storage_options=options)
     server.start()
+
+
+READER = (
+    PARTS
+    + """
+where, options = sys.argv[1], eval(sys.argv[2])
+index = CodeIndex.load(where, storage_options=options)
+first = index.search(codes(20), 5)
+print(len(index), flush=True)
+for word in sys.stdin:
+    if word.strip() == 'refresh':
+        index.refresh()
+        print(len(index), flush=True)
+        first = index.search(codes(20), 5)
+    if word.strip() == 'search':
+        again = [index.search(codes(20), 5) for _ in range(3)]
+        same = all((a == b).all() for found in again for a, b in zip(found, first))
+        print(len(index), same, (first[0][:, 0] == 0).all(), flush=True)
+"""
+)
+WRITER = (
+    PARTS
+    + """
+where, options = sys.argv[1], eval(sys.argv[2])
+index = CodeIndex.load(where, storage_options=options)
+for word in sys.stdin:
+    if word.strip() == 'add':
+        for n in range(5): index.add(codes(200, len(index)))
+    if word.strip() == 'tidy': index.optimize(lists=20)
+    print(len(index), flush=True)
+"""
+)
+
+
+@pytest.mark.whole
+def test_readers_while_a_table_in_a_bucket_grows(bucket):
+    """Several processes search while another adds, compacts and makes lists. Each sees one state
+    until it asks for the newest; a version from before the compaction can still be opened."""
+    options, _ = bucket
+    where = 's3://photos/growing.lance'
+    index = CodeIndex.build(codes(1000), 'lance', path=where, storage_options=options)
+    first = index.table.version
+    readers = [Python(READER, where, options) for _ in range(2)]
+    writer = Python(WRITER, where, options)
+
+    def tell(process, word):
+        process.stdin.write(f'{word}\n')
+        process.stdin.flush()
+
+    def said(process):
+        return process.stdout.readline().split()
+
+    assert [said(reader) for reader in readers] == [['1000']] * 2
+    for word, before, after in (('add', 1000, 2000), ('tidy', 2000, 2000), ('add', 2000, 3000)):
+        tell(writer, word)
+        for reader in readers:  # while the writer is at work
+            tell(reader, 'search')
+        for reader in readers:
+            assert said(reader) == [str(before), 'True', 'True']
+        assert said(writer) == [str(after)]
+        for reader in readers:
+            tell(reader, 'search')
+            assert said(reader) == [str(before), 'True', 'True']
+            tell(reader, 'refresh')
+            assert said(reader) == [str(after)]
+    for process in (*readers, writer):
+        assert process.end()[0] == 0
+    index.refresh()
+    assert len(index) == 3000 and index.table.lance.list_indices()
+    own = codes(200, 2800)
+    assert (index.search(own, 1)[0] == 0).all()  # what came after the lists were made
+    assert len(CodeIndex.load(where, version=first, storage_options=options)) == 1000
 
 
 # ---- what is accepted works, what cannot work is refused

@@ -22,6 +22,14 @@ CODE_OR_LINK = re.compile(
     re.DOTALL,
 )
 
+ALT = re.compile(r'^#\| fig-alt: (.*(?:\n#\|   .*)*)', re.MULTILINE)
+
+
+def alternative(source: str) -> str:
+    "The text of a cell's directive `fig-alt`: what its figure shows, for those who do not see it."
+    found = ALT.search(source)
+    return found[1].replace('\n#|   ', ' ') if found else ''
+
 
 class Readme(FilterDefaults):
     """nbdev's processors but the links to a documentation site: a README links to files that lie
@@ -45,8 +53,15 @@ def from_root(markdown: str) -> str:
 def render(index: Path = INDEX) -> dict[str, bytes]:
     "The README and its pictures: path from the root -> content."
     nb = read_nb(index)
+    texts = {c.id: alternative(c.source) for c in nb.cells}
     Readme()(nb)
     nb.cells = [c for c in nb.cells if c.cell_type != 'raw']
+    alternatives = [
+        texts[c.id]
+        for c in nb.cells
+        for output in c.get('outputs', [])
+        if 'image/png' in output.get('data', {})
+    ]
     for c in nb.cells:
         if c.cell_type == 'markdown':
             c.source = from_root(c.source)
@@ -63,6 +78,8 @@ def render(index: Path = INDEX) -> dict[str, bytes]:
     body, resources = MarkdownExporter().from_notebook_node(
         nbformat.reads(nb2str(nb), as_version=4), resources=names
     )
+    for text in alternatives:
+        body = body.replace('![png]', f'![{text}]', 1)
     body = re.sub(r'<style scoped>.*?</style>\n?', '', body, flags=re.DOTALL)
     body = re.sub(r'(```.*?```)|\n([ \t]*\n)+', lambda m: m[1] or '\n\n', body, flags=re.DOTALL)
     front = nb.frontmatter_

@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from dcwh.methods import METHODS
-from dcwh.results import changed, half_width, mean_text, read_results, standings
+from dcwh.results import changed, half_width, mean_text, read_results, standings, table_of
 
 LENGTHS = 16, 24, 32, 48
 REPORTS = {  # data set: protocol, what is changed in the recipe
@@ -15,6 +15,8 @@ REPORTS = {  # data set: protocol, what is changed in the recipe
     'digit-pairs': ('full', ''),
     'cifar10-jpeg': ('sampled', 'image_size=64, epochs=10'),
     'tiny-imagenet100': ('full', ''),
+    'cifar100-jpeg': ('sampled', 'epochs=6'),
+    'corel5k': ('full', ''),
 }
 TASK = ['dataset', 'protocol', 'shared']
 STOOD = ' †'  # beside a number: its centres were held to the end
@@ -35,11 +37,16 @@ def table(head: list[str], rows: list[list[str]]) -> str:
     return '\n'.join(f'| {" | ".join(line)} |'.replace('| --- ', '|---') for line in lines)
 
 
+def of_set(results: pd.DataFrame, name: str) -> pd.DataFrame:
+    "The rows of a data set, by the name that its table of results has."
+    return results[results['dataset'].map(lambda dataset: table_of('', dataset).stem) == name]
+
+
 def reported(results: pd.DataFrame, name: str) -> pd.DataFrame:
     "The rows of a data set that the reports in its folder show, one a code length."
     protocol, changes = REPORTS[name]
     own = results[(results['method'] == 'dcwh') & (results['seed'] == 0)]
-    own = own[own['dataset'].str.removeprefix('folder/') == name]
+    own = of_set(own, name)
     return own[(own['protocol'] == protocol) & (own['setting'].map(changed) == changes)]
 
 
@@ -47,7 +54,7 @@ def reports_table(
     results: pd.DataFrame,
     reports: str,  # the folder of reports, as the links see it
 ) -> str:
-    "mAP of data sets by code lengths, each linked to its report where that is there."
+    "mAP of data sets that were run by code lengths, each linked to its report where that is there."
 
     def cell(rows: pd.DataFrame, name: str, bits: int) -> str:
         maps = [f'{value:.3f}' for value in rows.loc[rows['bits'] == bits, 'map']]
@@ -57,6 +64,8 @@ def reports_table(
     lines = []
     for name, (protocol, changes) in REPORTS.items():
         rows = reported(results, name)
+        if rows.empty:
+            continue
         what = [f'`{name}`', protocol, *(f'`{c}`' for c in changes.split(', ') if c)]
         lines.append([', '.join(what), *(cell(rows, name, bits) for bits in LENGTHS)])
     return table(['', *(f'{bits} bits' for bits in LENGTHS)], lines)
@@ -75,7 +84,7 @@ def facts(protocol: str, shared: str, run: pd.Series) -> list[str]:
 
 def tasks(results: pd.DataFrame) -> dict[tuple, pd.Series]:
     "Each task with its first run: small images first, then photographs."
-    photographs = results['dataset'].str.startswith('folder/')
+    photographs = results['dataset'].str.contains('/')
     ordered = pd.concat([results[~photographs], results[photographs]])
     return {task: rows.iloc[0] for task, rows in ordered.groupby(TASK, sort=False)}
 
@@ -142,7 +151,7 @@ RIVALS = [
 def maps_of(results: pd.DataFrame, name: str, bits: int) -> pd.Series:
     "mAP by method, mean over seeds, on the task of a set that the reports show."
     protocol, changes = REPORTS[name]
-    own = results[results['dataset'].str.removeprefix('folder/') == name]
+    own = of_set(results, name)
     own = own[(own['protocol'] == protocol) & (own['shared'].map(changed) == changes)]
     return own[own['bits'] == bits].groupby('method')['map'].mean()
 

@@ -1,0 +1,248 @@
+"""Datasets of codes that are scored part by part: by the command line, by Ray, from an object
+store; while they grow, and where they cannot be read."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from pyarrow import parquet
+from typer.testing import CliRunner
+
+from dcwh.cli import app, save_codes
+from dcwh.codes import Codes
+from dcwh.evaluation import evaluate
+from dcwh.parts import CodeParts, files_at, tally
+from dcwh.search import CodeIndex
+
+CLASSES = np.array(['ant', 'bee', 'cow', 'dog'])
+
+
+def some_codes(n, seed, bits=32):
+    rng = np.random.default_rng(seed)
+    ids = np.array([f'{seed}/{i}.jpg' for i in range(n)])
+    return Codes.from_outputs(rng.standard_normal((n, bits)), rng.integers(0, 4, n), ids, 'aaaa')
+
+
+def names_of(codes):
+    return {'label': CLASSES[codes.labels]}
+
+
+def write_parquet(codes, path, storage_options=None):
+    header = {'bits': codes.bits, 'model': codes.model, 'root': ''}
+    packed = pa.FixedSizeListArray.from_arrays(codes.packed.reshape(-1), codes.packed.shape[1])
+    table = pa.table({'id': codes.ids, 'code': packed, **names_of(codes)})
+    files, inside = files_at(str(path), storage_options)
+    parquet.write_table(
+        table.replace_schema_metadata({'dcwh': json.dumps(header)}), inside, filesystem=files
+    )
+
+
+def do(*words, code=0):
+    "A command in this process; its answer, and what it said beside."
+    done = CliRunner().invoke(app, ['evaluate', *map(str, words), '--json'])
+    assert done.exit_code == code, done.output
+    if code:
+        assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+        return done.stderr
+    return json.loads(done.stdout), done.stderr
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    "Queries, and a database as one file, as two, as a folder of Parquet and as a Lance table."
+    monkeypatch.chdir(tmp_path)
+    query, database = some_codes(20, 1), some_codes(300, 2)
+    parts = database[:200], database[200:]
+    (tmp_path / 'codes').mkdir()
+    save_codes(query, names_of(query), tmp_path / 'q.npz')
+    save_codes(database, names_of(database), tmp_path / 'd.npz')
+    for number, part in enumerate(parts):
+        save_codes(part, names_of(part), tmp_path / f'd{number}.npz')
+        write_parquet(part, tmp_path / 'codes' / f'part-{number}.parquet')
+    CodeIndex.build(database, 'lance', names_of(database), path='d.lance')
+    return query, database
+
+
+DATASETS = (
+    ['d0.npz', 'd1.npz'],
+    ['codes'],
+    ['d.lance'],
+    ['codes/part-0.parquet', 'codes/part-1.parquet'],
+)
+
+
+@pytest.mark.parametrize('dataset', DATASETS, ids=str)
+@pytest.mark.parametrize('more', ([], ['--top-k', 50], ['--first', 16]), ids=str)
+def test_a_dataset_gives_the_numbers_of_one_file(place, dataset, more):
+    assert do('q.npz', *dataset, *more) == do('q.npz', 'd.npz', *more)
+
+
+def test_labels_in_the_files(place):
+    query, database = place
+    query.save('q-own.npz')
+    database.save('d-own.npz')
+    for number, part in enumerate((database[:7], database[7:])):
+        part.save(f'own{number}.npz')
+    whole = do('q-own.npz', 'd-own.npz')
+    assert do('q-own.npz', 'own0.npz', 'own1.npz') == whole
+    assert 'labels of the database are no names' in do('q.npz', 'own0.npz', 'own1.npz', code=2)
+    assert 'q-own.csv is not there, and the labels' in do('q-own.npz', 'codes', code=2)
+    CodeIndex.build(database, 'lance', {'label': database.labels}, path='numbers.lance')
+    assert do('q-own.npz', 'numbers.lance') == whole  # numbers, or the names that they are
+    save_codes(query, {'label': query.labels.astype(str)}, Path('named.npz'))
+    assert do('named.npz', 'numbers.lance') == whole
+
+
+def test_several_labels_on_either_side(place):
+    "One label meets several, and some parts have images of one label only."
+    query, database = place
+    rng = np.random.default_rng(5)
+    texts = [
+        '; '.join(CLASSES[np.unique(rng.integers(0, 4, 1 + (i > 150) * 2))])
+        for i in range(len(database))
+    ]
+    save_codes(query, {'labels': [f'{text};ewe' for text in texts[-20:]]}, Path('q-several.npz'))
+    save_codes(database, {'labels': texts}, Path('several.npz'))
+    CodeIndex.build(database, 'lance', {'labels': texts}, path='several.lance')
+    for number, part in enumerate((slice(0, 100), slice(100, 300))):
+        save_codes(database[part], {'labels': texts[part]}, Path(f'several{number}.npz'))
+    for asked in ('q.npz', 'q-several.npz'):
+        whole = do(asked, 'several.npz')
+        assert do(asked, 'several.lance') == whole
+        assert do(asked, 'several0.npz', 'several1.npz') == whole
+    assert do('q-several.npz', 'd.lance') == do('q-several.npz', 'd.npz')
+
+
+def test_queries_in_the_database_and_equal_codes_are_said(place):
+    query, database = place
+    twins = database[195:205]
+    save_codes(twins, names_of(twins), Path('twins.npz'))
+    said = do('twins.npz', 'd.npz')[1]
+    assert '10 of 10 queries are in the database too' in said
+    for dataset in DATASETS:
+        assert do('twins.npz', *dataset)[1] == said
+    again = do('d0.npz', 'd0.npz', 'd1.npz')[1]
+    assert '200 of 200 queries' in again
+    equal = database[np.zeros(30, int)]
+    equal = Codes(equal.packed, 32, equal.labels, np.arange(30))
+    for number in (0, 1):
+        equal.save(f'equal{number}.npz')
+    query.save('own.npz')
+    assert 'all codes of the database are equal' in do('own.npz', 'equal0.npz', 'equal1.npz')[1]
+
+
+def test_what_is_refused_before_anything_is_counted(place, monkeypatch):
+    query, database = place
+    other = Codes(database.packed, 32, database.labels, database.ids, 'bbbb')
+    save_codes(other, names_of(other), Path('other.npz'))
+    save_codes(database.first(16), names_of(database), Path('short.npz'))
+    gaps = CLASSES[database.labels].astype('U3')
+    gaps[250] = ''
+    CodeIndex.build(database, 'lance', {'label': gaps}, path='gaps.lance')
+    monkeypatch.setattr('dcwh.parts.histograms_of_parts', None)
+    for dataset, said in (
+        (['d.npz', 'other.npz'], 'other.npz is of model bbbb and d.npz of model aaaa'),
+        (['d.npz', 'short.npz'], 'short.npz and d.npz are no parts of one dataset (bits: 16, 32)'),
+        (['d.npz', 'nowhere.npz'], 'nowhere.npz is not there'),
+        (['gaps.lance'], 'an image has an empty label'),
+        (['nowhere.lance'], 'nowhere.lance'),
+        (['codes', '--engine', 'spark'], "engine is 'spark'; known are here, ray"),
+        (['codes', '--database-table', 'd.csv'], '--database-table is d.csv'),
+        (['codes', '--query-table', 'none'], 'none is not there, and the labels'),
+        (['codes', '--first', 64], 'bits is 64 and codes have 32'),
+    ):
+        assert said in do('q.npz', *dataset, code=2)
+
+
+@pytest.mark.whole
+def test_tasks_of_ray_count_the_same(place):
+    ray = pytest.importorskip('ray')
+    query, database = place
+    twins = Codes(database.packed, 32, database.labels, database.ids, 'aaaa')[195:205]
+    save_codes(twins, names_of(twins), Path('twins.npz'))
+    try:
+        for name in ('q.npz', 'twins.npz'):
+            for dataset in DATASETS:
+                assert do(name, *dataset, '--engine', 'ray') == do(name, 'd.npz')
+        parts = CodeParts.open('d.lance', 'ray', rows=7).numbered(CLASSES)
+        found = evaluate(query, parts, 50, graded=True)
+        assert found.to_dict() == evaluate(query, database, 50, graded=True).to_dict()
+        assert tally(parts, twins).seen.in_both == 10
+        parts = CodeParts.open('codes', 'ray').numbered(CLASSES)
+        write_parquet(query, 'codes/part-1.parquet')
+        with pytest.raises(ValueError, match='part-1.parquet was changed since'):
+            evaluate(query, parts)
+    finally:
+        ray.shutdown()
+
+
+def parquet_in(bucket, name, *parts):
+    for number, part in enumerate(parts):
+        write_parquet(part, f's3://photos/{name}/part-{number}.parquet', bucket)
+    return f's3://photos/{name}'
+
+
+@pytest.mark.whole
+def test_a_bucket(place, bucket, monkeypatch):
+    """A folder of Parquet and a Lance table in an object store: scored, by what the environment
+    says too; growth is not seen; a part that changed is an error."""
+    options, server = bucket
+    query, database = place
+    folder = parquet_in(options, 'codes', database[:200], database[200:])
+    table = 's3://photos/codes.lance'
+    index = CodeIndex.build(
+        database, 'lance', names_of(database), path=table, storage_options=options
+    )
+    whole = evaluate(query, database).to_dict()
+    for where in (folder, table):
+        parts = CodeParts.open(where, rows=128, storage_options=options).numbered(CLASSES)
+        more = some_codes(30, 3)
+        if where == table:
+            index.add(more, names_of(more))
+            index.optimize()
+        else:
+            write_parquet(more, f'{folder}/part-2.parquet', options)
+        assert evaluate(query, parts).to_dict() == whole
+        assert len(CodeParts.open(where, storage_options=options)) == 330
+    parts = CodeParts.open(folder, storage_options=options).numbered(CLASSES)
+    write_parquet(more, f'{folder}/part-1.parquet', options)
+    with pytest.raises(ValueError, match='part-1.parquet was changed since'):
+        evaluate(query, parts)
+    for name, value in options.items():
+        monkeypatch.setenv(f'AWS_{name.upper()}', value)
+    mine = [*place[1:], more]
+    joint = Codes(
+        np.concatenate([c.packed for c in mine]),
+        32,
+        np.concatenate([c.labels for c in mine]),
+        np.concatenate([c.ids for c in mine]),
+        'aaaa',
+    )
+    assert do('q.npz', table)[0]['map'] == evaluate(query, joint).map
+
+
+@pytest.mark.whole
+def test_a_bucket_that_cannot_be_read(place, bucket, monkeypatch):
+    "No such place, no rights, nothing that answers: each is one line, before anything is counted."
+    import requests
+
+    options, server = bucket
+    for name, value in options.items():
+        monkeypatch.setenv(f'AWS_{name.upper()}', value)
+    _, database = place
+    folder = parquet_in(options, 'rights', database)  # a store outlives its server
+    CodeIndex.build(database, 'lance', names_of(database), path=f'{folder}.lance')
+    for where in ('s3://photos/nothing', 's3://photos/nothing.lance', 's3://nobody/codes'):
+        assert where in do('q.npz', where, code=2)
+    requests.post(f'{options["endpoint"]}/moto-api/reset-auth', data=b'0')
+    try:
+        for where in (folder, f'{folder}.lance'):
+            assert where in do('q.npz', where, code=2)
+    finally:
+        requests.post(f'{options["endpoint"]}/moto-api/reset-auth', data=b'inf')
+    server.stop()
+    for where in (folder, f'{folder}.lance'):
+        assert where in do('q.npz', where, code=2)
+    server.start()
