@@ -1257,6 +1257,7 @@ def optimize(
     """Tidy up an index of kind lance: small additions become one. With --lists, searches look at a
     few lists instead of all codes.
 
+    \b
     dcwh index optimize s3://bucket/photos.lance --lists 1000
     """
     from dcwh.search import CodeIndex, LanceIndex
