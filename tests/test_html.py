@@ -21,7 +21,6 @@ NOTEBOOKS = sorted(
 )
 PAGES = [ROOT / 'README.md', *sorted(ROOT.glob('docs/*.md')), *sorted(ROOT.glob('*/README.md'))]
 MARKDOWN = 'text/markdown'
-LEFT = {'be0beb77'}  # figures that wait for their text
 # words with which a line of an alternative text must not begin: nbdev would follow them
 DIRECTIVES = {'hide', 'notest', 'slow', 'cuda', 'eval:', 'echo:', 'default_exp'}
 
@@ -94,7 +93,7 @@ def test_figures_have_alternative_texts(path):
         if any(kind.startswith('image/') for kind in output.get('data', {}))
         if not re.fullmatch(r'\w.* .*\.', texts[i])
     }
-    assert silent <= LEFT
+    assert silent == set()
     lines = [line for cell in code.values() for line in re.findall(r'^#\|   (\S+)', cell.source)]
     assert not {*lines} & DIRECTIVES
 
