@@ -665,7 +665,10 @@ Json = Annotated[bool, typer.Option('--json', help='answer with one JSON object'
 First = Annotated[
     int, typer.Option('--first', min=0, help='so many bits, the beginning of each code; 0: all')
 ]
-Workers = Annotated[int, typer.Option(min=0, max=256, help='processes that decode files')]
+Workers = Annotated[
+    int,
+    typer.Option(min=0, max=256, help='processes that decode files; threads of each actor'),
+]
 
 
 def _encoder_of(model: str) -> 'Encoder':

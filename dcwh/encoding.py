@@ -1025,7 +1025,7 @@ def _check_machines(ray: ModuleType, work: Work, rows: Any) -> None:
         asked[node['NodeManagerAddress']] = on_it.remote(dcwh.__version__, work, rows)
     for machine, answer in asked.items():
         try:
-            said = ray.get(answer, timeout=120)
+            said = ray.get(answer, timeout=600)
         except Exception as e:  # dcwh is not installed, or the machine has gone
             said = _reason(e)
         if said:
@@ -1049,7 +1049,8 @@ def _on_ray(
         if max(1, actors) > free:
             raise ValueError(f'actors is {actors}, and there are {free} GPUs or cores for them')
         work = replace(work, device='cuda' if gpus else 'cpu')
-        _check_machines(ray, work, rows.slice(0, 1))
+        if address:
+            _check_machines(ray, work, rows.slice(0, 1))
         ray.data.DataContext.get_current().enable_progress_bars = False
         model = ray.put(files)
         done = ray.data.from_arrow(blocks).map_batches(
