@@ -6,11 +6,11 @@
 __all__ = ['app', 'EXPECTED', 'DATA_SETS', 'METHOD_NAMES', 'SETS', 'METHOD', 'DataSet', 'Bits', 'MethodOption', 'Seed',
            'RecipeOption', 'Settings', 'Force', 'Tracker', 'Detail', 'Report', 'Template', 'Reports', 'Runs', 'Record',
            'Study', 'Modified', 'Json', 'data', 'SetName', 'Where', 'Lists', 'Missing', 'Protocol', 'PerClass', 'MODEL',
-           'Model', 'Index', 'First', 'Workers', 'index', 'Kind', 'CodesFile', 'TableFile', 'RERANK', 'WHERE', 'Sheet',
-           'SHEET', 'SOFTWARE', 'MOST_PICTURES', 'CodesName', 'LabelsName', 'CountedBy', 'main', 'assignments',
-           'in_a_line', 'one_of', 'run', 'methods', 'settings', 'record', 'compare', 'describe', 'check', 'fetch',
-           'encode', 'save_codes', 'columns_of', 'build', 'show', 'add', 'delete', 'optimize', 'search', 'evaluate',
-           'labelled', 'export', 'publish', 'serve']
+           'Model', 'Index', 'First', 'Workers', 'Engine', 'Address', 'Actors', 'Part', 'index', 'Kind', 'CodesFile',
+           'TableFile', 'RERANK', 'WHERE', 'Sheet', 'SHEET', 'SOFTWARE', 'MOST_PICTURES', 'CodesName', 'LabelsName',
+           'CountedBy', 'main', 'assignments', 'in_a_line', 'one_of', 'run', 'methods', 'settings', 'record', 'compare',
+           'describe', 'check', 'fetch', 'encode', 'save_codes', 'columns_of', 'build', 'show', 'add', 'delete',
+           'optimize', 'search', 'evaluate', 'labelled', 'export', 'publish', 'serve']
 
 # %% ../nbs/23_cli.ipynb #9aa6bcad
 import json
@@ -843,7 +843,10 @@ Index = Annotated[
 First = Annotated[
     int, typer.Option('--first', min=0, help='so many bits, the beginning of each code; 0: all')
 ]
-Workers = Annotated[int, typer.Option(min=0, max=256, help='processes that decode files')]
+Workers = Annotated[
+    int,
+    typer.Option(min=0, max=256, help='processes that decode files; threads of each actor'),
+]
 
 
 def _encoder_of(model: str) -> 'Encoder':
@@ -915,37 +918,53 @@ def _check_replaced(out: Path, table: Path) -> None:
     if out.is_file() and not there and 'table' not in held:
         raise ValueError(f'{out} is there, and encode did not write it; give --out another name')
 
-
-def _check_columns(columns: Iterable[str], images: Path) -> None:
-    "Raises ValueError where a column cannot be kept beside the codes."
-    from dcwh.search import check_name
-
-    for name in columns:
-        try:
-            check_name(name)
-            if name == 'distance':
-                raise ValueError('a column cannot be called distance, as answers have one')
-        except ValueError as e:
-            raise ValueError(f'{images}: {e}') from e
+# %% ../nbs/23_cli.ipynb #23c00100
+Engine = Annotated[
+    str,
+    typer.Option(
+        help='ray: many processes or machines; images may be a URI or a dataset, and --out is '
+        'a .lance or a folder of Parquet files; here: the same without Ray; empty: one process'
+    ),
+]
+Address = Annotated[
+    str,
+    typer.Option(help='with --engine ray: host:port of a cluster, or auto; empty: this machine'),
+]
+Actors = Annotated[
+    int,
+    typer.Option(
+        min=0, max=2**16, help='with --engine ray: models at work; 0: one a GPU or a core'
+    ),
+]
+Part = Annotated[
+    int,
+    typer.Option(
+        min=0, help='with --engine ray: images that are added at once; 0: by their number'
+    ),
+]
 
 # %% ../nbs/23_cli.ipynb #9bd0dac2
 @app.command()
 @in_a_line
 def encode(
     model: Annotated[str, typer.Argument(help=MODEL)],
-    images: Annotated[Path, typer.Argument(help='a folder of images, or a CSV with a column path')],
+    images: Annotated[str, typer.Argument(help='a folder of images, or a CSV with a column path')],
     out: Annotated[
-        Path,
+        str,
         typer.Option(
             help='the .npz of codes; a .csv of what is known of each image is written beside it'
         ),
-    ] = Path('codes.npz'),
+    ] = 'codes.npz',
     workers: Workers = 2,
     batch_size: Annotated[int, typer.Option(min=1, max=2**16)] = 64,
     precision: Annotated[
         str, typer.Option(help='fp32, or bf16: faster where the processor has it')
     ] = 'fp32',
     first: First = 0,
+    engine: Engine = '',
+    address: Address = '',
+    actors: Actors = 0,
+    part: Part = 0,
     as_json: Json = False,
 ) -> None:
     """Images to codes. Broken images are named and left out (exit code 1).
@@ -957,14 +976,36 @@ def encode(
       --out codes.npz --precision bf16
     dcwh encode runs/digits-default/dcwh-nested-48-…/model \\
       photos --first 16
+    dcwh encode model s3://bucket/photos \\
+      --out s3://bucket/photos.lance --engine ray
     """
+    if engine or address or actors or part:
+        parts = {'engine': engine, 'address': address, 'actors': actors, 'part': part}
+        given = {'first': first, 'precision': precision, 'batch_size': batch_size}
+        _encode_in_parts(model, images, out, parts | given | {'threads': workers}, as_json)
+        return
+    _encode_here(model, Path(images), Path(out), workers, batch_size, precision, first, as_json)
+
+# %% ../nbs/23_cli.ipynb #23c00101
+def _encode_here(
+    model: str,
+    images: Path,
+    out: Path,
+    workers: int,
+    batch_size: int,
+    precision: str,
+    first: int,
+    as_json: bool,
+) -> None:
+    "In one process, to an .npz and its table."
     import numpy as np
 
+    from dcwh.search import check_columns
     from dcwh.sources import catalogue
 
     _check_places(out, images)
     files, columns = catalogue(images)
-    _check_columns(columns, images)
+    check_columns(columns, images)
     encoder = _encoder_of(model)
     _check_first(first, encoder)
     unreadable: list[str] = []
@@ -980,7 +1021,7 @@ def encode(
     _answer(made | {'columns': ', '.join(columns), 'left_out': len(unreadable)}, as_json)
     _name_broken(unreadable)
 
-# %% ../nbs/23_cli.ipynb #1704c462
+
 def _encoding(encoder: 'Encoder', precision: str) -> dict[str, Any]:
     "The precision as an option of `encode`. Raises ValueError where a model has no such option."
     if precision == 'fp32':
@@ -1043,6 +1084,27 @@ def _hash_of(table: Path) -> str:
     from dcwh.sources import digest
 
     return digest(table.read_bytes()) if table.is_file() else ''
+
+# %% ../nbs/23_cli.ipynb #23c00103
+def _encode_in_parts(
+    model: str, images: str, out: str, options: dict[str, Any], as_json: bool
+) -> None:
+    "By an engine, to a dataset."
+    if not options['engine']:
+        given = next(name for name in ('address', 'actors', 'part') if options[name])
+        raise ValueError(f'--{given} is for parts; give --engine ray, too')
+    from dcwh.encoding import encode_dataset
+
+    _check_first(options['first'], _encoder_of(model))
+    options['threads'] = max(1, options['threads'])
+    made = encode_dataset(model, images, out, **options, progress=sys.stderr.isatty())
+    if made.changes:
+        warnings.warn(f'{images}: {made.changes}; the list stays as it was', stacklevel=2)
+    parts = f'{made.parts}, of which {made.found} were there'
+    found = {'codes': out, 'images': made.images, 'bits': made.bits, 'model': made.model}
+    found |= {'columns': ', '.join(made.columns), 'left_out': len(made.left_out), 'parts': parts}
+    _answer(found, as_json)
+    _name_broken(made.left_out)
 
 # %% ../nbs/23_cli.ipynb #8399d00b
 index = typer.Typer(
@@ -1154,7 +1216,7 @@ def build(
       photos.npz --kind lance
     """
     from dcwh.codes import read_codes
-    from dcwh.search import CodeIndex, check_options
+    from dcwh.search import CodeIndex, check_columns, check_options
     from dcwh.sources import typed_columns
 
     options = assignments(set or [])
@@ -1168,7 +1230,7 @@ def build(
     options = check_options(kind, options, found.bits, len(found))
     root = str(Path(images).resolve()) if images else ''
     columns = typed_columns(columns_of(found, codes, table))
-    _check_columns(columns, codes)
+    check_columns(columns, codes)
     made = CodeIndex.build(found, kind, columns, root, **options)
     made.save(where)
     _answer(_described(made), as_json)

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['PROTOCOLS', 'FORMATS', 'LARGEST', 'WORKERS', 'SHARE', 'LEAST', 'ROLES', 'PARTS', 'EVALUATE_ON', 'whole_number',
-           'draw', 'stratified', 'full', 'official', 'sampled', 'disjoint', 'check_protocol', 'open_image', 'on_white',
-           'square', 'fitting', 'ImageSet', 'fits_on', 'sent', 'Loader', 'memory_for_images', 'decode', 'content_hash',
-           'readable', 'RetrievalSet', 'classes_in', 'load', 'check', 'cuts', 'pixels_at', 'scaled_at', 'prepare',
-           'epoch_draws']
+           'draw', 'stratified', 'full', 'official', 'sampled', 'disjoint', 'check_protocol', 'Content', 'open_image',
+           'on_white', 'square', 'fitting', 'ImageSet', 'fits_on', 'sent', 'Loader', 'memory_for_images', 'decode',
+           'content_hash', 'readable', 'RetrievalSet', 'classes_in', 'load', 'check', 'cuts', 'pixels_at', 'scaled_at',
+           'prepare', 'epoch_draws']
 
 # %% ../nbs/11_data.ipynb #844eca4c
 import hashlib
@@ -18,6 +18,7 @@ import stat
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -223,23 +224,35 @@ _PHOTOGRAPHS = ('JPEG', 'PNG', 'WEBP', 'GIF', 'BMP', 'DIB', 'TIFF', 'PPM', 'JPEG
 FORMATS = tuple(kind for kind in _PHOTOGRAPHS if kind in Image.OPEN)  # that Pillow has here
 
 
+@dataclass(frozen=True)
+class Content:
+    "An image file that is in memory."
+
+    name: str  # of the file
+    data: bytes
+
+    def __str__(self) -> str:
+        return self.name
+
+
 def open_image(
-    path: str | Path,
+    path: str | Path | Content,
 ) -> Image.Image:  # its pixels are not decoded yet; close it, or use `with`
     """Open an image file. Only formats of photographs are read, so no other program is started.
 
     Raises ValueError if it is no such file, also for a folder, a pipe or a device. Raises OSError
     if it cannot be read."""
-    path = named_path(path, 'path')
-    mode = os.stat(path).st_mode
-    if not stat.S_ISREG(mode):
-        raise ValueError(f'it is {_kind(mode)}, no file')
-    if path.suffix.lower() in UNREAD:
-        raise ValueError(
-            f'images of the kind {path.suffix} are not read; convert it to JPEG or PNG'
-        )
+    ending = os.path.splitext(str(path))[1]
+    if not isinstance(path, Content):
+        path = named_path(path, 'path')
+        mode = os.stat(path).st_mode
+        if not stat.S_ISREG(mode):
+            raise ValueError(f'it is {_kind(mode)}, no file')
+    if ending.lower() in UNREAD:
+        raise ValueError(f'images of the kind {ending} are not read; convert it to JPEG or PNG')
     try:
-        return Image.open(path, formats=FORMATS)
+        file = BytesIO(path.data) if isinstance(path, Content) else path
+        return Image.open(file, formats=FORMATS)
     except UnidentifiedImageError as e:
         raise ValueError(f'it is no image of a kind that is read ({", ".join(FORMATS)})') from e
 
@@ -293,7 +306,7 @@ _TURNS = {  # that bring an image upright, by its Exif orientation
 
 
 def square(
-    image: Image.Image | Tensor | str | Path,  # a tensor is (3, H, W)
+    image: Image.Image | Tensor | str | Path | Content,  # a tensor is (3, H, W)
     side: int,  # pixels, 1 to 4096
 ) -> Tensor:  # uint8, shape (3, side, side)
     """Turn an image upright, put transparency on white, scale the short side to `side` (bicubic,
@@ -301,14 +314,14 @@ def square(
 
     Raises ValueError or OSError."""
     whole_number(side, 'side', 1, LARGEST)
-    if isinstance(image, (str, Path)):
+    if isinstance(image, (str, Path, Content)):
         try:
             with open_image(image) as opened:
                 opened.draft('RGB', (side, side))  # a JPEG at no larger scale than is needed
                 return square(opened, side)
         except Exception as e:  # decoders of broken files raise whatever they come upon
             said = getattr(e, 'strerror', None) or str(e) or type(e).__name__
-            raise ValueError(f'{printable(image)}: {said}') from e
+            raise ValueError(f'{printable(str(image))}: {said}') from e
     if isinstance(image, Tensor):
         image = _as_picture(image)
     if not isinstance(image, Image.Image):

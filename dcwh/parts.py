@@ -5,14 +5,16 @@
 # %% auto #0
 __all__ = ['PART', 'Namer', 'arrow_library', 'files_at', 'numbers_of', 'Form', 'distinct_names', 'codes_in', 'Piece',
            'ArrowPiece', 'ParquetPiece', 'stamp_of', 'LancePiece', 'NpzPiece', 'CodeParts', 'Seen', 'Tally', 'tally',
-           'ray_library']
+           'ray_library', 'ray_cluster']
 
 # %% ../nbs/19_parts.ipynb #10a54976
 import logging
 import os
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import islice
@@ -27,6 +29,7 @@ from numba import set_num_threads
 
 from .codes import Codes, check_bits, read_codes
 from .counting import histograms_of_parts
+from .data import WORKERS, fitting
 from .files import file_is_there, shown
 from .search import CodeIndex, check_width, header_of, in_lance, types_of
 from .sources import split_labels
@@ -675,24 +678,83 @@ def _tally_here(
     return Tally(histograms_of_parts(query, watched(), graded, device), seen)
 
 # %% ../nbs/19_parts.ipynb #0a98f0ac
-def ray_library() -> ModuleType:
-    "The ray library, which reports to nobody. Raises ImportError saying how to install it."
-    os.environ.setdefault('RAY_USAGE_STATS_ENABLED', '0')
+_SETTINGS = {  # of Ray
+    'RAY_BACKEND_LOG_LEVEL': 'fatal',
+    'RAY_agent_register_timeout_ms': '300000',  # a busy machine needs longer to start it
+    'RAY_worker_register_timeout_seconds': '300',
+}
+
+
+def ray_library(
+    address: str = '',  # of the cluster that is meant; empty: this machine
+) -> ModuleType:
+    "Ray, quiet. Raises ImportError saying how to install it."
+    os.environ['RAY_USAGE_STATS_ENABLED'] = '0'
+    if address.startswith(('127.0.0.1:', 'localhost:')) or not address:
+        # Ray's name of a switch that binds it to 127.0.0.1, on any system; read at its import
+        os.environ.setdefault('RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER', '0')
+    for name, value in _SETTINGS.items():
+        os.environ.setdefault(name, value)
     try:
         import ray
+        import ray.data
     except ImportError as e:
         raise ImportError(
             "the engine ray needs Ray: pip install '.[ray]' in a clone of dcwh"
         ) from e
+    for name in ('ray', 'ray.data'):
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # errors are raised, too
     return ray
 
 
+@contextmanager
+def ray_cluster(
+    address: str = '',  # of a cluster; empty: RAY_ADDRESS, or this machine alone
+    workers: int = 0,  # on this machine; 0: as many as fit
+) -> Iterator[ModuleType]:
+    """Ray, connected: a cluster, or this machine alone. Where it runs already, that.
+
+    Raises OSError where it does not start or answer."""
+    address = address or os.environ.get('RAY_ADDRESS', '')
+    ray = ray_library(address)
+    if ray.is_initialized():
+        yield ray
+        return
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # LanceDB warns of forks; these start programs
+        _start(ray, address, workers)
+    try:
+        yield ray
+    finally:
+        ray.shutdown()
+
+
+def _start(ray: ModuleType, address: str, workers: int) -> None:
+    "Start Ray here, or connect to a cluster. Raises OSError."
+    here: dict[str, Any] = {'num_cpus': workers or fitting(WORKERS), 'include_dashboard': False}
+    where = {'address': address} if address else here
+    for left in (0,) if address else (2, 1, 0):  # it gives a busy machine 30 seconds to start
+        try:
+            ray.init(**where, log_to_driver=False, logging_level=logging.CRITICAL)
+            return
+        except Exception as e:  # of the network, of other versions
+            ray.shutdown()
+            if not left:
+                said = f'no Ray cluster answers at {address}' if address else 'Ray does not start'
+                raise OSError(f'{said} ({_first_line(e)})') from e
+
+# %% ../nbs/19_parts.ipynb #d15ec5d4
 def _tally_by_ray(
     parts: CodeParts, query: Codes, graded: bool, device: str | torch.device
 ) -> Tally:
     "By tasks of Ray, a piece each."
-    ray = ray_library()
-    _started(ray)
+    with ray_cluster() as ray:
+        return _tally_on(ray, parts, query, graded, device)
+
+
+def _tally_on(
+    ray: ModuleType, parts: CodeParts, query: Codes, graded: bool, device: str | torch.device
+) -> Tally:
     on_gpu = int(torch.device(device).type == 'cuda')
     task = ray.remote(_task).options(num_cpus=1, num_gpus=on_gpu)
     asked = ray.put(query)
@@ -723,19 +785,6 @@ def _tally_by_ray(
     return Tally(total, _joined(query, [seen[number] for number in sorted(seen)]))
 
 # %% ../nbs/19_parts.ipynb #19a90002
-def _started(ray: Any) -> None:
-    "Ray, at RAY_ADDRESS or on this machine, where it is not there yet. Raises OSError."
-    if ray.is_initialized():
-        return
-    elsewhere = os.environ.get('RAY_ADDRESS')
-    own = {} if elsewhere else {'include_dashboard': False}
-    try:
-        ray.init(log_to_driver=False, logging_level=logging.ERROR, **own)
-    except Exception as e:  # of the network, of other versions
-        place = f'no Ray answers at {elsewhere}' if elsewhere else 'Ray does not start'
-        raise OSError(f'{place} ({_first_line(e)})') from e
-
-
 def _joined(query: Codes, seen: Sequence[Seen]) -> Seen:
     whole = Seen(query)
     for later in seen:

@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['COLUMN_TYPES', 'LONGEST_TEXT', 'OPTIONS', 'MOST_KEYS', 'Answers', 'Ids', 'MOST_BYTES', 'STRUCTURES', 'IN_ONE_GO',
            'INDEX_KINDS', 'FORMAT', 'HEADER', 'as_column', 'check_width', 'read_value', 'typed_value', 'checked_table',
-           'check_name', 'conditions', 'check_column', 'Option', 'option_lines', 'check_options', 'IndexContract',
-           'CodeIndex', 'in_lance', 'check_file', 'faiss_library', 'structure_of', 'one_thread', 'searched',
-           'nearest_rows', 'ImageRows', 'FaissIndex', 'write_index', 'read_index', 'changing', 'in_one_line',
-           'types_of', 'header_of', 'sql', 'LanceTable', 'LanceIndex']
+           'check_name', 'check_columns', 'conditions', 'check_column', 'Option', 'option_lines', 'check_options',
+           'IndexContract', 'CodeIndex', 'in_lance', 'check_file', 'faiss_library', 'structure_of', 'one_thread',
+           'searched', 'nearest_rows', 'ImageRows', 'FaissIndex', 'write_index', 'read_index', 'changing',
+           'in_one_line', 'lance_table', 'as_arrow', 'types_of', 'header_of', 'sql', 'LanceTable', 'LanceIndex',
+           'append_codes']
 
 # %% ../nbs/18_search.ipynb #51e31f9a
 import json
@@ -17,7 +18,7 @@ import re
 import shutil
 import unicodedata
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -285,6 +286,20 @@ def check_name(
             f'a column cannot be called {name!r}; give a word of letters, digits '
             'and _ that is not id, code or a name that LanceDB uses'
         )
+
+# %% ../nbs/18_search.ipynb #0ad907c5
+def check_columns(
+    columns: Iterable[object],  # their names
+    where: object,  # they come from, for the error
+) -> None:
+    "Raises ValueError where a column cannot be kept beside codes, or answers have one like it."
+    for name in columns:
+        try:
+            check_name(name)
+            if name == 'distance':
+                raise ValueError('a column cannot be called distance, as answers have one')
+        except ValueError as e:
+            raise ValueError(f'{where}: {e}') from e
 
 # %% ../nbs/18_search.ipynb #6d7c7629
 def conditions(
@@ -1741,14 +1756,28 @@ def _opened_table(place: _Place) -> Any:
         said = place.error(e) if place.remote else _damaged(place.path, e)
         raise said from e
 
+# %% ../nbs/18_search.ipynb #465e8da6
+def lance_table(
+    path: str | Path,  # a folder or URI that ends in .lance
+    settings: Mapping[str, Any],  # of an object store
+) -> Any:
+    "A table of LanceDB, whatever its columns. Raises FileNotFoundError, OSError or ValueError."
+    return _opened_table(_Place(path, settings))
+
 # %% ../nbs/18_search.ipynb #a078d52c
-def _arrow(codes: Codes, columns: dict[str, np.ndarray]) -> Any:
-    "Ids, codes and columns as an arrow table."
+def as_arrow(
+    codes: Codes,
+    columns: Mapping[str, Any],  # a value for each image, under a name
+    root: str = '',  # folder that ids are relative to; empty: unknown
+) -> Any:
+    "Ids, codes and columns as an arrow table; its schema says of which model the codes are."
     import pyarrow as pa
 
     width = codes.packed.shape[1]
     packed = pa.FixedSizeListArray.from_arrays(pa.array(codes.packed.reshape(-1)), width)
-    return pa.table({'id': codes.ids, 'code': packed, **columns})
+    header = {'bits': codes.bits, 'model': codes.model, 'root': root}
+    rows = pa.table({'id': codes.ids, 'code': packed, **columns})
+    return rows.replace_schema_metadata({'dcwh': json.dumps(header)})
 
 
 def _in_schema(rows: Any, schema: Any) -> Any:
@@ -2065,7 +2094,7 @@ def _make_lists(index: LanceIndex, lists: int) -> None:
 
 def _add_to_table(index: LanceIndex, codes: Codes, columns: dict[str, np.ndarray]) -> None:
     "Raises ValueError, with nothing added, for an id that is there already."
-    new = _in_schema(_arrow(codes, columns), index.table.schema) if len(codes) else None
+    new = _in_schema(as_arrow(codes, columns), index.table.schema) if len(codes) else None
     with _newest(index):
         known = list(index.table.rows_of(codes.ids.tolist(), []))
         if known:
@@ -2073,6 +2102,17 @@ def _add_to_table(index: LanceIndex, codes: Codes, columns: dict[str, np.ndarray
         if new is not None:
             with in_one_line(index.path):
                 index.table.lance.add(new)
+
+
+def append_codes(
+    index: LanceIndex,
+    codes: Codes,
+    columns: Mapping[str, Any],  # those of the index: a value for each image, under a name
+) -> None:
+    "Add images that the caller knows to be new, in one commit: no look at the ids that are there."
+    new = _in_schema(as_arrow(codes, columns), index.table.schema)
+    with _newest(index), in_one_line(index.path):
+        index.table.lance.add(new)
 
 
 def _delete_from_table(index: LanceIndex, ids: Ids) -> None:
@@ -2098,11 +2138,10 @@ def _lance_index(
 ) -> LanceIndex:
     "A new index. The options are checked."
     path, lists = options['path'], options.get('lists', 0)
-    header = {'bits': codes.bits, 'model': codes.model, 'root': root}
     with _one_writer(path):
-        rows = _arrow(codes, columns).replace_schema_metadata({'dcwh': json.dumps(header)})
         place = _Place(path, options.get('storage_options') or {})
-        index = LanceIndex(LanceTable(_made_table(place, rows), path))
+        made = _made_table(place, as_arrow(codes, columns, root))
+        index = LanceIndex(LanceTable(made, path))
         if lists:
             _make_lists(index, lists)
     return index

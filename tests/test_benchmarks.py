@@ -45,6 +45,8 @@ def script(tmp_path, monkeypatch):
         ('scaling', [10], 'give 10000 or more'),
         ('search', ['many'], 'many is no number'),
         ('search', [10], 'give 100000 or more'),
+        ('on_ray', ['many'], 'many is no number'),
+        ('on_ray', [10], 'give 100 or more'),
     ],
 )
 def test_a_benchmark_that_cannot_measure_says_so_and_leaves_its_table(
@@ -80,6 +82,17 @@ def test_reranking_writes_its_table(script, tmp_path):
         rows = list(csv.DictReader(file))
     assert [row['shortlist'] for row in rows] == ['', '1000', '5000', '']
     assert all(0 < float(row['mAP@100']) < 1 for row in rows)
+
+
+@pytest.mark.whole
+def test_ray_beside_two_processes_writes_its_table(tmp_path):
+    for name in ('on_ray.py', 'tables.py'):
+        shutil.copy(ROOT / 'benchmarks' / name, tmp_path)
+    subprocess.run([sys.executable, tmp_path / 'on_ray.py', '100'], check=True)
+    with open(tmp_path / 'ray.csv') as file:
+        rows = list(csv.DictReader(file))
+    assert [row['what'] for row in rows] == ['two processes', 'Ray, two actors']
+    assert all(float(row['images a second']) > 0 < float(row['start-up (s)']) for row in rows)
 
 
 def test_no_shorter_table_is_written(script, tmp_path, capsys):
