@@ -741,7 +741,8 @@ def _start(ray: ModuleType, address: str, workers: int) -> None:
             ray.shutdown()
             if not left:
                 said = f'no Ray cluster answers at {address}' if address else 'Ray does not start'
-                raise OSError(f'{said} ({_first_line(e)})') from e
+                token = '; one with a token wants RAY_AUTH_MODE=token' if address else ''
+                raise OSError(f'{said} ({_first_line(e)}){token}') from e
 
 # %% ../nbs/19_parts.ipynb #d15ec5d4
 def _tally_by_ray(

@@ -198,6 +198,7 @@ def test_a_cluster_encodes_a_bucket_into_a_bucket(home, bucket):
     `dcwh index show` opens what was made."""
     options, _ = bucket
     env = {f'AWS_{name.upper()}': value for name, value in options.items()}
+    env |= {'RAY_AUTH_MODE': 'token', 'RAY_AUTH_TOKEN': 'of-this-cluster-' * 4}
     program = (
         'import sys; from dcwh.parts import ray_cluster\n'
         'with ray_cluster("", 2) as ray:\n'
@@ -214,11 +215,11 @@ def test_a_cluster_encodes_a_bucket_into_a_bucket(home, bucket):
     STARTED.append(cluster)
     to, address = 's3://codes/all.lance', cluster.stdout.readline().strip()
     words = '--out', to, '--engine', 'ray', '--address', address, '--part', '100'
-    for found in (0, 6):
+    for found in (0, 7):
         done = encode(home, *words, source='s3://photos/in', env=env)
         said = done.stdout.read()
         assert done.wait() == 1 and said.count('left out: s3://photos/in/') == 2, said
-        assert f'parts             6, of which {found} were there' in said
+        assert f'parts             7, of which {found} were there' in said, said
     check_codes(CodeIndex.load(to, storage_options=options), home)
     shown = subprocess.run([DCWH, 'index', 'show', to], env=os.environ | env, capture_output=True)
     assert f'images            {IMAGES}' in shown.stdout.decode()
