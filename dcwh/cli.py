@@ -976,7 +976,7 @@ def encode(
       --out codes.npz --precision bf16
     dcwh encode runs/digits-default/dcwh-nested-48-…/model \\
       photos --first 16
-    dcwh encode model s3://bucket/photos \\
+    dcwh encode hf://me/my-hash-model s3://bucket/photos \\
       --out s3://bucket/photos.lance --engine ray
     """
     if engine or address or actors or part:

@@ -159,11 +159,9 @@ class Folder:
 
     def check(self) -> None:
         "Raises FileNotFoundError where the folder, or all that was below it, is gone."
-        from pyarrow.fs import FileType
-
         system, top = self.system
         with in_words(self.place, 'read'):
-            if system.get_file_info(top).type == FileType.NotFound:
+            if system.get_file_info(top).type.name == 'NotFound':
                 raise FileNotFoundError
 
     def files(self) -> list[tuple[str, int, int]]:  # name, bytes, and time in nanoseconds
@@ -309,7 +307,7 @@ def _ids_and_columns(rows: Any) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     key = next((name for name in ('id', 'path') if name in values), None)
     return values.pop(key) if key else np.arange(len(rows)), values
 
-
+# %% ../nbs/21_encoding.ipynb #6fa89b50
 def _rows_of_parquet(place: str, settings: Mapping[str, Any]) -> Listing:
     "Rows of Parquet files. Raises FileNotFoundError, OSError or ValueError."
     from pyarrow import dataset as of_arrow
@@ -827,7 +825,7 @@ class LanceDataset:
                 'changed it meanwhile. Encode into another place'
             )
 
-
+# %% ../nbs/21_encoding.ipynb #000c3820
 class ParquetDataset:
     "A folder of Parquet files, one for each part."
 

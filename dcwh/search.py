@@ -2103,7 +2103,7 @@ def _add_to_table(index: LanceIndex, codes: Codes, columns: dict[str, np.ndarray
             with in_one_line(index.path):
                 index.table.lance.add(new)
 
-
+# %% ../nbs/18_search.ipynb #554c216d
 def append_codes(
     index: LanceIndex,
     codes: Codes,

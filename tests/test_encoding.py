@@ -130,7 +130,7 @@ def listening(pids):
 @pytest.mark.whole
 def test_killed_workers_and_a_killed_driver_lose_nothing(home, tmp_path):
     to = tmp_path / 'codes.lance'
-    words = '--out', to, '--engine', 'ray', '--actors', '2', '--part', '4'
+    words = '--out', to, '--engine', 'ray', '--actors', '2', '--part', '8'
     driver = encode(home, *words)
 
     def images():
@@ -162,7 +162,7 @@ def test_killed_workers_and_a_killed_driver_lose_nothing(home, tmp_path):
     index = CodeIndex.load(to)
     check_codes(index, home)
     assert (
-        4 * (before - 2) <= found <= 4 * before
+        8 * (before - 2) <= found <= 8 * before
         and len(index.versions()) == versions + parts - before
     )
     assert said.count('left out: ') == 2 and '0/broken.png: it is no image' in said

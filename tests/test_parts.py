@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from dcwh.cli import app, save_codes
 from dcwh.codes import Codes
 from dcwh.evaluation import evaluate
-from dcwh.parts import CodeParts, files_at, tally
+from dcwh.parts import CodeParts, files_at, ray_cluster, tally
 from dcwh.search import CodeIndex
 
 CLASSES = np.array(['ant', 'bee', 'cow', 'dog'])
@@ -158,11 +158,11 @@ def test_what_is_refused_before_anything_is_counted(place, monkeypatch):
 
 @pytest.mark.whole
 def test_tasks_of_ray_count_the_same(place):
-    ray = pytest.importorskip('ray')
+    pytest.importorskip('ray')
     query, database = place
     twins = Codes(database.packed, 32, database.labels, database.ids, 'aaaa')[195:205]
     save_codes(twins, names_of(twins), Path('twins.npz'))
-    try:
+    with ray_cluster():
         for name in ('q.npz', 'twins.npz'):
             for dataset in DATASETS:
                 assert do(name, *dataset, '--engine', 'ray') == do(name, 'd.npz')
@@ -174,8 +174,6 @@ def test_tasks_of_ray_count_the_same(place):
         write_parquet(query, 'codes/part-1.parquet')
         with pytest.raises(ValueError, match='part-1.parquet was changed since'):
             evaluate(query, parts)
-    finally:
-        ray.shutdown()
 
 
 def parquet_in(bucket, name, *parts):
