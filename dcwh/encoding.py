@@ -752,7 +752,7 @@ class PartEncoder:
             'left_out': '\n'.join(left_out),
         }
 
-
+# %% ../nbs/21_encoding.ipynb #6499ab4d
 def _blocks(plan: Plan, rows: Any, parts: list[int]) -> list:
     "What workers are given: an arrow table of one row for each part."
     import pyarrow as pa
