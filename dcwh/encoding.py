@@ -1014,7 +1014,7 @@ def _here(
 
 ENGINES = {'ray': _on_ray, 'here': _here}
 
-# %% ../nbs/21_encoding.ipynb #21e00050
+# %% ../nbs/21_encoding.ipynb #777bf9ad
 @dataclass(frozen=True)
 class Encoded:
     "What a dataset of codes holds in the end."
@@ -1028,7 +1028,7 @@ class Encoded:
     left_out: list[str]  # a line for each image that cannot be read
     changes: str  # of the source since its list was made; empty: none
 
-
+# %% ../nbs/21_encoding.ipynb #21e00050
 def encode_dataset(
     model: str,  # the folder of a saved model, an .onnx file, or hf://owner/name
     source: str | Path,  # a folder, a CSV or list of paths, s3://…, or a dataset of images
