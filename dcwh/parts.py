@@ -10,6 +10,7 @@ __all__ = ['PART', 'Namer', 'arrow_library', 'files_at', 'numbers_of', 'Form', '
 # %% ../nbs/19_parts.ipynb #10a54976
 import logging
 import os
+import re
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -397,9 +398,10 @@ def _parquet_parts(files: Any, paths: Sequence[str], scheme: str) -> tuple[list[
 
 def _npz_parts(paths: Sequence[str], namer: Namer | None) -> tuple[list[Piece], Form]:
     "Files in order. Each is read once, which checks it."
-    pieces, forms, widths = [], [], []
+    pieces, forms, widths, ids = [], [], [], []
     for path in paths:
         codes = read_codes(path)
+        ids.append(_hashes_of(codes.ids))
         names = namer(codes, Path(path)) if namer else None
         label = 'a table' if names else 'the file' if codes.labels is not None else ''
         pieces.append(NpzPiece(path, len(codes), _npz_stamp(path), namer))
@@ -412,7 +414,19 @@ def _npz_parts(paths: Sequence[str], namer: Namer | None) -> tuple[list[Piece], 
                 f'{path} and {widths[0][1]} have labels of different classes; '
                 'give one class number to each image, or rows of the same classes'
             )
-    return list(pieces), _joint(forms, paths)
+    joint = _joint(forms, paths)
+    again = sum(map(len, ids)) - len(np.unique(np.concatenate(ids)))
+    if again:
+        said = f'{again} images stand in more than one of the files: they count as often'
+        warnings.warn(said, stacklevel=2)
+    return list(pieces), joint
+
+
+def _hashes_of(ids: np.ndarray) -> np.ndarray:  # int64, of each id once
+    "To tell whether files hold the same images. Ids that are numbers of rows say nothing of that."
+    if np.array_equal(ids, np.arange(len(ids))):
+        return np.empty(0, np.int64)
+    return np.unique(np.fromiter(map(hash, ids.tolist()), np.int64))
 
 # %% ../nbs/19_parts.ipynb #aaf466cd
 def _found_at(
@@ -428,8 +442,10 @@ def _found_at(
     if version:
         raise ValueError(f'version is {version}; only a Lance table has versions')
     if all(path.endswith('.npz') and '://' not in path for path in where):
+        _check_once(where)
         return _npz_parts(where, namer)
     files, paths = _paths_at(where, storage_options)
+    _check_once(paths)
     kinds = {path.rpartition('.')[2] for path in paths}
     scheme, given, _ = where[0].partition('://')
     if kinds == {'parquet'}:
@@ -440,6 +456,17 @@ def _found_at(
         f'{where[0]} is no dataset of codes; give a Lance table (.lance), a file or folder of '
         '.parquet, or .npz files of this machine, all of one kind'
     )
+
+
+def _check_once(paths: Sequence[str]) -> None:
+    "Raises ValueError where a file is given twice: its images would count twice."
+    known: dict[str, str] = {}
+    for path in paths:
+        place = os.path.realpath(path)  # which tells objects of a store apart, too
+        if place in known:
+            also = f', as {known[place]}' if known[place] != path else ''
+            raise ValueError(f'{path} is given twice{also}; give each file once')
+        known[place] = path
 
 
 def _paths_at(
@@ -457,14 +484,23 @@ def _paths_at(
             if path.endswith(('.parquet', '.npz')):
                 paths.append(path)
                 continue
-            inside = files.get_file_info(arrow.fs.FileSelector(path))
+            inside = files.get_file_info(arrow.fs.FileSelector(path, recursive=True))
         except FileNotFoundError as e:
             raise FileNotFoundError(f'{place} is not there; give a dataset of codes') from e
         except OSError as e:
             raise OSError(f'{place} cannot be read ({_first_line(e)})') from e
-        names = [f.path for f in inside if f.is_file and not f.base_name.startswith(('_', '.'))]
-        paths += sorted(path for path in names if path.endswith(('.parquet', '.npz')))
+        below = (f.path[len(path) :].strip('/') for f in inside if f.is_file)
+        paths += sorted(f'{path}/{name}' for name in below if _is_part(name, place))
     return files, paths
+
+
+def _is_part(name: str, folder: str) -> bool:
+    "Whether a file below a folder is one of codes. Raises ValueError where it lies deeper."
+    if not name.endswith(('.parquet', '.npz')) or re.search(r'(^|/)[._]', name):
+        return False
+    if '/' in name:
+        raise ValueError(f'{folder} holds {name} in a folder of its own; give files of one folder')
+    return True
 
 # %% ../nbs/19_parts.ipynb #915d90ce
 _ENGINES = ('here', 'ray')
@@ -601,6 +637,7 @@ class Seen:
     last: dict[Any, bytes] = field(default_factory=dict)  # code of the last image with an id
     code: bytes = b''  # of the first image
     equal: bool = True  # all codes so far
+    again: int = 0  # images whose id came before, in the same part
 
     def add(self, part: Codes) -> None:
         "Look at a part of the database; parts come in order."
@@ -608,8 +645,9 @@ class Seen:
         numbers = np.arange(n)
         self.continues &= np.array_equal(part.ids, numbers + self.images)
         self.restarts &= np.array_equal(part.ids, numbers)
-        wanted = set(self.query.ids.tolist())
-        for row, name in enumerate(part.ids.tolist()):
+        wanted, names = set(self.query.ids.tolist()), part.ids.tolist()
+        self.again += n - len(set(names))
+        for row, name in enumerate(names):
             if name in wanted:
                 self.last[name] = part.packed[row].tobytes()
         self.code = self.code or part.packed[0].tobytes()
@@ -623,6 +661,7 @@ class Seen:
         self.last |= later.last
         self.code = self.code or later.code
         self.equal &= later.equal and self.code == later.code
+        self.again += later.again
         self.images = later.images
 
     @property
