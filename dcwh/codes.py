@@ -205,22 +205,30 @@ def as_labels(
     if y.ndim not in (1, 2) or y.ndim == 2 and y.shape[1] < 1:
         raise ValueError(f'{name} have shape {y.shape}; give class numbers (N,), or 0 and 1 (N, C)')
     if y.dtype.kind == 'f':
-        y = _whole_numbers(y, name)
+        y = _whole_numbers(y, name, labels)
     if y.ndim == 2 and y.shape[1] == 1 and y.dtype != bool:
         y = y[:, 0]
     checked = _indicators if y.ndim == 2 else _class_numbers
     return np.ascontiguousarray(checked(y, name))
 
 
-def _whole_numbers(y: np.ndarray, name: str) -> np.ndarray:
-    "Floats as integers. Raises ValueError where that would change one."
-    wrong = ~np.isfinite(y) | (y != np.floor(y)) | (np.abs(y) >= np.float64(2**53))
+def _whole_numbers(y: np.ndarray, name: str, given: object) -> np.ndarray:
+    "Floats as integers. Raises ValueError where that would change one, or where their type may."
+    wrong = ~np.isfinite(y) | (y != np.floor(y))
     if wrong.any():
         first = y[wrong].flat[0]
         raise ValueError(
             f'{name} hold {wrong.sum()} values that are no class numbers, '
             f'the first {first}; '
             'leave images without a label out'
+        )
+    kind = given.dtype if isinstance(given, Tensor) else y.dtype
+    eps = torch.finfo(kind).eps if isinstance(kind, torch.dtype) else np.finfo(kind).eps
+    exact = min(2 / float(eps), 2.0**53)  # below it there is every whole number: 256 for bfloat16
+    if (np.abs(y) >= exact).any():
+        raise ValueError(
+            f'{name} are {kind} and reach {np.abs(y).max():g}; they hold every class number only '
+            f'below {exact:g}, so give integers'
         )
     return y.astype(np.int64)
 
