@@ -84,17 +84,22 @@ def assignments(
     for pair, (name, equals, _) in zip(pairs, parts, strict=True):
         if not (name and equals):
             raise ValueError(f'{pair!r} is no setting; give name=value')
-    names = [name for name, _, _ in parts]
+    return _each_once([(name, _value(text)) for name, _, text in parts])
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    "Values by name. Raises ValueError at a name that comes twice."
+    names = [name for name, _ in pairs]
     for name in names:
         if names.count(name) > 1:
             raise ValueError(f'{name} is given twice; give each setting once')
-    return {name: _value(text) for name, _, text in parts}
+    return dict(pairs)
 
 
 def _value(text: str) -> Any:
-    "JSON where it is such, otherwise the text."
+    "JSON where it is such, otherwise the text. Raises ValueError as `_each_once` does."
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_each_once)
     except json.JSONDecodeError:
         return text
 
