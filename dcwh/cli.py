@@ -224,8 +224,8 @@ DATA_SETS = (
 )
 METHOD_NAMES = (
     *('dcwh', 'dcwh-learned', 'dcwh-fixed', 'dcwh-sparse', 'dcwh-tanh', 'dcwh-sigmoid'),
-    *('dcwh-cube', 'dcwh-nested', 'idcwh', 'ce', 'dpsh', 'dtsh', 'hashnet', 'dsdh', 'dch'),
-    *('greedyhash', 'csq', 'orthohash'),
+    *('dcwh-cube', 'dcwh-balanced', 'dcwh-nested', 'idcwh', 'ce', 'dpsh', 'dtsh', 'hashnet'),
+    *('dsdh', 'dch', 'greedyhash', 'csq', 'orthohash'),
 )
 SETS = f'{", ".join(DATA_SETS[:-3])}, or folder/, csv/, lists/<name>'
 METHOD = f'{", ".join(METHOD_NAMES)}, or package.module:Class of your own'
