@@ -373,7 +373,7 @@ def _kin(summary: str, settings: dict[str, Any] | None = None, **built: Any) -> 
     return Method(build, _PAPER, settings or {}, summary=summary, several=_SHARES)
 
 
-METHODS: dict[str, Method] = {
+METHODS: dict[str, Method] = {  # every method by its name
     'dcwh': _kin('class-wise loss, cube and vertices; centres in closed form'),
     'dcwh-fixed': _kin('dcwh with centres that stay where they start', {'centres': 'fixed'}),
     'dcwh-sparse': _kin(
