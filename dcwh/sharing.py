@@ -438,19 +438,19 @@ def limits(
 def _beginning(result: dict) -> str:
     "Where the weights began."
     weights, sha = result['config']['weights'], result['manifest'].get('weights_sha256')
-    flatter = 'where images or classes of this set'
+    overlap = 'Where images or classes of this set'
     if weights == 'none':
         return 'All weights were learned from these images alone.'
     if weights == 'default':
         return (
             "The backbone began with its library's default weights, which come from ImageNet. "
-            f'{flatter.capitalize()} are in ImageNet too, the numbers flatter.'
+            f'{overlap} are in ImageNet, too, the numbers are too high.'
         )
-    known = sha[:16] if sha else 'not recorded'
+    digest = f'{sha[:16]}…' if sha else 'not recorded'
     return (
-        f'The backbone began with weights from a file (SHA-256 {known}…). What they had been '
+        f'The backbone began with weights from a file (SHA-256 {digest}). What they had been '
         'trained on is not recorded. For published weights it is mostly ImageNet. '
-        f'{flatter.capitalize()} were in it, the numbers flatter.'
+        f'{overlap} were in it, the numbers are too high.'
     )
 
 # %% ../nbs/20_sharing.ipynb #c0159250
