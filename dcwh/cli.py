@@ -724,7 +724,7 @@ Protocol = Annotated[
         autocompletion=one_of('full', 'sampled', 'disjoint', 'official'),
     ),
 ]
-PerClass = Annotated[int, typer.Option(help='limit of training images a class; 0 is no limit')]
+PerClass = Annotated[int, typer.Option(help='limit of training images per class; 0 is no limit')]
 
 
 def _config(name: str, lists_dir: str = '', missing: str = 'refuse', **flat: Any) -> 'Config':

@@ -298,7 +298,7 @@ def two_step(
     loss: type[DCWHLoss] = DCWHLoss,
     squash: float | None = None,  # slope of `Squashed`
 ) -> Criterion:
-    "The paper's method as configured, with a slope on squashed outputs."
+    "The paper's method as configured. If there is a slope, outputs are squashed first."
     made = loss(
         num_classes,
         config.bits,
