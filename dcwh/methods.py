@@ -77,7 +77,7 @@ class Squashed(Criterion):
 
     @property
     def weights(self) -> dict[str, float]:  # type: ignore[override]  # not to be set
-        "Those of the criterion; what is logged beside is no part of the loss."
+        "Those of the criterion. What is logged besides is no part of the loss."
         logged = ('passed', 'gradient', 'class_gradient')
         return self.criterion.weights | dict.fromkeys(logged, 0.0)
 
@@ -153,7 +153,7 @@ class Balanced(TwoStep):
 
 # %% ../nbs/09_methods.ipynb #b07a0160
 class Nested(Criterion):
-    "The mean of several criteria, each of a beginning of the outputs; the last is of all of them."
+    "The mean of several criteria, each of a beginning of the outputs. The last is of all of them."
 
     criteria: Any  # an nn.ModuleList
 
@@ -200,7 +200,7 @@ class Nested(Criterion):
             criterion.begin_epoch(epoch, epochs)
 
     def end_epoch(self, outputs: Outputs | None = None) -> dict[str, Any]:
-        "That of each. Returns the facts of the longest; those of shorter ones with their length."
+        "That of each. Returns the facts of the longest, and of shorter ones with their length."
 
         @cache
         def whole() -> tuple[Tensor, Tensor]:
@@ -321,7 +321,7 @@ def two_step(
     steps: type[TwoStep] = TwoStep,
     squash: float | None = None,  # slope of `Squashed`
 ) -> Criterion:
-    "The paper's method as configured; with a slope, on squashed outputs."
+    "The paper's method as configured. If there is a slope, outputs are squashed first."
     made = loss(
         num_classes,
         config.bits,
@@ -369,7 +369,7 @@ def nested(
     *,
     shortest: float = SHORTEST,  # bits of the shortest code
 ) -> Nested:
-    "The paper's method on beginnings of the outputs; all lengths start on common corners."
+    "The paper's method on beginnings of the outputs. All lengths start on common corners."
     criteria: list[Criterion] = []
     start: Tensor | None = None  # of the centres of the shorter length
     for bits in lengths_up_to(config.bits, shortest):
@@ -396,7 +396,7 @@ def _kin(summary: str, settings: dict[str, Any] | None = None, **built: Any) -> 
     return Method(build, _PAPER, settings or {}, summary=summary, several=_SHARES)
 
 
-METHODS: dict[str, Method] = {
+METHODS: dict[str, Method] = {  # every method by its name
     'dcwh': _kin('class-wise loss, cube and vertices; centres in closed form'),
     'dcwh-fixed': _kin('dcwh with centres that stay where they start', {'centres': 'fixed'}),
     'dcwh-sparse': _kin(
@@ -570,7 +570,7 @@ def _texts(part: Any, seen: dict[int, Any], told: list[str]) -> Iterator[str]:
 
 
 def _inner(part: Any) -> list[Any] | None:
-    "What a container or a wrapper holds; None of anything else."
+    "What a container or a wrapper holds. Anything else gives None."
     if isinstance(part, staticmethod | classmethod):
         return [part.__func__]
     if isinstance(part, property):
@@ -598,7 +598,7 @@ def _is_told(value: Any) -> bool:
 
 # %% ../nbs/09_methods.ipynb #3deb23ff
 def _texts_of_class(part: type, seen: dict[int, Any], told: list[str]) -> Iterator[str]:
-    "Its functions and values, or its file; and those of its parent classes."
+    "Its functions and values, or its file, and those of its parent classes."
     if part.__module__.partition('.')[0] in LIBRARIES:
         return
     if _is_in_notebook(part.__module__):
