@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['ImageStore', 'IMAGES', 'UNREAD', 'BESIDE', 'BENCHMARKS', 'LISTS', 'SOURCES', 'KINDS', 'MISSING', 'Files',
            'IndexedDataset', 'check_positions', 'Split', 'digest', 'Source', 'class_sizes', 'printable', 'at_line',
-           'named_path', 'digits', 'digit_pairs', 'fetch', 'unpack_archive', 'cifar', 'images_below', 'folder',
-           'read_text', 'read_cells', 'Rows', 'read_rows', 'names_below', 'image_names', 'split_labels', 'labels_in',
-           'number_labels', 'table', 'typed', 'typed_columns', 'read_columns', 'catalogue', 'as_cell', 'write_table',
-           'read_list', 'find_lists', 'read_lists', 'labels_of', 'lists', 'from_dataset', 'with_superclasses',
-           'check_source', 'find_source']
+           'named_path', 'digits', 'digit_pairs', 'fetch', 'unpack_archive', 'cifar', 'images_among', 'images_below',
+           'folder', 'read_text', 'read_cells', 'Rows', 'read_rows', 'names_below', 'image_names', 'split_labels',
+           'labels_in', 'number_labels', 'table', 'typed', 'typed_columns', 'read_columns', 'catalogue', 'as_cell',
+           'write_table', 'read_list', 'find_lists', 'read_lists', 'labels_of', 'lists', 'from_dataset',
+           'with_superclasses', 'check_source', 'find_source']
 
 # %% ../nbs/10_sources.ipynb #19812303
 import errno
@@ -602,23 +602,24 @@ def _refuse_folder(e: OSError) -> NoReturn:
     ) from e
 
 # %% ../nbs/10_sources.ipynb #1be57527
-def _found_below(root: Path) -> tuple[list[tuple[str, ...]], list[str]]:
-    """The parts of the path of each image file, sorted, and the names of files of other endings.
+def _is_image(name: str) -> bool:
+    "Whether a name ends as that of an image does, be it of a kind that is read or not."
+    return os.path.splitext(name)[1].lower() in IMAGES | UNREAD
+
+
+def _found_below(root: Path) -> list[tuple[str, ...]]:
+    """The parts of the path of each file.
 
     Links are followed. Raises OSError naming a folder that cannot be read, or a link that leads
     nowhere."""
-    images, others = [], []
+    found = []
     for folder, files in _folders_below(root):
         parts = Path(folder).relative_to(root).parts
         for file in files:
-            ending = os.path.splitext(file)[1].lower()
-            if ending in IMAGES or ending in UNREAD:
-                images.append((*parts, file))
-                continue
-            _check_link(os.path.join(folder, file))
-            if (ending or file.lower()) not in BESIDE:
-                others.append('/'.join((*parts, file)))
-    return sorted(images), others
+            if not _is_image(file):
+                _check_link(os.path.join(folder, file))
+            found.append((*parts, file))
+    return found
 
 
 def _check_link(path: str) -> None:
@@ -627,27 +628,41 @@ def _check_link(path: str) -> None:
         raise OSError(f'{printable(path)} is a link that leads nowhere; mend or remove it')
 
 
+def images_among(
+    rows: Iterable[tuple[str, ...]],  # the parts of the path of each file
+    where: str,  # they lie below, for the error
+    what: str = '',  # what that is, for the error
+) -> list[tuple[str, ...]]:  # those of images, sorted
+    """Those that are images, as their endings say. Warns of other files.
+
+    Raises FileNotFoundError if there is no image."""
+    images, others = [], []
+    for row in rows:
+        if _is_image(row[-1]):
+            images.append(row)
+        elif (os.path.splitext(row[-1])[1] or row[-1]).lower() not in BESIDE:
+            others.append('/'.join(row))
+    first = f'the first {printable(min(others, default=""))}'
+    if not images:
+        rest = f', but {len(others)} other files, {first}' if others else ''
+        raise FileNotFoundError(f'{what}{where} holds no image ({", ".join(sorted(IMAGES))}){rest}')
+    if others:
+        warnings.warn(
+            f'{len(others)} files below {where} are left out, as their names '
+            f'do not end as those of images do, {first}',
+            stacklevel=2,
+        )
+    return sorted(images)
+
+
 def images_below(
     root: Path,
     what: str = '',  # what the folder is, for the error
 ) -> list[tuple[str, ...]]:  # the parts of the path of each image, sorted
-    """All image files below a folder, as their endings say. Warns of other files.
+    """All image files below a folder. Warns and raises as `images_among`.
 
-    Raises FileNotFoundError if there is no image, OSError naming what cannot be read."""
-    images, others = _found_below(root)
-    first = f'the first {printable(min(others, default=""))}'
-    if not images:
-        rest = f', but {len(others)} other files, {first}' if others else ''
-        raise FileNotFoundError(
-            f'{what}{printable(root)} holds no image ({", ".join(sorted(IMAGES))}){rest}'
-        )
-    if others:
-        warnings.warn(
-            f'{len(others)} files below {printable(root)} are left out, as their names '
-            f'do not end as those of images do, {first}',
-            stacklevel=2,
-        )
-    return images
+    Raises OSError naming what cannot be read."""
+    return images_among(_found_below(root), printable(root), what)
 
 # %% ../nbs/10_sources.ipynb #4e01d8ad
 _VALIDATION = ('val', 'valid', 'validation')  # beside train and test: more training images
