@@ -1791,6 +1791,12 @@ def _warn_of_codes(seen: 'Seen', same_file: bool) -> None:
             'each finds itself at distance 0, and the mAP is too high',
             stacklevel=2,
         )
+    if seen.again:
+        warnings.warn(
+            f'{seen.again} images of the database have the id of another there: an image that '
+            'stands twice counts twice',
+            stacklevel=2,
+        )
     if seen.images > 1 and seen.equal:
         warnings.warn(
             'all codes of the database are equal: this is the mAP of chance', stacklevel=2

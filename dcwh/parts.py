@@ -500,9 +500,10 @@ def _parquet_parts(files: Sequence[tuple[Folder, str]]) -> tuple[list[Piece], Fo
 
 def _npz_parts(paths: Sequence[str], namer: Namer | None) -> tuple[list[Piece], Form]:
     "Files in order. Each is read once, which checks it."
-    pieces, forms, widths = [], [], []
+    pieces, forms, widths, ids = [], [], [], []
     for path in paths:
         codes = read_codes(path)
+        ids.append(_hashes_of(codes.ids))
         names = namer(codes, Path(path)) if namer else None
         label = 'a table' if names else 'the file' if codes.labels is not None else ''
         pieces.append(NpzPiece(path, len(codes), _npz_stamp(path), namer))
@@ -515,7 +516,19 @@ def _npz_parts(paths: Sequence[str], namer: Namer | None) -> tuple[list[Piece], 
                 f'{path} and {widths[0][1]} have labels of different classes; '
                 'give one class number to each image, or rows of the same classes'
             )
-    return list(pieces), _joint(forms, paths)
+    joint = _joint(forms, paths)
+    again = sum(map(len, ids)) - len(np.unique(np.concatenate(ids)))
+    if again:
+        said = f'{again} images stand in more than one of the files: they count as often'
+        warnings.warn(said, stacklevel=2)
+    return list(pieces), joint
+
+
+def _hashes_of(ids: np.ndarray) -> np.ndarray:  # int64, of each id once
+    "To tell whether files hold the same images. Ids that are numbers of rows say nothing of that."
+    if np.array_equal(ids, np.arange(len(ids))):
+        return np.empty(0, np.int64)
+    return np.unique(np.fromiter(map(hash, ids.tolist()), np.int64))
 
 # %% ../nbs/19_parts.ipynb #aaf466cd
 def _found_at(
@@ -531,8 +544,10 @@ def _found_at(
     if version:
         raise ValueError(f'version is {version}; only a Lance table has versions')
     if all(path.endswith('.npz') and '://' not in path for path in where):
+        _check_once(where)
         return _npz_parts(where, namer)
     files = [file for place in where for file in _files_at(place, storage_options)]
+    _check_once([folder.path(name) for folder, name in files])
     kinds = {os.path.splitext(name)[1] for _, name in files}
     if kinds == {'.parquet'}:
         return _parquet_parts(files)
@@ -544,6 +559,17 @@ def _found_at(
     )
 
 
+def _check_once(paths: Sequence[str]) -> None:
+    "Raises ValueError where a file is given twice: its images would count twice."
+    known: dict[str, str] = {}
+    for path in paths:
+        place = os.path.realpath(path)  # which tells objects of a store apart, too
+        if place in known:
+            also = f', as {known[place]}' if known[place] != path else ''
+            raise ValueError(f'{path} is given twice{also}; give each file once')
+        known[place] = path
+
+
 def _files_at(
     place: str, storage_options: Mapping[str, Any] | None
 ) -> Iterator[tuple[Folder, str]]:
@@ -552,12 +578,22 @@ def _files_at(
         yield Folder.of(place, storage_options)
         return
     folder = Folder(place, storage_options)
-    names = folder.files(deep=False)
+    names = folder.files()
     if not names:
         folder.check()
     for name in names:
-        if name.endswith(('.parquet', '.npz')) and not name.startswith(('_', '.')):
+        if _is_part(name, place):
             yield folder, name
+
+
+def _is_part(name: str, folder: str) -> bool:
+    "Whether a file below a folder is one of codes. Raises ValueError where it lies deeper."
+    if not name.endswith(('.parquet', '.npz')) or re.search(r'(^|/)[._]', name):
+        return False
+    if '/' in name:
+        raise ValueError(f'{folder} holds {name} in a folder of its own; give files of one folder')
+    return True
+
 
 # %% ../nbs/19_parts.ipynb #915d90ce
 _ENGINES = ('here', 'ray')
@@ -694,6 +730,7 @@ class Seen:
     last: dict[Any, bytes] = field(default_factory=dict)  # code of the last image with an id
     code: bytes = b''  # of the first image
     equal: bool = True  # all codes so far
+    again: int = 0  # images whose id came before, in the same part
 
     def add(self, part: Codes) -> None:
         "Look at a part of the database; parts come in order."
@@ -701,8 +738,9 @@ class Seen:
         numbers = np.arange(n)
         self.continues &= np.array_equal(part.ids, numbers + self.images)
         self.restarts &= np.array_equal(part.ids, numbers)
-        wanted = set(self.query.ids.tolist())
-        for row, name in enumerate(part.ids.tolist()):
+        wanted, names = set(self.query.ids.tolist()), part.ids.tolist()
+        self.again += n - len(set(names))
+        for row, name in enumerate(names):
             if name in wanted:
                 self.last[name] = part.packed[row].tobytes()
         self.code = self.code or part.packed[0].tobytes()
@@ -716,6 +754,7 @@ class Seen:
         self.last |= later.last
         self.code = self.code or later.code
         self.equal &= later.equal and self.code == later.code
+        self.again += later.again
         self.images = later.images
 
     @property

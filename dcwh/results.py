@@ -865,7 +865,8 @@ def _check_commit(row: dict) -> None:
     if row['modified']:
         raise ValueError(
             f'{row["run"]} was made by code with changes on top of commit '
-            f'{row["commit"][:12]}; commit them and run it again, or record it '
+            f'{row["commit"][:12]}, or begun by other code than it was ended by; commit all and '
+            'run it again (--force), or record it '
             'as modified (--modified)'
         )
 

@@ -1273,9 +1273,28 @@ def _search_rows(index: FaissIndex, codes: Codes, k: int, where: dict | str | No
     every_id = index.rows.codes.ids
     _check_answers(len(codes), k, every_id.dtype.itemsize)
     distances, rows = nearest_rows(index.structure, codes.packed, k, allowed)
+    if where and allowed is not None:
+        _complete(distances, rows, index.rows.codes.packed, codes.packed, allowed)
     ids = every_id[rows]
     ids[rows < 0] = '' if ids.dtype.kind == 'U' else -1
     return distances, ids
+
+
+def _complete(
+    distances: np.ndarray,  # (Q, k), and
+    rows: np.ndarray,  # (Q, k): filled where lists or tables passed by what a filter allows
+    held: np.ndarray,  # codes of the index, packed
+    packed: np.ndarray,  # queries, packed
+    allowed: np.ndarray,  # bool, one per row of the index
+) -> None:
+    "Look at every allowed code for the queries that found fewer than there are."
+    there, k = np.flatnonzero(allowed), rows.shape[1]
+    short = (rows >= 0).sum(1) < min(k, len(there))
+    if short.any():
+        every_code = structure_of('flat', held[there], {})
+        near, places = nearest_rows(every_code, packed[short], k, None)
+        distances[short, : near.shape[1]] = near
+        rows[short, : near.shape[1]] = there[places]
 
 
 def _check_changeable(index: FaissIndex) -> None:
@@ -1936,8 +1955,11 @@ class LanceTable:
     ) -> Answers:  # distances and ids, (k or fewer,)
         "The nearest of one query, those with equal distance in the order of the ids."
         asked = self.lance.search(query, vector_column_name='code').distance_type('hamming')
+        asked = asked.where(only).limit(k).select(['id', '_distance'])
         with in_one_line(self.path):
-            found = asked.where(only).limit(k).select(['id', '_distance']).to_arrow()
+            found = asked.to_arrow()
+            if only and len(found) < k and self.lance.list_indices():  # lists pass some by
+                found = asked.bypass_vector_index().to_arrow()
         names, near = found['id'].to_numpy(), found['_distance'].to_numpy()
         order = np.lexsort((names, near))
         return near[order], names[order]

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['SPACING', 'TYPES', 'LOOK', 'MEANT', 'log', 'schedule_factor', 'weights_hash', 'checkpoint_key', 'save_checkpoint',
-           'load_checkpoint', 'save_history', 'Checkpoint', 'Trained', 'build', 'numerics', 'accelerator_of', 'joined',
-           'gathered_outputs', 'join_statistics', 'Means', 'Epoch', 'set_rate', 'train_epoch', 'facts_of', 'try_out',
-           'own_faults', 'loader_of', 'share_state', 'tracking', 'train']
+           'load_checkpoint', 'save_history', 'Checkpoint', 'Sessions', 'Trained', 'build', 'numerics',
+           'accelerator_of', 'joined', 'gathered_outputs', 'join_statistics', 'Means', 'Epoch', 'set_rate',
+           'train_epoch', 'facts_of', 'try_out', 'own_faults', 'loader_of', 'share_state', 'tracking', 'train']
 
 # %% ../nbs/14_training.ipynb #f855a4c0
 import csv
@@ -19,7 +19,7 @@ import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from time import monotonic
 from traceback import walk_tb
@@ -87,7 +87,7 @@ def load_checkpoint(path: Path, key: str, **parts: Any) -> list[dict]:  # the hi
         state = torch.load(path, map_location='cpu', weights_only=True)
     except Exception as e:  # a torn file fails in many ways
         raise _not_resumed(path, f'it cannot be read, {first_line(e)}') from e
-    if not isinstance(state, dict) or not {'key', 'epoch', 'history', *parts} <= state.keys():
+    if not isinstance(state, dict) or not _needed(parts) <= state.keys():
         raise _not_resumed(path, 'it is no checkpoint of a training')
     if state['key'] != key:
         raise ValueError(
@@ -98,11 +98,16 @@ def load_checkpoint(path: Path, key: str, **parts: Any) -> list[dict]:  # the hi
     if type(epoch) is not int or not isinstance(history, list) or len(history) != epoch:
         raise _not_resumed(path, 'its history does not have as many epochs as it says')
     try:
-        for name, part in parts.items():
-            part.load_state_dict(state[name])
+        for name in parts.keys() & state.keys():
+            parts[name].load_state_dict(state[name])
     except Exception as e:  # torch's, whatever does not fit
         raise _not_resumed(path, f'it does not fit, {first_line(e)}') from e
     return history
+
+
+def _needed(parts: dict[str, Any]) -> set[str]:
+    "What a checkpoint has to hold. Earlier ones do not say in which sessions they were made."
+    return {'key', 'epoch', 'history', *parts} - {'sessions'}
 
 
 def _not_resumed(path: Path, reason: str) -> ValueError:
@@ -152,6 +157,29 @@ class Checkpoint:
         self.saved = monotonic()
         self.cost = self.saved - started
 
+# %% ../nbs/14_training.ipynb #c62b68cb
+class Sessions:
+    "What each session of a training was made by, and its seconds. A checkpoint keeps them."
+
+    def __init__(self, made_by: dict[str, str]) -> None:
+        self.made_by, self.began = made_by, monotonic()
+        self.earlier: list[dict[str, Any]] = []
+
+    def state_dict(self) -> dict[str, list]:
+        "All sessions, this one as it is by now."
+        own = {'made_by': self.made_by, 'seconds': monotonic() - self.began}
+        return {'sessions': [*self.earlier, own]}
+
+    def load_state_dict(self, state: dict[str, list]) -> None:
+        "Those of a checkpoint came before this one."
+        self.earlier = state['sessions']
+
+    def changes(self) -> list[str]:
+        "What has changed since the session before, a line each."
+        before = self.earlier[-1]['made_by'] if self.earlier else self.made_by
+        named = ((name, before.get(name), now) for name, now in self.made_by.items())
+        return [f'{name} was {was}, and is {now}' for name, was, now in named if was != now]
+
 # %% ../nbs/14_training.ipynb #54bde0de
 @dataclass
 class Trained:
@@ -160,6 +188,7 @@ class Trained:
     model: HashModel
     criterion: Criterion
     history: list[dict]  # for each epoch: terms, loss, learning rate, facts of the criterion
+    earlier: list[dict] = field(default_factory=list)  # sessions that were interrupted
 
 
 def build(
@@ -662,6 +691,7 @@ def train(
     resume: bool = True,  # go on from the checkpoint, if there is one
     progress: bool = True,  # show bars; otherwise log a line per epoch
     tracker: str = '',  # a tracker of accelerate that also gets the epochs, such as tensorboard
+    made_by: dict[str, str] | None = None,  # what a checkpoint says of this session, by name
 ) -> Trained:
     """Train to the last epoch. After an interruption, a second call goes on and ends the same.
 
@@ -676,12 +706,16 @@ def train(
         model, criterion, optimizer = build(config, len(data.seen), model, len(images))
         model, criterion = model.to(accelerator.device), criterion.to(accelerator.device)
         checkpoint = Checkpoint(folder, checkpoint_key(config, data), main)
+        sessions = Sessions(made_by or {})
         parts = {'model': model, 'criterion': criterion, 'optimizer': optimizer}
+        parts |= {'sessions': sessions}
         if accelerator.scaler:
             parts['scaler'] = accelerator.scaler  # of fp16
         history = checkpoint.read(parts) if resume else []
         if history and main:
             log.info('resumed at epoch %d of %d', len(history) + 1, config.epochs)
+            for change in sessions.changes():
+                log.warning(change)
         accelerator.wait_for_everyone()  # until each has read
         if tracker:
             accelerator.init_trackers(tracker)
@@ -689,4 +723,4 @@ def train(
             _epochs(config, images, accelerator, parts, checkpoint, history, progress)
         if tracker:
             accelerator.end_training()
-    return Trained(model, criterion, history)
+    return Trained(model, criterion, history, sessions.earlier)

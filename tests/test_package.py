@@ -49,7 +49,10 @@ sys.path.insert(0, sys.argv[1])
 import dcwh
 assert dcwh.__file__.startswith(sys.argv[1]), dcwh.__file__
 names = sorted(m.name for m in pkgutil.iter_modules(dcwh.__path__))
-for n in names: importlib.import_module('dcwh.' + n)
+for n in names:
+    module = importlib.import_module('dcwh.' + n)
+    lost = [name for name in getattr(module, '__all__', ()) if not hasattr(module, name)]
+    assert not lost, (n, lost)
 from dcwh.files import SHIPPED, shipped
 print(*names)
 found = [p for kind in SHIPPED for p in shipped(kind, '').iterdir()]

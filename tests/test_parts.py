@@ -130,6 +130,33 @@ def test_queries_in_the_database_and_equal_codes_are_said(place):
     assert 'all codes of the database are equal' in do('own.npz', 'equal0.npz', 'equal1.npz')[1]
 
 
+def test_an_image_that_would_count_twice_is_said(place):
+    "A file that is given twice is refused, and files that share images are told."
+    _, database = place
+    save_codes(database[190:], names_of(database[190:]), Path('d2.npz'))
+    Path('link.npz').symlink_to('d1.npz')
+    for dataset, said in (
+        (['d0.npz', 'd1.npz', 'd1.npz'], 'd1.npz is given twice; give each file once'),
+        (['codes', 'codes/part-0.parquet'], 'part-0.parquet is given twice; give each file once'),
+        (['d1.npz', 'link.npz'], 'link.npz is given twice, as d1.npz; give each file once'),
+    ):
+        assert said in do('q.npz', *dataset, code=2)
+    assert '10 images stand in more than one' in do('q.npz', 'd0.npz', 'd2.npz')[1]
+    database[[*range(300), 7, 7, 8]].save('twice.npz')
+    said = do('q.npz', 'twice.npz', '--database-table', 'd.csv')[1]
+    assert '3 images of the database have the id of another' in said
+
+
+def test_files_in_folders_of_a_folder_are_not_passed_by(place):
+    "They were left out, without a word. What a writer keeps for itself still is."
+    Path('codes/more').mkdir()
+    Path('codes/part-1.parquet').rename('codes/more/part-1.parquet')
+    said = 'codes holds more/part-1.parquet in a folder of its own'
+    assert said in do('q.npz', 'codes', code=2)
+    Path('codes/more').rename('codes/_more')
+    assert do('q.npz', 'codes') == do('q.npz', 'd0.npz')
+
+
 def test_what_is_refused_before_anything_is_counted(place, monkeypatch):
     query, database = place
     other = Codes(database.packed, 32, database.labels, database.ids, 'bbbb')

@@ -366,6 +366,28 @@ def test_killed_and_resumed_is_the_same_to_the_bit(tmp_path, uninterrupted, deat
     assert {**read_result(*results(runs)), 'manifest': 0} == {**result, 'manifest': 0}
 
 
+SESSION = """
+import dcwh.experiment as made
+made.commit, made.digest, made.processor = (lambda: 'c' * 40), (lambda *parts: '{}'), (lambda: '{}')
+"""
+
+
+@pytest.mark.parametrize('code, machine', [('a', 'Abacus'), ('a', 'Ledger'), ('b', 'Abacus')])
+def test_a_run_that_was_resumed_tells_of_all_its_sessions(tmp_path, code, machine):
+    "It told of the last alone: a commit that had made one epoch of many, and its seconds."
+    killed, said = python(SESSION.format('a', 'Abacus') + KILL_IN_EPOCH + RUN, tmp_path)
+    assert killed == -signal.SIGKILL, said
+    (file,) = tmp_path.rglob('checkpoint.pt')
+    (session,) = torch.load(file, weights_only=True)['sessions']['sessions']
+    done, said = python(SESSION.format(code, machine) + RUN, tmp_path)
+    assert done == 0 and ('code was a, and is b' in said) == (code == 'b')
+    told = read_result(*results(tmp_path))['manifest']
+    assert told['commit'] == 'c' * 40 + '-modified' * (code == 'b')
+    assert (told['device'] == session['made_by']['device']) == (machine == 'Abacus')
+    assert told['device'].startswith('Abacus') and machine in told['device']
+    assert told['seconds']['training'] >= session['seconds'] - 0.1
+
+
 def test_a_method_that_remembers_outputs_resumes_the_same_to_the_bit(tmp_path):
     config = resolve(**QUICK, method='dsdh')
     script = RUN.replace("recipe='quick'", "recipe='quick', method='dsdh'")

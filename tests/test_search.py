@@ -24,7 +24,7 @@ from forked import Python, python
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dcwh.codes import Codes
+from dcwh.codes import Codes, hamming
 from dcwh.search import INDEX_KINDS, OPTIONS, STRUCTURES, CodeIndex, changing, option_lines
 
 
@@ -432,18 +432,20 @@ def test_no_codes_no_index(tmp_path, kind):
         built(kind, some_codes(1)[:0], folder=tmp_path)
 
 
-@pytest.mark.parametrize('kind', STRUCTURES)
-def test_filters_of_few_images(kind):
-    "One image of many is found, by the graph too."
+@pytest.mark.parametrize('options', [{}, {'lists': 40}], ids=['whole', 'in lists'])
+@pytest.mark.parametrize('kind', INDEX_KINDS)
+def test_filters_of_few_images(tmp_path, kind, options):
+    "What a filter allows is found, however few images of many that are and however far."
     codes = some_codes(2000)
-    index = CodeIndex.build(
-        codes, kind, {'row': np.arange(2000)}, **({'probes': 44} if kind == 'ivf' else {})
-    )
-    distances, ids = index.search(codes[:5], 3, {'row': [7, 1234]})
-    if kind != 'multihash':
-        assert (np.sort(ids, 1) == ['', '1234.jpg', '7.jpg']).all() and (
-            distances[:, 2] == -1
-        ).all()
+    if options and 'lists' not in OPTIONS[kind]:
+        pytest.skip('it has no lists')
+    index = built(kind, codes, {'row': np.arange(2000)}, tmp_path, **options)
+    distances, ids = index.search(codes[:20], 3, {'row': [7, 1234]})
+    assert (np.sort(ids, 1) == ['', '1234.jpg', '7.jpg']).all()
+    assert (distances[:, 2] == -1).all() and (np.diff(distances[:, :2]) >= 0).all()
+    pairs = zip(codes[:20].packed, ids[:, :2], distances[:, :2], strict=True)
+    for query, names, near in pairs:
+        assert (hamming(query[None], index.codes_of(names.tolist()).packed)[0] == near).all()
 
 
 # ---- types
