@@ -74,7 +74,7 @@ def thumbnail(
 
 
 def _upright(path: Path, side: int) -> Image.Image | None:
-    "An image from a file, decoded for a scale of `side` pixels; None if it has too many pixels."
+    "An image from a file, decoded for a scale of `side` pixels. None if it has too many pixels."
     with open_image(path) as opened:
         if opened.width * opened.height > MOST_PIXELS:
             return None
@@ -109,7 +109,7 @@ def read_image(
 
 
 def _complaint(opened: Image.Image) -> str:
-    "Why an image is not taken, from its header alone; empty if it is."
+    "Why an image is not taken, from its header alone. Empty if it is."
     if opened.width * opened.height > MOST_PIXELS:
         return (
             f'This image has {opened.width:,} × {opened.height:,} pixels, and at most '
@@ -248,7 +248,7 @@ class ImageSearch:
         self,
         name: str,  # of an image of the index
     ) -> Image.Image | None:
-        "Its thumbnail; None if there is none."
+        "Its thumbnail. None if there is none."
         try:
             return thumbnail(below(self.root, name))
         except ValueError:
@@ -456,7 +456,7 @@ STYLE = """
 
 
 def _message(text: str, refused: bool = False) -> str:
-    "A sentence as HTML; names of files are in it."
+    "A sentence as HTML. Names of files are in it."
     kind = 'refused' if refused else 'said'
     return f'<p role="status" class="{kind}">{html.escape(text)}</p>'
 
@@ -519,7 +519,7 @@ def _right_column(gr: Any, first: Captioned, said: str) -> dict[str, Any]:
 
 # %% ../nbs/22_app.ipynb #5de51275
 def _picture_of(visit: Visit) -> Image.Image | None:
-    "The picture of the last query; None where nothing is asked."
+    "The picture of the last query. None where nothing is asked."
     return visit.asked[-1].picture if visit.asked else None
 
 
@@ -689,7 +689,7 @@ def _files_named(said: Any) -> list:
 
 
 def _functions_of(blocks: Any) -> dict[int, list]:
-    "The functions of a page, and of each the models of its inputs; None where there is none."
+    "The functions of a page, and of each the models of its inputs. None where there is none."
     return {n: [getattr(c, 'data_model', None) for c in f.inputs] for n, f in blocks.fns.items()}
 
 
@@ -728,7 +728,7 @@ async def _read_body(
     receive: Receive,
     most: int,  # bytes
 ) -> bytes | None:  # None if it is longer
-    "The body of a request; read to its end in any case, or the browser would not hear the answer."
+    "The body of a request. Read to its end in any case, or the browser would not hear the answer."
     parts, length, more = [], 0, True
     while more:
         event = await receive()

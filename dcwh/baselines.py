@@ -191,7 +191,7 @@ class Memory(nn.Module):
 
 # %% ../nbs/08_baselines.ipynb #f8bfc369
 class CrossEntropy(Criterion):
-    "Softmax cross-entropy of a linear classifier on the outputs; codes are their signs."
+    "Softmax cross-entropy of a linear classifier on the outputs. Codes are their signs."
 
     def __init__(
         self,
@@ -475,7 +475,7 @@ def hash_centres(
     bits: int,
     generator: torch.Generator | None = None,  # of corners, where bits are no power of two
 ) -> Tensor:  # -1 or +1, shape (C, K)
-    """Rows of a Hadamard matrix and their negatives; corners far from each other where bits are
+    """Rows of a Hadamard matrix and their negatives. Or corners far from each other, where bits are
     no power of two, or there are too few rows."""
     check_start(num_classes, bits)
     check_generator(generator)

@@ -25,7 +25,7 @@ from .files import file_is_there, shown, write_whole
 def sign(
     h: Tensor,  # real-valued outputs, any shape
 ) -> Tensor:  # -1 or +1, of the same shape, dtype and device
-    """The vertex of the cube nearest to `h`; zero goes to +1. The gradient is zero everywhere.
+    """The vertex of the cube nearest to `h`. Zero goes to +1. The gradient is zero everywhere.
 
     NaN goes to -1 unseen: to look at values, a step would wait for the GPU. `as_outputs`, which
     makes codes, refuses it. Raises ValueError where `h` is no dense tensor of real numbers."""
@@ -443,7 +443,7 @@ class Codes:
         ids: Tensor | np.ndarray | None = None,
         model: str = '',
     ) -> 'Codes':
-        "Codes that are given bit by bit; the rest as for `from_outputs`."
+        "Codes that are given bit by bit. All else is as in `from_outputs`."
         return cls.from_packed(*_packed_bits(bits), labels, ids, model)
 
     @classmethod
@@ -455,7 +455,7 @@ class Codes:
         ids: Tensor | np.ndarray | None = None,
         model: str = '',
     ) -> 'Codes':
-        "Codes that are packed into bytes; the rest as for `from_outputs`."
+        "Codes that are packed into bytes. All else is as in `from_outputs`."
         return cls(packed, bits, labels, ids, model)  # type: ignore[arg-type]  # arrays, once made
 
     def save(self, path: str | Path, **more: Any) -> None:
@@ -465,12 +465,12 @@ class Codes:
 
     @staticmethod
     def load(path: str | Path) -> 'Codes':
-        "Read what `save` wrote; nothing is unpickled. Raises as `read_codes` does."
+        "Read what `save` wrote. Nothing is unpickled. Raises as `read_codes` does."
         return read_codes(path)
 
 # %% ../nbs/01_codes.ipynb #5d4a11e6
 def _arrays_in(path: str | Path) -> dict[str, np.ndarray]:
-    """The arrays of an .npz or a .mat by name; that of an .npy is called codes.
+    """The arrays of an .npz or a .mat by name. The one of an .npy is called codes.
 
     Raises ValueError if it is something else, or holds what would have to be unpickled."""
     if Path(path).suffix == '.mat':
@@ -607,7 +607,7 @@ def read_codes(
 ) -> Codes:
     """Codes from a file: what `Codes.save` writes, or a matrix.
 
-    A matrix holds outputs (floats), -1 and 1, or 0 and 1; `ids` may lie beside it in an .npz.
+    A matrix holds outputs (floats), -1 and 1, or 0 and 1. `ids` may lie beside it in an .npz.
 
     Raises FileNotFoundError, or ValueError naming the file if it holds something else."""
     if not file_is_there(path):
@@ -670,7 +670,7 @@ def _from_matrix(codes: np.ndarray, labels: np.ndarray | None, ids: np.ndarray |
 def balance(
     codes: Codes,
 ) -> np.ndarray:  # shape (bits,), 0 … 1
-    "The share of ones in each bit; 0.5 carries the most information. Raises ValueError at none."
+    "The share of ones in each bit. 0.5 carries the most information. Raises ValueError at none."
     if not isinstance(codes, Codes):
         raise ValueError(f'codes is {type(codes).__name__}; give Codes')
     if not len(codes):
@@ -691,7 +691,7 @@ def entropy(
 def correlation(
     codes: Codes,
 ) -> np.ndarray:  # shape (bits, bits), -1 … 1
-    "Pearson's correlation of each bit with each; 0 where one of the two never changes."
+    "Pearson's correlation of each bit with each, 0 where one of the two never changes."
     mean = 2 * balance(codes) - 1
     b = unpack(codes.packed, codes.bits) - mean
     norm = np.sqrt((b**2).sum(0))

@@ -138,7 +138,7 @@ def recipe_parts(
     recipe: str,
     method: str,
 ) -> Iterator[tuple[str, dict[str, Any]]]:  # such as ('digits.yaml, quick', {'epochs': 4})
-    "The parts that `recipe_of` puts together, each with its place; a later one replaces values."
+    "The parts that `recipe_of` puts together, each with its place. A later one replaces values."
     names = dict.fromkeys(('any', dataset.rpartition('/')[2]))
     files = {name: _sections(name) for name in names}
     for section in dict.fromkeys(('default', recipe)):
@@ -344,14 +344,14 @@ def _comments_of(model: type) -> list[tuple[str, str]]:
 
 
 def _type_name(annotation: Any) -> str:
-    "Such as float; a word of a few is a str."
+    "The type of a field, such as float. A choice of words is a str."
     if get_origin(annotation) is Literal:
         return 'str'
     return (get_origin(annotation) or annotation).__name__
 
 
 def _allowed(field: FieldInfo) -> str:
-    "The words or the range that a field takes; empty where its type says all."
+    "The words or the range that a field takes. Empty where its type says all."
     if get_origin(field.annotation) is Literal:
         return ', '.join(word or 'empty' for word in get_args(field.annotation))
     limits = ('ge', 'le', 'lt')

@@ -437,7 +437,7 @@ def _side(codes: Codes, device: str | torch.device) -> tuple[Tensor, Tensor]:
 
 
 def _opened(packed: Tensor, labels: Tensor, bits: int, classes: int) -> tuple[Tensor, Tensor]:
-    "Codes as -1 and +1, and several labels as 0 and 1; class numbers stay as they are."
+    "Codes as -1 and +1, and several labels as 0 and 1. Class numbers stay as they are."
     y = labels if labels.ndim == 1 else _unpacked(labels, classes)
     return _unpacked(packed, bits) * 2 - 1, y
 

@@ -165,7 +165,7 @@ def check_epoch(
 
 # %% ../nbs/02_criterion.ipynb #77d73109
 class Criterion(nn.Module):
-    """What a trainer calls. Subclasses define `terms`; the rest has defaults.
+    """What a trainer calls. Subclasses define `terms`. All else has defaults.
 
     Works under torch.compile, in two graphs a run at most, and does not wait for a GPU."""
 
@@ -182,7 +182,7 @@ class Criterion(nn.Module):
         return None
 
     def terms(self, h: Tensor, y: Tensor, index: Tensor | None = None) -> dict[str, Tensor]:
-        "Each term of the loss, unweighted, as a scalar; of what `check_batch` gives."
+        "Each term of the loss as a scalar, unweighted. `h` and `y` are what `check_batch` gives."
         raise NotImplementedError
 
     def remember(self, h: Tensor, y: Tensor, index: Tensor | None = None) -> None:
@@ -230,7 +230,7 @@ class Criterion(nn.Module):
 
 # %% ../nbs/02_criterion.ipynb #4b866080
 def _weighted_sum(terms: dict[str, Tensor], weights: dict[str, float]) -> Tensor:
-    """The sum of the terms, by their weights; 1 where none is named.
+    """The sum of the terms, by their weights. A term without one counts 1.
 
     1 * x and 0 + x are not computed: torch.compile takes them for x, which `last` has without
     its gradient, and a loss of a single term then has none either (pytorch issue 197893)."""

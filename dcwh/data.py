@@ -79,7 +79,7 @@ def _shuffled(
     among: np.ndarray,
     rng: np.random.Generator,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    "Positions, shuffled, by class; the place of each in its class; how many its class has."
+    "Shuffled positions by class, the place of each in its class, and how many its class has."
     among = rng.permutation(among)
     order = among[np.argsort(labels[among], kind='stable')]
     y = labels[order]
@@ -390,7 +390,7 @@ class ImageSet(Dataset):
 
     @property
     def labels(self) -> np.ndarray:
-        "Labels of the images of the set; a row of several has the first `classes` columns."
+        "Labels of the images of the set. Where there are several, the first `classes` columns."
         labels = self.source.labels[self.ids]
         return labels[:, : self.classes] if self.classes and labels.ndim == 2 else labels
 
@@ -457,7 +457,7 @@ def sent(
     images: Tensor,  # a batch, on the CPU
     device: torch.device,
 ) -> Tensor:
-    "A batch on a device; to a GPU it goes while the GPU computes."
+    "A batch on a device. To a GPU it goes while the GPU computes."
     if device.type != 'cuda':
         return images.to(device)
     return images.pin_memory().to(device, non_blocking=True)
@@ -627,7 +627,7 @@ def _contents(path: str) -> Iterator[bytes]:
 
 
 def _kept_at(images: Files, ids: np.ndarray, side: int) -> Path | None:
-    "Where these images, decoded to squares of `side` pixels, would be kept; None if nothing is."
+    "Where these images, decoded to squares of `side` pixels, would be kept. None if they are not."
     folder = os.environ.get('DCWH_CACHE', str(Path.home() / '.cache/dcwh'))
     if not folder:
         return None
@@ -660,7 +660,7 @@ def _read_all(
 
 
 def _read_kept(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
-    "Decoded images that are kept, mapped into memory; None where there are none, or damaged ones."
+    "Decoded images that are kept, mapped into memory. None where they are missing or damaged."
     try:
         images = np.load(path, mmap_mode='r', allow_pickle=False)
     except (OSError, ValueError, EOFError):
@@ -780,7 +780,7 @@ class RetrievalSet:
         side: int,  # pixels
         workers: int = 0,  # processes that decode
     ) -> 'RetrievalSet':
-        """Decode files to squares of `side` pixels; read them all once, in memory if they fit.
+        """Decode files to squares of `side` pixels. Read them all once, in memory if they fit.
 
         Raises ValueError listing those that are unreadable."""
         used = np.unique(np.concatenate([images.ids for images in self.roles.values()]))
@@ -972,7 +972,7 @@ def check(
     workers: int = 0,  # processes that read
     protocol: str = 'full',  # the one that is to be followed, as in `load`
 ) -> tuple[dict[str, Any], list[str]]:
-    """What a source holds, having read all of it; and everything that is wrong with it.
+    """What a source holds, having read all of it, and everything that is wrong with it.
 
     That is what cannot be read, and what `load` would refuse, a line each. Raises ValueError if
     `workers` or `protocol` is none."""
@@ -987,7 +987,7 @@ def check(
 
 
 def _refused(source: Source, protocol: str) -> list[str]:
-    "What `load` says against a source; nothing if it takes it."
+    "Why `load` refuses a source. Nothing if it takes it."
     try:
         load(source, protocol)
     except ValueError as e:

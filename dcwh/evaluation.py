@@ -180,7 +180,7 @@ def _group_sum(n: int, r: int, m: int, gain: float, N0: int, G0: float) -> float
 
 @register_jitable
 def _cut_group(n: int, r: int, m: int, gain: float, N0: int, R0: int, G0: float, S: float) -> float:
-    """Expected AP@k, normalised by what is found: the cut leaves m ranks of this group; S is the
+    """Expected AP@k, normalised by what is found: the cut leaves m ranks of this group. S is the
     sum of precisions in the groups before it, which have R0 relevant images."""
     score = 0.0
     low, p = hypergeometric(n, r, m)
@@ -598,7 +598,7 @@ GRADED = ('ndcg', 'acg', 'weighted_map')
 
 # %% ../nbs/06_evaluation.ipynb #e7a1c0d4
 class Evaluation(GradedRelevance):
-    """How well queries retrieve from a database; everything is derived from histograms.
+    """How well queries retrieve from a database. Everything is derived from histograms.
     Means are over all queries, and over tie orders where ties matter."""
 
     @cached_property
@@ -618,7 +618,7 @@ class Evaluation(GradedRelevance):
 
     @property
     def map_with_relevant(self) -> float:
-        "`map` over the queries that have a relevant item; 0 where none has."
+        "`map` over the queries that have a relevant item, 0 where none has."
         return self.map * self.queries / max(1, self.queries - self.queries_without_relevant)
 
     @property
@@ -834,7 +834,7 @@ def _order_of(
     relevant: np.ndarray,  # bool, (N,): in the order of the database
     hits: np.ndarray,  # uint8, (N,): relevance by rank, filled
 ) -> None:
-    "In `ordered`, a tie has its relevant items last; put them in order."
+    "Put items in order. In `ordered`, a tie has its relevant items last."
     starts, ties = np.zeros(len(ordered), np.int64), 0
     begin = 0
     for i in range(len(ordered)):
@@ -891,7 +891,7 @@ def _ranked(
     relevant: np.ndarray,  # bool, of the same shape
     k: int,  # length of the ranking
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # (q, k), (q,) and (q,)
-    """Precision at the rank of each relevant item, 0 at the others; the relevant items found; and
+    """Precision at the rank of each relevant item, 0 at the others, the relevant items found, and
     the least gap.
 
     Ranked as a stable argsort does it, by a sort of numbers, which is many times as fast."""

@@ -425,7 +425,7 @@ def _name_of(config: dict[str, Any]) -> str:
 
 
 def _evaluation_of(folder: Path, result: dict[str, Any]) -> Evaluation | None:
-    "That of the codes in the folder of a run, as its result says; None where they are gone."
+    "That of the codes in the folder of a run, as its result says, None where they are gone."
     if not all((folder / f'{role}.npz').is_file() for role in ('query', 'database')):
         return None
     codes = codes_of_run(folder, result['manifest'].get('model'))

@@ -68,7 +68,7 @@ def start_centres(
     start: str = 'vertices',  # vertices: corners far apart; sparse: a quarter of their bits +1
     generator: torch.Generator | None = None,
 ) -> Tensor:  # shape (C, K)
-    """Centres to start from; `normal` are draws from N(0, 1).
+    """Centres to start from. `normal` are draws from N(0, 1).
 
     Raises ValueError where there are fewer such corners than classes."""
     check_start(num_classes, bits, start)

@@ -59,7 +59,7 @@ def _batch(
 
 
 def _number_of(model: str) -> int:
-    "A number for the identity of a model, which processes can exchange; 0 for none."
+    "A number for the identity of a model, which processes can exchange. No model is 0."
     return int.from_bytes(sha256(model.encode()).digest()[:7]) if model else 0
 
 # %% ../nbs/07_metrics.ipynb #6501dc5e
@@ -139,7 +139,7 @@ class _JoinedWhole(Metric):
             raise
 
     def _sync_dist(self, *args: Any, **kwargs: Any) -> None:
-        """Gather from all processes; one that has seen no batch of a side gives empty parts.
+        """Gather from all processes. One that has seen no batch of a side gives empty parts.
 
         Raises ValueError, in all of them, where they do not fit."""
         with self._whole_or_not():
@@ -211,7 +211,7 @@ class TwoSides(_JoinedWhole):
 
 # %% ../nbs/07_metrics.ipynb #182be8fd
 def _first_of_each(ids: Tensor) -> tuple[Tensor, Tensor]:
-    "Where each number occurs first, in the order of the numbers; and that place for each number."
+    "Where each number occurs first, in the order of the numbers, and that place for each number."
     ordered, places = ids.sort(stable=True)
     new = torch.ones_like(ordered, dtype=torch.bool)
     new[1:] = ordered[1:] != ordered[:-1]

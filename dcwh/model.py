@@ -46,7 +46,7 @@ CLASSIFIERS = {  # torchvision: where the last layer is
 
 
 def small() -> nn.Module:
-    "Three convolutions for images of 8 to 32 pixels; 128 features."
+    "Three convolutions for images of 8 to 32 pixels, with 128 features."
     return nn.Sequential(
         _block(3, 32),
         nn.MaxPool2d(2),
@@ -126,7 +126,7 @@ def backbone_named(
     name: str,  # small, one of CLASSIFIERS, or timm/<name>
     pretrained: bool,  # with the library's default weights (a download, checked)
 ) -> tuple[nn.Module, dict[str, tuple], tuple[str, ...]]:  # {mean, std}; layers taken off
-    "A backbone by name. Raises ValueError listing the known ones; OSError without its weights."
+    "A backbone by name. Raises ValueError listing the known ones, OSError without its weights."
     check_backbone(name)
     if name == 'small':
         if pretrained:
@@ -676,7 +676,7 @@ def is_marked(
 
 
 def _write_card(file: Path, card: str) -> None:
-    "Write a card in place of one that dcwh wrote; warns, and keeps it, at another."
+    "Write a card, also over one that dcwh wrote. Any other is kept, with a warning."
     try:
         there = file.read_bytes().decode(errors='replace')
     except FileNotFoundError:
@@ -729,7 +729,7 @@ def _config_of(model: 'HashModel', given: Any) -> bytes:
 
 
 def _distinct(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    "The tensors of a model; one that it has under two names, once."
+    "The tensors of a model, each once, also one that has two names."
     names: dict[tuple[int, torch.Size], str] = {}
     for name in sorted(state):
         names.setdefault((state[name].data_ptr(), state[name].shape), name)

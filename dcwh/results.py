@@ -595,7 +595,7 @@ def result_of(
 
 
 def _protocol_of(row: dict) -> dict:
-    "The protocol of a result; classes that were not seen, and parts, only where there are such."
+    "The protocol of a result. Unseen classes and parts are named only where there are such."
     known = {name: row[column] for column, (name, _) in PROTOCOL.items()}
     return {name: value for name, value in known.items() if name not in LATER or value is not None}
 
@@ -1011,7 +1011,7 @@ def _recipe(dataset: str, bits: int, method: str, recipe: str) -> dict:
 
 
 def _setting_text(name: str, value: object) -> str:
-    "A setting and its value in short: `epochs=12`; of a file of weights, its name."
+    "A setting and its value in short: `epochs=12`. A file of weights goes by its name."
     if name == 'weights':
         return f'{name}={Path(str(value)).name}'
     return f'{name}={value:g}' if isinstance(value, float) else f'{name}={value}'
@@ -1527,7 +1527,7 @@ def _whole_name(protocol: str) -> str:
 
 
 def _images_per_class(protocol: str) -> int:
-    "How many training images of each class there were, by the name of a protocol; 0 for all."
+    "How many training images of each class a protocol has, by its name. All is 0."
     few = re.search(f', ([0-9]+) {LIMITED}', protocol)
     return int(few[1]) if few else 0
 
@@ -1538,7 +1538,7 @@ def _few_text(images: int) -> str:
 
 
 def _changes(shared: str) -> list[str]:
-    "What a setting changes, as `changed` has it; first a recipe that is not the default."
+    "What a setting changes, as in `changed`. A recipe that is not the default comes first."
     recipe = shared.partition(', ')[0]
     named = [f'recipe {recipe}'] * (recipe != 'default')
     return [*named, *filter(None, changed(shared).split(', '))]
@@ -1632,7 +1632,7 @@ def comparison(
 ) -> 'pd.DataFrame':  # one row a cell, in the order of reading
     """The cells of the tables of all data sets: ours by groups, then what others report.
 
-    The best method comes first in its group; `best` marks the best of a column."""
+    The best method comes first in its group. `best` marks the best of a column."""
     _check_frame(table, 'table', 'summary')
     if others is not None:
         _check_frame(others, 'others', 'published')
@@ -1775,7 +1775,7 @@ def _standing_counts(standing: 'pd.DataFrame', others: list[str]) -> list[dict]:
 def standing_cells(
     standing: 'pd.DataFrame',  # from `standings`, of one method
 ) -> 'pd.DataFrame':  # one row a cell of the table
-    "How a method stands against each other one, for `as_html`; how often ahead and behind, last."
+    "A method against each other one, for `as_html`. How often ahead and behind comes last."
     _check_frame(standing, 'standing', 'standings')
     main = standing['method'].iloc[0]
     others = sorted(set(standing['other']), key=lambda other: (main in other, other))

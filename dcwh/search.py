@@ -7,7 +7,7 @@ __all__ = ['COLUMN_TYPES', 'LONGEST_TEXT', 'OPTIONS', 'MOST_KEYS', 'Answers', 'I
            'INDEX_KINDS', 'FORMAT', 'HEADER', 'as_column', 'check_width', 'read_value', 'typed_value', 'checked_table',
            'check_name', 'check_columns', 'conditions', 'check_column', 'Option', 'option_lines', 'check_options',
            'IndexContract', 'CodeIndex', 'in_lance', 'check_file', 'faiss_library', 'structure_of', 'one_thread',
-           'searched', 'nearest_rows', 'ImageRows', 'FaissIndex', 'write_index', 'read_index', 'changing',
+           'searched', 'nearest_rows', 'ImageRows', 'FaissIndex', 'write_index', 'alone', 'read_index', 'changing',
            'in_one_line', 'lance_table', 'as_arrow', 'types_of', 'header_of', 'sql', 'LanceTable', 'LanceIndex',
            'append_codes']
 
@@ -498,6 +498,8 @@ def _check_place(options: dict) -> None:
 def _check_lance_name(path: str | Path) -> None:
     "Raises ValueError where a path cannot be that of an index of kind lance."
     name = str(path).rstrip('/').rpartition('/')[2]
+    if '://' in str(path) and re.search('[#?%]', str(path)):  # LanceDB would go elsewhere
+        raise ValueError(f'{path}: a URI of an index has no #, ? or %; give another prefix')
     if '\0' in str(path) or not re.fullmatch(r'[A-Za-z0-9_.-]+\.lance', name):
         raise ValueError(
             f'{path} cannot be an index of kind lance; give a folder or URI '
@@ -1449,13 +1451,16 @@ def write_index(
     being written; ValueError where it is something else."""
     check_file(path)
     place = writable(path)
-    with _alone(place, 10):
+    with alone(place, 10):
         _replace(index, place)
 
 
 @contextmanager
-def _alone(path: str | Path, timeout: float) -> Iterator[None]:
-    "One process at a time. Raises OSError after so many seconds."
+def alone(
+    path: str | Path,  # of a file or a folder
+    timeout: float,  # seconds to wait for others
+) -> Iterator[None]:
+    "One process at a time. Raises OSError where others take longer."
     try:
         with locked(path, timeout):
             yield
@@ -1652,7 +1657,7 @@ def changing(
     if not os.path.isfile(path):
         CodeIndex.load(path)  # which says what is wrong
     place = writable(path)
-    with _alone(place, timeout):
+    with alone(place, timeout):
         index = _open_file(path, options)
         yield index
         _replace(index, place)
@@ -1779,9 +1784,14 @@ def _opened_table(place: _Place) -> Any:
 def lance_table(
     path: str | Path,  # a folder or URI that ends in .lance
     settings: Mapping[str, Any],  # of an object store
-) -> Any:
+    version: int = 0,  # can be read and not changed; 0: the newest, which can
+) -> 'LanceTable':
     "A table of LanceDB, whatever its columns. Raises FileNotFoundError, OSError or ValueError."
-    return _opened_table(_Place(path, settings))
+    table = LanceTable(_opened_table(_Place(path, settings)), path)
+    if version:
+        with in_one_line(path):
+            table.lance.checkout(version)
+    return table
 
 # %% ../nbs/18_search.ipynb #a078d52c
 def as_arrow(
@@ -1917,6 +1927,11 @@ class LanceTable:
             asked = self.lance.search().select([*columns])
             return asked.offset(start).limit(number).to_arrow()
 
+    def rows_at(self, positions: list[int], column: str) -> Any:
+        "A column of some rows, by their positions in this version, as arrow has it."
+        with in_one_line(self.path):
+            return self.lance.take_offsets(positions).select([column]).to_arrow()[column]
+
     def rows_of(
         self,
         ids: list,  # of images
@@ -1961,7 +1976,7 @@ def _one_writer(path: str | Path) -> Iterator[None]:
         writable(place.with_name(f'.{place.name}.lock'))
     except OSError as e:
         raise OSError(f'{path} cannot be made or changed: {e}') from e
-    with _alone(place, 600):
+    with alone(place, 600):
         yield
 
 # %% ../nbs/18_search.ipynb #fd9d78bd
@@ -2184,13 +2199,8 @@ def _open_lance(
             'is opened with version and storage_options'
         )
     check_options('lance', {'path': path, 'storage_options': storage_options}, 1, 1)
-    table = _opened_table(_Place(path, storage_options or {}))
     pinned = _check_count('version', version) if version else 0
-    index = LanceIndex(LanceTable(table, path), pinned)
-    if pinned:
-        with in_one_line(path):
-            table.checkout(pinned)
-    return index
+    return LanceIndex(lance_table(path, storage_options or {}, pinned), pinned)
 
 
 INDEX_KINDS['lance'] = _lance_index

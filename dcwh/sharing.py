@@ -424,7 +424,7 @@ def limits(
             'they count 0 in the precision there.'
         )
     if c['method'] not in BUILT_IN:
-        said.append('The method is no part of dcwh. It is of whoever trained the model.')
+        said.append('The method is no part of dcwh. It comes from whoever trained the model.')
     elif c['method'].startswith('dcwh'):
         said.append(
             'The method is reconstructed from the abstract of the paper '
@@ -438,19 +438,19 @@ def limits(
 def _beginning(result: dict) -> str:
     "Where the weights began."
     weights, sha = result['config']['weights'], result['manifest'].get('weights_sha256')
-    flatter = 'where images or classes of this set'
+    overlap = 'Where images or classes of this set'
     if weights == 'none':
         return 'All weights were learned from these images alone.'
     if weights == 'default':
         return (
             "The backbone began with its library's default weights, which come from ImageNet. "
-            f'{flatter.capitalize()} are in ImageNet too, the numbers flatter.'
+            f'{overlap} are in ImageNet, too, the numbers are too high.'
         )
-    known = sha[:16] if sha else 'not recorded'
+    digest = f'{sha[:16]}…' if sha else 'not recorded'
     return (
-        f'The backbone began with weights from a file (SHA-256 {known}…). What they had been '
-        'trained on is not recorded, for published weights it is mostly ImageNet; '
-        f'{flatter} were in it, the numbers flatter.'
+        f'The backbone began with weights from a file (SHA-256 {digest}). What they had been '
+        'trained on is not recorded. For published weights it is mostly ImageNet. '
+        f'{overlap} were in it, the numbers are too high.'
     )
 
 # %% ../nbs/20_sharing.ipynb #c0159250
@@ -479,7 +479,7 @@ nearest = hamming(query.packed, database.packed).argsort(axis=1, kind='stable')
 ```
 {% if onnx %}
 `model.onnx` is the same network for other runtimes: images in [0, 1], RGB, float32, \
-shape (N, 3, {{ c.image_size }}, {{ c.image_size }}); the bits are the signs of its outputs. \
+shape (N, 3, {{ c.image_size }}, {{ c.image_size }}). The bits are the signs of its outputs. \
 In Python, `dcwh.sharing.OnnxModel('model.onnx')` stands in for the model above.
 {% endif %}
 {% if identity %}Codes of two models cannot be compared. \
@@ -491,7 +491,7 @@ Those of this one carry the identity `{{ identity }}`.{% endif %}
 {{ '{:,}'.format(p.query) }} queries against a database of \
 {{ '{:,}'.format(p.database) }} images, \
 {{ '{:,}'.format(p.train) }} training images, {{ p.classes }} classes, \
-labels an image: {{ p.labels_per_image or 'one' }}. Split `{{ p.split_hash }}`.
+labels per image: {{ p.labels_per_image or 'one' }}. Split `{{ p.split_hash }}`.
 
 | metric | value |
 |---|---|
@@ -501,7 +501,7 @@ labels an image: {{ p.labels_per_image or 'one' }}. Split `{{ p.split_hash }}`.
 {{ counted }}
 
 mAP{{ '@%d' % p.top_k if p.top_k }} is the expectation over all orders of images at the \
-same distance; relevant first and last are the ends that an order can reach. \
+same distance. Relevant first and relevant last are the best and the worst order. \
 {% if p.top_k %}The sum of precisions is divided by the \
 {{ divisors[m.normaliser] }} ({{ m.normaliser }}). \
 {% endif %}Queries without any relevant image count 0.
@@ -766,7 +766,7 @@ def _whole_result(file: Path) -> dict:
 
 # %% ../nbs/20_sharing.ipynb #93fa0ca2
 def _upload(folder: Path, repo_id: str, private: bool, message: str) -> None:
-    "Raises OSError where the hub does not take it; the folder stays."
+    "Upload a folder, which stays in any case. Raises OSError where the Hub does not take it."
     try:
         hub = HfApi()
         hub.create_repo(repo_id, private=private, exist_ok=True)

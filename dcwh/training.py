@@ -318,7 +318,7 @@ def gathered_outputs(
 
 # %% ../nbs/14_training.ipynb #7c0de007
 class _Sum(torch.autograd.Function):
-    "The sum over all processes; a gradient of it is the sum of theirs."
+    "The sum over all processes. A gradient of it is the sum of theirs."
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:

@@ -63,7 +63,7 @@ class Site:
         self.results = result_tables.recorded(ROOT / 'reports')
         self.made: dict[str, Callable[[], str]] = {
             'docs/results.md': self.results_tables,
-            'docs/claims.md': lambda: result_tables.claims_table(ROOT / 'reports/claims.csv'),
+            'docs/claims.md': lambda: result_tables.claims_page(ROOT / 'reports/claims.csv'),
             'docs/gallery.md': self.gallery,
         }
         self.files: dict[str, bytes] = {}
@@ -98,8 +98,9 @@ class Site:
     def results_tables(self) -> str:
         parts = []
         for task, run in result_tables.tasks(self.results).items():
-            what = ' · '.join(result_tables.facts(*task[1:], run))
-            parts += [f'## {task[0]}\n\n{what}', result_tables.task_table(self.results, task)]
+            protocol, *what = result_tables.facts(*task[1:], run)
+            parts += [f'## {task[0]}, {protocol}', ' · '.join(what)]
+            parts += [result_tables.task_table(self.results, task)]
         return '\n\n'.join(parts)
 
     def gallery(self) -> str:

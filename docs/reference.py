@@ -331,8 +331,8 @@ def overview_page(package: Path) -> str:
         names.append([f'[`dcwh.{name}`](#dcwh.{home}.{name})', said])
     files = [[f'[{n}]({n}.md)', escaped(module.summary)] for n, module in known.items()]
     return OVERVIEW.format(
-        names=rows_table(['name', 'is'], names),
-        modules=rows_table(['module', 'is about'], files),
+        names=rows_table(['name', 'what it is'], names),
+        modules=rows_table(['module', 'what it is about'], files),
         pages='\n'.join(['commands', *known]),
     )
 
@@ -343,7 +343,7 @@ OVERVIEW = """# Reference
 
 ## Public names
 
-`import dcwh` hands these on. They are the API; all else may change.
+`import dcwh` gives you these names. They are the API. Everything else may change.
 
 {names}
 

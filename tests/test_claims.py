@@ -56,12 +56,19 @@ def test_commands_of_grids_say_how_many_cores():
 
 
 def test_the_website_shows_the_verdicts_of_the_table(verdicts):
-    names, rows = rows_of(result_tables.claims_table(ROOT / 'reports/claims.csv'))
-    assert names[:2] == ['claim', 'verdict']
-    told = [
-        (v['claim'], f'**{v["verdict"]}**', v['evidence'], f'`{v["command"]}`') for v in verdicts
-    ]
-    assert [tuple(row) for row in rows] == told
+    page = result_tables.claims_page(ROOT / 'reports/claims.csv')
+    names, rows = rows_of(page)
+    assert names == ['claim', 'verdict']
+    assert rows == [[v['claim'], f'**{v["verdict"]}**'] for v in verdicts]
+    parts = page.split('\n## ')[1:]
+    for verdict, part in zip(verdicts, parts, strict=True):
+        head, said, evidence, command = part.strip().split('\n\n')
+        assert (head.lower(), said) == (
+            verdict['claim'].lower(),
+            f'**{verdict["verdict"].capitalize()}.**',
+        )
+        assert '; '.join(line[2:] for line in evidence.splitlines()) == verdict['evidence']
+        assert command == f'Make it again: `{verdict["command"]}`'
 
 
 def test_the_notebook_shows_the_verdicts_of_the_table(verdicts):

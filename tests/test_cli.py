@@ -401,7 +401,7 @@ def test_an_index_is_refused_before_it_is_built(place):
             and not Path(uri.partition('/')[0]).exists()
         )
     assert refused(do('index', 'build', '', 'c.npz'), 'no path') and refused(
-        do('index', 'build', 'memory://x.lance', 'c.npz', '--kind', 'lance'), 'would be gone'
+        do('index', 'build', 'memory://x.lance', 'c.npz', '--kind', 'lance'), 'would be lost'
     )
     assert refused(do('index', 'build', 'photos', 'c.npz'), 'photos') and refused(
         do('index', 'build', 'x.index', 'nowhere.npz'), 'nowhere.npz'

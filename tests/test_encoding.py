@@ -230,12 +230,12 @@ def test_a_cluster_encodes_a_bucket_into_a_bucket(home, bucket):
 def test_parquet_in_a_bucket_and_what_is_said_of_one_that_is_not_there(home, bucket):
     import pyarrow.dataset
 
-    from dcwh.encoding import file_system
+    from dcwh.parts import files_at
 
     options, client = bucket
     call = {'engine': 'here', 'batch_size': 4, 'storage_options': options}
     made = encode_dataset(str(home / 'model'), 's3://photos/in', 's3://codes/parquet', **call)
-    system, path = file_system('s3://codes/parquet', options)
+    system, path = files_at('s3://codes/parquet', options)
     rows = pyarrow.dataset.dataset(path, filesystem=system).to_table().sort_by('id')
     one = read_codes(home / 'one.npz')
     order = np.argsort(one.ids)

@@ -1,5 +1,5 @@
 """Every notebook runs from top to bottom and prints what is committed; dcwh/ and README.md are what
-the notebooks say; the house rules that a machine can see."""
+the notebooks say; the rules of CONTRIBUTING that a machine can see."""
 
 import ast
 import json

@@ -2,10 +2,10 @@
 store; while they grow, and where they cannot be read."""
 
 import json
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pytest
 from pyarrow import parquet
 from typer.testing import CliRunner
@@ -13,8 +13,8 @@ from typer.testing import CliRunner
 from dcwh.cli import app, save_codes
 from dcwh.codes import Codes
 from dcwh.evaluation import evaluate
-from dcwh.parts import CodeParts, files_at, ray_cluster, tally
-from dcwh.search import CodeIndex
+from dcwh.parts import CodeParts, Folder, ray_cluster, tally
+from dcwh.search import CodeIndex, as_arrow
 
 CLASSES = np.array(['ant', 'bee', 'cow', 'dog'])
 
@@ -30,13 +30,10 @@ def names_of(codes):
 
 
 def write_parquet(codes, path, storage_options=None):
-    header = {'bits': codes.bits, 'model': codes.model, 'root': ''}
-    packed = pa.FixedSizeListArray.from_arrays(codes.packed.reshape(-1), codes.packed.shape[1])
-    table = pa.table({'id': codes.ids, 'code': packed, **names_of(codes)})
-    files, inside = files_at(str(path), storage_options)
-    parquet.write_table(
-        table.replace_schema_metadata({'dcwh': json.dumps(header)}), inside, filesystem=files
-    )
+    file = BytesIO()
+    parquet.write_table(as_arrow(codes, names_of(codes)), file)
+    folder, name = Folder.of(str(path), storage_options)
+    folder.write(name, file.getvalue())
 
 
 def do(*words, code=0):

@@ -132,15 +132,19 @@ def task_table(results: pd.DataFrame, task: tuple) -> str:
     )
 
 
-def claims_table(
+def claims_page(
     file: str | Path,  # reports/claims.csv
 ) -> str:
-    "Each claim with its verdict, the evidence and the command that makes it."
-    rows = [
-        [row.claim, f'**{row.verdict}**', row.evidence, f'`{row.command}`']
-        for row in pd.read_csv(file).itertuples()
-    ]
-    return table(['claim', 'verdict', 'on what evidence', 'command'], rows)
+    "A table of the verdicts, then the evidence for each and the command that makes it."
+    claims = list(pd.read_csv(file).itertuples())
+    parts = [table(['claim', 'verdict'], [[c.claim, f'**{c.verdict}**'] for c in claims])]
+    for c in claims:
+        evidence = '\n'.join(f'- {part}' for part in c.evidence.split('; '))
+        parts.append(
+            f'## {c.claim[0].upper()}{c.claim[1:]}\n\n**{c.verdict.capitalize()}.**\n\n'
+            f'{evidence}\n\nMake it again: `{c.command}`'
+        )
+    return '\n\n'.join(parts)
 
 
 RIVALS = [
