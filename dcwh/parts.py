@@ -594,7 +594,6 @@ def _is_part(name: str, folder: str) -> bool:
         raise ValueError(f'{folder} holds {name} in a folder of its own; give files of one folder')
     return True
 
-
 # %% ../nbs/19_parts.ipynb #915d90ce
 _ENGINES = ('here', 'ray')
 
