@@ -476,7 +476,8 @@ class Counts:
         rows = max(1, numbers // (self.bits + 1))
         starts = range(0, self.queries, rows)
         parts = (replace(self, counts=self.counts[start : start + rows]) for start in starts)
-        return sum(measure(part).sum(0) for part in parts) / self.queries
+        total: Any = sum(measure(part).sum(0) for part in parts)
+        return total / self.queries
 
 # %% ../nbs/06_evaluation.ipynb #be4f0b0c
 class Curves(Counts):
@@ -532,7 +533,7 @@ class Curves(Counts):
         shape (bits + 1,)."""
         relevant = self.relevant.sum(0, dtype=np.int64)
         others = self.items.sum(0, dtype=np.int64) - relevant
-        return relevant / max(1, relevant.sum()), others / max(1, others.sum())
+        return relevant / max(1, int(relevant.sum())), others / max(1, int(others.sum()))
 
 # %% ../nbs/06_evaluation.ipynb #3c32bc1a
 class GradedRelevance(Curves):
