@@ -23,7 +23,6 @@ from datetime import datetime
 from functools import cached_property, lru_cache, partial
 from io import BytesIO
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 from uuid import uuid4
 
@@ -42,6 +41,7 @@ from dcwh.parts import (
     arrow_library,
     check_address,
     files_at,
+    folder_of,
     in_words,
     ray_cluster,
     ray_library,
@@ -57,6 +57,7 @@ from dcwh.search import (
     checked_table,
     header_of,
     lance_table,
+    values_at,
 )
 from .sharing import OnnxModel
 from dcwh.sources import (
@@ -214,7 +215,7 @@ def _rows_of_parquet(place: str, settings: Mapping[str, Any]) -> Listing:
     from pyarrow import dataset as of_arrow
 
     if place.endswith('.parquet') and not os.path.isdir(place):
-        folder, name = Folder.of(place, settings)
+        folder, name = folder_of(place, settings)
         stamps = {name: folder.stamp(name)}
     else:
         folder = Folder(place, settings)
@@ -424,7 +425,7 @@ def _read_lance(reader: Reader, settings: Mapping[str, Any]) -> Items:
     table = lance_table(reader.place, settings, reader.version)
 
     def items(rows: list[dict[str, Any]]) -> list[Item]:
-        values = table.rows_at([row[_AT[1]] for row in rows], reader.column).to_pylist()
+        values = values_at(table, [row[_AT[1]] for row in rows], reader.column).to_pylist()
         named = zip(rows, values, strict=True)
         return [partial(_content, reader.place, *one) for one in named]
 
@@ -551,7 +552,7 @@ class Work:
     "What a worker has to know."
 
     plan: Plan
-    settings: Mapping[str, Any]  # of an object store
+    settings: Mapping[str, Any] = field(repr=False)  # of an object store
     threads: int  # that read and scale
     device: str = 'cpu'  # or cuda
 
@@ -576,19 +577,13 @@ class PartEncoder:
     def __call__(
         self,
         parts: Any,  # as `_blocks` makes them
-    ) -> Any:  # an arrow table: a row for each part
+    ) -> Any:  # an arrow table: number, positions, codes and lines of each part
         "Encode parts."
-        return arrow_library().Table.from_pylist(
-            [self.encoded(**part) for part in parts.to_pylist()]
-        )
+        done = [self._encoded(**part) for part in parts.to_pylist()]
+        return arrow_library().Table.from_pylist(done)
 
-    def encoded(
-        self,
-        part: int,  # its number
-        sizes: list[int],  # of its batches
-        rows: bytes,  # of the list, as a file of Parquet
-    ) -> dict[str, Any]:  # number, positions and codes as bytes, lines on what is left out
-        "Encode a part."
+    def _encoded(self, part: int, sizes: list[int], rows: bytes) -> dict[str, Any]:
+        "A part: its number, the sizes of its batches, its rows of the list."
         plan = self.work.plan
         options = {} if plan.precision == 'fp32' else {'precision': plan.precision}
         kept, packed, left_out = encode_rows(
@@ -766,7 +761,7 @@ def _trial(version: str, work: Work, rows: list[dict[str, Any]]) -> str:
     return ''
 
 
-def _check_machines(ray: ModuleType, work: Work, block: Any) -> None:
+def _check_machines(ray: Any, work: Work, block: Any) -> None:
     "Raises OSError naming a machine of the cluster that cannot do the work."
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -884,7 +879,7 @@ def encode_dataset(
         made=datetime.now().astimezone().isoformat(timespec='seconds'),
     )
     beside = Folder(f'{to.removesuffix(".lance")}.plan', settings)
-    with _one_call(beside):
+    with nullcontext() if beside.remote else _alone(beside):
         plan, rows, changes = _planned(beside, to, asked, rows, part)
         kind = LanceDataset if to.endswith('.lance') else ParquetDataset
         dataset = kind(Folder(to, settings), beside, plan, rows)
@@ -930,10 +925,8 @@ def _check_encoder(encoder: HashModel | OnnxModel, first: int, precision: str) -
         raise ValueError("precision is 'bf16'; an .onnx file computes in fp32 only")
 
 
-def _one_call(beside: Folder) -> AbstractContextManager[None]:
+def _alone(beside: Folder) -> AbstractContextManager[None]:
     "A lock, for a dataset on this machine. Raises OSError where another call has it."
-    if beside.remote:
-        return nullcontext()
     writable(beside.path('plan.json'))
     return alone(beside.place, 0)
 

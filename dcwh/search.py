@@ -8,8 +8,8 @@ __all__ = ['COLUMN_TYPES', 'LONGEST_TEXT', 'OPTIONS', 'MOST_KEYS', 'Answers', 'I
            'check_name', 'check_columns', 'conditions', 'check_column', 'Option', 'option_lines', 'check_options',
            'IndexContract', 'CodeIndex', 'in_lance', 'check_file', 'faiss_library', 'structure_of', 'one_thread',
            'searched', 'nearest_rows', 'ImageRows', 'FaissIndex', 'write_index', 'alone', 'read_index', 'changing',
-           'in_one_line', 'lance_table', 'as_arrow', 'types_of', 'header_of', 'sql', 'LanceTable', 'LanceIndex',
-           'append_codes']
+           'in_one_line', 'lance_table', 'values_at', 'as_arrow', 'types_of', 'header_of', 'sql', 'LanceTable',
+           'LanceIndex', 'append_codes']
 
 # %% ../nbs/18_search.ipynb #51e31f9a
 import json
@@ -1793,6 +1793,16 @@ def lance_table(
             table.lance.checkout(version)
     return table
 
+
+def values_at(
+    table: 'LanceTable',
+    positions: list[int],  # of rows, in the order of this version
+    column: str,
+) -> Any:  # of arrow
+    "A column of some rows."
+    with in_one_line(table.path):
+        return table.lance.take_offsets(positions).select([column]).to_arrow()[column]
+
 # %% ../nbs/18_search.ipynb #a078d52c
 def as_arrow(
     codes: Codes,
@@ -1926,11 +1936,6 @@ class LanceTable:
         with in_one_line(self.path):
             asked = self.lance.search().select([*columns])
             return asked.offset(start).limit(number).to_arrow()
-
-    def rows_at(self, positions: list[int], column: str) -> Any:
-        "A column of some rows, by their positions in this version, as arrow has it."
-        with in_one_line(self.path):
-            return self.lance.take_offsets(positions).select([column]).to_arrow()[column]
 
     def rows_of(
         self,

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from dcwh.cli import app, save_codes
 from dcwh.codes import Codes
 from dcwh.evaluation import evaluate
-from dcwh.parts import CodeParts, Folder, ray_cluster, tally
+from dcwh.parts import CodeParts, folder_of, ray_cluster, tally
 from dcwh.search import CodeIndex, as_arrow
 
 CLASSES = np.array(['ant', 'bee', 'cow', 'dog'])
@@ -32,7 +32,7 @@ def names_of(codes):
 def write_parquet(codes, path, storage_options=None):
     file = BytesIO()
     parquet.write_table(as_arrow(codes, names_of(codes)), file)
-    folder, name = Folder.of(str(path), storage_options)
+    folder, name = folder_of(str(path), storage_options)
     folder.write(name, file.getvalue())
 
 
