@@ -212,27 +212,6 @@ def as_labels(
     return np.ascontiguousarray(checked(y, name))
 
 
-def _whole_numbers(y: np.ndarray, name: str, given: object) -> np.ndarray:
-    "Floats as integers. Raises ValueError where that would change one, or where their type may."
-    wrong = ~np.isfinite(y) | (y != np.floor(y))
-    if wrong.any():
-        first = y[wrong].flat[0]
-        raise ValueError(
-            f'{name} hold {wrong.sum()} values that are no class numbers, '
-            f'the first {first}; '
-            'leave images without a label out'
-        )
-    kind = given.dtype if isinstance(given, Tensor) else y.dtype
-    eps = torch.finfo(kind).eps if isinstance(kind, torch.dtype) else np.finfo(kind).eps
-    exact = min(2 / float(eps), 2.0**53)  # below it there is every whole number: 256 for bfloat16
-    if (np.abs(y) >= exact).any():
-        raise ValueError(
-            f'{name} are {kind} and reach {np.abs(y).max():g}; they hold every class number only '
-            f'below {exact:g}, so give integers'
-        )
-    return y.astype(np.int64)
-
-
 def _class_numbers(y: np.ndarray, name: str) -> np.ndarray:
     "Class numbers as int64. Raises ValueError where there is something else."
     if y.dtype == bool:
@@ -257,6 +236,27 @@ def _indicators(y: np.ndarray, name: str) -> np.ndarray:
             'a row for each image holds 0 and 1, one for each class'
         )
     return y.astype(bool)
+
+# %% ../nbs/01_codes.ipynb #86ceb066
+def _whole_numbers(y: np.ndarray, name: str, given: object) -> np.ndarray:
+    "Floats as integers. Raises ValueError where that would change one, or where their type may."
+    wrong = ~np.isfinite(y) | (y != np.floor(y))
+    if wrong.any():
+        first = y[wrong].flat[0]
+        raise ValueError(
+            f'{name} hold {wrong.sum()} values that are no class numbers, '
+            f'the first {first}; '
+            'leave images without a label out'
+        )
+    kind = given.dtype if isinstance(given, Tensor) else y.dtype
+    eps = torch.finfo(kind).eps if isinstance(kind, torch.dtype) else np.finfo(kind).eps
+    exact = min(2 / float(eps), 2.0**53)  # below it there is every whole number: 256 for bfloat16
+    if (np.abs(y) >= exact).any():
+        raise ValueError(
+            f'{name} are {kind} and reach {np.abs(y).max():g}; they hold every class number only '
+            f'below {exact:g}, so give integers'
+        )
+    return y.astype(np.int64)
 
 # %% ../nbs/01_codes.ipynb #cd7d7215
 def check_spelling(

@@ -1264,7 +1264,7 @@ class FaissIndex(CodeIndex):
         "Write one file, see `write_index`."
         write_index(self, path)
 
-# %% ../nbs/18_search.ipynb #6dc710fd
+# %% ../nbs/18_search.ipynb #6dc710fe
 def _search_rows(index: FaissIndex, codes: Codes, k: int, where: dict | str | None) -> Answers:
     _check_count('k', k)
     index.check(codes)
@@ -1296,7 +1296,7 @@ def _complete(
         distances[short, : near.shape[1]] = near
         rows[short, : near.shape[1]] = there[places]
 
-
+# %% ../nbs/18_search.ipynb #6dc710fd
 def _check_changeable(index: FaissIndex) -> None:
     "Raises ValueError where an index lies in its file."
     if index.mapped:
@@ -1923,11 +1923,8 @@ class LanceTable:
         with in_one_line(self.path):
             return self.lance.count_rows()
 
-    def column(
-        self,
-        name: str,  # of a column
-    ) -> Any:  # of arrow
-        "A column of all rows."
+    def column(self, name: str) -> Any:
+        "A column of all rows, of arrow."
         with in_one_line(self.path):
             return self.lance.search().select([name]).to_arrow()[name]
 
