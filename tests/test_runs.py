@@ -42,6 +42,8 @@ from dcwh.model import HashModel
 from dcwh.results import read_result, read_table, record, row_of_config, run_name
 from dcwh.training import train
 
+pytestmark = pytest.mark.usefixtures('begun')
+
 ROOT = Path(__file__).parents[1]
 TEMPLATE = ROOT / 'nbs/templates/run.ipynb'
 QUICK = {'dataset': 'digits', 'bits': 16, 'recipe': 'quick'}
@@ -129,6 +131,7 @@ def test_papermill_from_the_repository_root(tmp_path):
             tmp_path / 'runs',
         ],
         cwd=ROOT,
+        env={**os.environ, 'JUPYTER_PATH': ''},  # a kernel that imports all anew
         check=True,
         capture_output=True,
     )
