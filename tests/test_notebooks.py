@@ -36,6 +36,7 @@ BY_HAND = '__init__.py', '__main__.py'  # names handed on, python -m dcwh: of no
 # one process a notebook, as a reader has: what one of them imports or seeds cannot help the next
 RUN = """
 import json, os, sys
+import nbdev
 from pathlib import Path
 from execnb.shell import CaptureShell
 from nbdev.config import get_config
@@ -51,6 +52,7 @@ class Keeping(CaptureShell):
             self.given[cell.id] = cell.outputs
 
 test_nb.__globals__['CaptureShell'] = Keeping
+nbdev.nbdev_export = lambda: None  # once for all, in test_package_is_what_notebooks_export
 os.chdir(Path(sys.argv[1]).parent)
 sys.path.insert(0, '')
 os.environ.pop('IN_TEST', None)
