@@ -419,7 +419,7 @@ def test_a_saved_model_gives_the_codes_of_its_run(tmp_path):
     from dcwh.data import load
 
     for precision in ('fp32', 'bf16'):
-        config = resolve(**QUICK, precision=precision)
+        config = resolve(**QUICK, precision=precision, epochs=1)
         run(config, tmp_path / 'runs')
         model = HashModel.from_pretrained(tmp_path / 'runs' / run_name(config) / 'model')
         assert np.array_equal(
@@ -449,7 +449,8 @@ def test_another_folder_under_the_same_name_is_not_the_same_run(tmp_path, folder
 
 @pytest.mark.parametrize('gone', ['query.npz', 'database.npz'])
 def test_a_run_without_its_codes_is_not_finished(tmp_path, gone):
-    config, reports, runs = resolve(**QUICK), tmp_path / 'reports', tmp_path / 'runs'
+    config, reports = resolve(**QUICK, epochs=1), tmp_path / 'reports'
+    runs = tmp_path / 'runs'
     first, folder = run(config, runs), runs / run_name(config)
     assert recorded(config, reports, runs)[0] == first
     (folder / gone).unlink()
