@@ -154,7 +154,8 @@ def recipe_parts(
 def _sections(name: str) -> dict[str, dict[str, Any]]:
     "The sections of a file of recipes. Empty if there is no such file."
     file = shipped('recipes', f'{name}.yaml')
-    return yaml.safe_load(file.read_text(encoding='utf-8')) if file.is_file() else {}
+    loader = getattr(yaml, 'CSafeLoader', yaml.SafeLoader)  # in C, where it was built
+    return yaml.load(file.read_text(encoding='utf-8'), loader) if file.is_file() else {}
 
 # %% ../nbs/13_config.ipynb #c2af2a78
 def _given(settings: Any, flat: dict[str, Any]) -> dict[str, Any]:

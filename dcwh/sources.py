@@ -322,7 +322,10 @@ def printable(
     text: str | Path,  # such as the name of a file
 ) -> str:
     "As one line: line breaks, control characters and bytes that are not UTF-8 become escapes."
-    return ''.join(c if c.isprintable() else _escape(c) for c in str(text))
+    text = str(text)
+    if text.isprintable():
+        return text
+    return ''.join(c if c.isprintable() else _escape(c) for c in text)
 
 
 def _escape(c: str) -> str:
@@ -819,7 +822,7 @@ def read_cells(
     for match in _CELL.finditer(text if text.endswith(('\n', '\r')) else text + '\n'):
         quoted, after_quoted, bare, after_bare = match.groups()
         if quoted is None:
-            cell = _bare_cell(bare, at_line(file, line))
+            cell = _bare_cell(bare, file, line)
         else:
             cell = quoted.replace('""', '"')
             line += len(re.findall('\r\n|\n|\r', quoted))
@@ -832,12 +835,12 @@ def read_cells(
         start = line
 
 
-def _bare_cell(bare: str, where: str) -> str:
+def _bare_cell(bare: str, file: Path, line: int) -> str:
     "A cell that is not in quotes. Raises ValueError if a quote opens in it."
     cell = bare.strip()
     if cell.startswith('"'):
         raise ValueError(
-            f'{where}: a quote opens and is not closed '
+            f'{at_line(file, line)}: a quote opens and is not closed '
             f'before a comma or the end of a line: {printable(cell[:40])}'
         )
     return cell

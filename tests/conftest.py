@@ -6,6 +6,7 @@ import os
 import shutil
 from multiprocessing import get_context
 
+import programs
 import pytest
 
 os.environ.setdefault('OMP_NUM_THREADS', '1')
@@ -16,9 +17,11 @@ for name in ('no_proxy', 'NO_PROXY'):
 IMPORTED = [
     *('torch._dynamo', 'torchvision', 'accelerate', 'numba', 'pandas', 'seaborn'),
     *('sklearn.datasets', 'sklearn.manifold', 'nbformat', 'nbdev.test', 'torchmetrics'),
-    *('dcwh.experiment', 'dcwh.search', 'dcwh.sources'),
+    *('dcwh.cli', 'dcwh.experiment', 'dcwh.search', 'dcwh.sources', 'ipykernel.kernelapp'),
 ]
 get_context('forkserver').set_forkserver_preload(IMPORTED)
+os.environ['PATH'] = f'{programs.folder()}:{os.environ["PATH"]}'
+os.environ['JUPYTER_PATH'] = str(programs.folder())
 
 SMALLEST = {  # settings of a run of a second, on images of 8 pixels
     'backbone': 'small',
@@ -30,6 +33,12 @@ SMALLEST = {  # settings of a run of a second, on images of 8 pixels
     'batch_size': 4,
     'workers': 0,
 }
+
+
+@pytest.fixture(scope='session')
+def begun():
+    "Programs and kernels that tests start have imported everything: tests/programs.py."
+    programs.start()
 
 
 @pytest.fixture(scope='module')

@@ -5,10 +5,13 @@ These are forked from a server that has imported what conftest.py lists, and has
 """
 
 import os
+import shutil
 import sys
 from multiprocessing import get_all_start_methods, get_context, set_start_method
 from multiprocessing.connection import Connection
 from threading import Timer
+
+import programs
 
 processes = get_context('forkserver')
 
@@ -18,7 +21,7 @@ def program(code: str, args: list[str], stdin: Connection, stdout: Connection) -
     os.dup2(stdout.fileno(), 1)
     os.dup2(stdout.fileno(), 2)
     set_start_method(get_all_start_methods()[0], force=True)  # the system's own, not the server's
-    sys.argv = ['-c', *args]
+    sys.argv, sys.executable = ['-c', *args], shutil.which('python')
     sys.stdin = os.fdopen(os.dup(stdin.fileno()))
     exec(code, {'__name__': '__main__'})
 
@@ -27,6 +30,7 @@ class Python:
     "A process that runs a piece of code, as `python -c` does; stdout has stderr, too."
 
     def __init__(self, code, *args):
+        programs.start()
         stdin, write = processes.Pipe(duplex=False)
         read, stdout = processes.Pipe(duplex=False)
         given = code, list(map(str, args)), stdin, stdout

@@ -984,6 +984,7 @@ def test_codes_of_other_programs_are_scored(tmp_path, monkeypatch):
     assert do('index', 'build', 'x.index', 'r.npy').exit_code == 0
 
 
+@pytest.mark.usefixtures('begun')
 def test_named_runs_are_laid_over_each_other(tmp_path, monkeypatch):
     "By folder or result file, with tables beside them or without; a run without codes is told."
     monkeypatch.chdir(tmp_path)

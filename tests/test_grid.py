@@ -33,14 +33,16 @@ NEEDED = "grids need snakemake: pip install '.[workflow]' in a clone of dcwh"
 pytest.importorskip('snakemake', reason=NEEDED)
 
 # a folder of snakemake's, which has its end with the process
-pytestmark = pytest.mark.filterwarnings('ignore:Implicitly cleaning up:ResourceWarning')
+pytestmark = [
+    pytest.mark.filterwarnings('ignore:Implicitly cleaning up:ResourceWarning'),
+    pytest.mark.usefixtures('begun'),
+]
 
 ROOT = Path(__file__).parents[1]
 GRIDS = sorted((ROOT / 'workflow/grids').glob('*.yaml'))
 COMMAND = str(Path(sys.executable).with_name('snakemake'))
 CORES = ['--cores', '2']
 WORDS = ['--snakefile', str(ROOT / 'workflow/Snakefile'), '--directory']
-ENV = {**os.environ, 'PATH': f'{Path(sys.executable).parent}:{os.environ["PATH"]}'}
 
 
 def start(folder, *more, **env):
@@ -49,7 +51,7 @@ def start(folder, *more, **env):
 
     out, err = StringIO(), StringIO()
     with redirect_stdout(out), redirect_stderr(err), pytest.MonkeyPatch.context() as patch:
-        for name, value in {'PATH': ENV['PATH'], **env}.items():
+        for name, value in env.items():
             patch.setenv(name, value)
         with pytest.raises(SystemExit) as end:
             main([*WORDS, str(folder), *more])
@@ -96,8 +98,7 @@ QUICK = {'dataset': 'digits', 'bits': 16, 'recipe': 'quick', 'epochs': 2}
 @pytest.mark.slow
 def test_the_smoke_grid_runs_as_it_is_shipped_and_is_not_run_again(tmp_path):
     grid, shipped = ROOT / 'workflow/grids/smoke.yaml', tmp_path / 'a/runs/smoke'
-    words = [COMMAND, *WORDS, str(linked(tmp_path / 'a')), *CORES, '--configfile', str(grid)]
-    done = subprocess.run(words, capture_output=True, text=True, env=ENV)
+    done = start(linked(tmp_path / 'a'), *CORES, '--configfile', str(grid))
     assert done.returncode == 0, done.stderr[-3000:]
     assert (shipped / 'compare.ipynb').is_file() and len(read_table(shipped / 'digits.csv')) == 4
     # a fresh clone has the table and the comparison, with any times, and nothing else
@@ -144,7 +145,7 @@ def test_a_killed_grid_goes_on(tmp_path):
     file = written(tmp_path, grid)
     words = [COMMAND, *WORDS, str(linked(tmp_path)), *CORES, '--configfile', str(file)]
     silent = {'stdout': subprocess.DEVNULL, 'stderr': subprocess.DEVNULL}
-    with subprocess.Popen(words, env=ENV, **silent, start_new_session=True) as process:
+    with subprocess.Popen(words, **silent, start_new_session=True) as process:
         while not rows(tmp_path) and process.poll() is None:
             time.sleep(0.1)
         os.killpg(process.pid, signal.SIGKILL)
@@ -201,7 +202,7 @@ def test_runs_begin_in_the_order_of_the_file_each_on_a_gpu_of_its_own(tmp_path):
     stand_in.chmod(0o755)
     grid = [{'bits': 48, 'seed': 2}, {'bits': [16, 24]}, {'bits': 48, 'method': 'ce'}]
     words = [*CORES, '--configfile', str(written(tmp_path, grid, gpu=1)), '--resources', 'gpu=1']
-    path = f'{stand_in.parent}:{ENV["PATH"]}'
+    path = f'{stand_in.parent}:{os.environ["PATH"]}'
     done = start(tmp_path, *words, PATH=path, CUDA_VISIBLE_DEVICES='GPU-a', TMPDIR=str(tmp_path))
     assert done.returncode == 0, done.stderr[-3000:]
     calls = [line for line in (tmp_path / 'calls').read_text().splitlines() if ' run ' in line]
@@ -306,7 +307,7 @@ def on_gpus(count, visible, folder):
     "A process that has so many of the visible GPUs; it names them, and waits for a line."
     words = [sys.executable, str(ROOT / 'workflow/on_gpu.py'), str(count)]
     words += ['sh', '-c', 'echo "$CUDA_VISIBLE_DEVICES"; read wait']
-    env = {**ENV, 'CUDA_VISIBLE_DEVICES': visible, 'TMPDIR': str(folder)}
+    env = {**os.environ, 'CUDA_VISIBLE_DEVICES': visible, 'TMPDIR': str(folder)}
     pipe = subprocess.PIPE
     return subprocess.Popen(words, stdin=pipe, stdout=pipe, stderr=pipe, text=True, env=env)
 

@@ -3,7 +3,6 @@
 import hashlib
 import importlib.util
 import json
-import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,6 +17,8 @@ from dcwh.experiment import finished, recorded, report, run
 from dcwh.methods import BUILT_IN, METHODS, method_of, register
 from dcwh.results import read_result, read_table, record, row_of_config, run_name
 from dcwh.sources import BENCHMARKS, SOURCES
+
+pytestmark = pytest.mark.usefixtures('begun')
 
 ROOT = Path(__file__).parents[1]
 QUICK = {'dataset': 'digits', 'bits': 8, 'recipe': 'quick', 'epochs': 1}
@@ -197,9 +198,10 @@ def test_a_grid_asks_for_it(place):
     pytest.importorskip('snakemake')
     grid = {'grid': [{**QUICK, 'method': [place, 'ce']}], 'modified': True}
     Path('grid.yaml').write_text(json.dumps(grid))
-    words = [sys.executable, '-m', 'snakemake', '--snakefile', ROOT / 'workflow/Snakefile']
-    words += ['--configfile', 'grid.yaml', '--cores', '1', '--dry-run', '--printshellcmds']
-    plan = subprocess.run(list(map(str, words)), capture_output=True, text=True)
+    from test_grid import start
+
+    words = ['--configfile', 'grid.yaml', '--cores', '1', '--dry-run', '--printshellcmds']
+    plan = start(Path.cwd(), *words)
     assert plan.returncode == 0, plan.stderr[-2000:]
     assert f'--method {place}' in plan.stdout + plan.stderr
     assert run_name(resolve(method=place, **QUICK)) in plan.stdout + plan.stderr

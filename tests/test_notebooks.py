@@ -30,12 +30,14 @@ MODULES = sorted((ROOT / 'dcwh').glob('*.py'))
 LONGEST = 60  # lines of an exported cell
 LIMIT = 900  # seconds that a notebook may take
 IMAGES = {'51ad798f', '98e3e799'}  # tutorials on the digits where CIFAR-10 is not at hand
+ON_IMAGES = [p for p in NOTEBOOKS if p.stem in ('own_images', 'search')]
 TRAINED = {'e90a65e1'}  # answers and name of a model, which is another on another processor
 BY_HAND = '__init__.py', '__main__.py'  # names handed on, python -m dcwh: of no notebook
 
 # one process a notebook, as a reader has: what one of them imports or seeds cannot help the next
 RUN = """
 import json, os, sys
+import nbdev
 from pathlib import Path
 from execnb.shell import CaptureShell
 from nbdev.config import get_config
@@ -51,6 +53,7 @@ class Keeping(CaptureShell):
             self.given[cell.id] = cell.outputs
 
 test_nb.__globals__['CaptureShell'] = Keeping
+nbdev.nbdev_export = lambda: None  # once for all, in test_package_is_what_notebooks_export
 os.chdir(Path(sys.argv[1]).parent)
 sys.path.insert(0, '')
 os.environ.pop('IN_TEST', None)
@@ -107,6 +110,25 @@ def imported(tree, package='dcwh'):
 
 @pytest.mark.parametrize('path', NOTEBOOKS, ids=name)
 def test_runs_and_prints_what_it_says(path, tmp_path):
+    runs_and_prints(without_images(path, tmp_path) if path in ON_IMAGES else path, tmp_path)
+
+
+@pytest.mark.whole
+@pytest.mark.skipif(not (ROOT / 'data/cache/cifar10').is_dir(), reason='CIFAR-10 is not here')
+@pytest.mark.parametrize('path', ON_IMAGES, ids=name)
+def test_on_images_it_prints_what_it_says(path, tmp_path):
+    runs_and_prints(path, tmp_path)
+
+
+def without_images(path, folder):
+    "A copy of a notebook in a folder without data/cache: it takes the digits."
+    copy = folder / path.relative_to(ROOT)
+    copy.parent.mkdir(parents=True)
+    shutil.copy(ROOT / 'settings.ini', folder)
+    return Path(shutil.copy(path, copy))
+
+
+def runs_and_prints(path, tmp_path):
     tables = {p: p.read_bytes() for p in (ROOT / 'reports').glob('*.csv')}
     code, said = python(RUN, path, tmp_path / 'given.json', limit=LIMIT)
     if code == -signal.SIGKILL:

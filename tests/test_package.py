@@ -120,12 +120,17 @@ def test_wheel_imports_without_development_tools(site, tmp_path):
     assert set(files.split()) == SHIPPED
 
 
-def test_wheel_makes_a_report_in_any_folder(site, tmp_path):
+@pytest.mark.parametrize('detail', ['none', pytest.param('brief', marks=pytest.mark.whole)])
+def test_wheel_makes_a_run_and_a_report_in_any_folder(detail, site, tmp_path):
     "With a folder called dcwh in it: the package is found all the same."
     (tmp_path / 'dcwh').mkdir()
-    asked = '--dataset', 'digits', '--bits', '8', '--recipe', 'quick', '--detail', 'brief'
-    said = run('-m', 'dcwh', 'run', *asked, cwd=tmp_path, PYTHONPATH=str(site))
-    assert 'mAP' in said and list(tmp_path.glob('runs/digits-quick/*/report.ipynb'))
+    asked = '--dataset', 'digits', '--bits', '8', '--recipe', 'quick', '--detail', detail
+    words = '-m', 'dcwh', 'run', *asked, '--set', 'epochs=1'
+    assert 'mAP' in run(*words, cwd=tmp_path, PYTHONPATH=str(site))
+    assert list(tmp_path.glob('runs/digits-quick/*/result.json'))
+    if detail == 'none':
+        return
+    assert list(tmp_path.glob('runs/digits-quick/*/report.ipynb'))
     run('-m', 'dcwh', 'compare', 'runs', '--out', 'all.ipynb', cwd=tmp_path, PYTHONPATH=str(site))
     assert 'report' in (tmp_path / 'all.ipynb').read_text()
 
@@ -139,24 +144,23 @@ def test_editable_install_is_found_from_any_folder(tmp_path):
 
 def test_import_is_quick_and_gives_the_public_names(tmp_path):
     heavy = 'torch', 'numpy', 'numba', 'pandas', 'pydantic'
-    said = run(
-        '-c', f'import sys, dcwh; print([m for m in {heavy} if m in sys.modules])', cwd=tmp_path
-    )
-    assert said.strip() == '[]'
-    heavy = 'torchvision', 'sklearn', 'matplotlib', 'papermill'  # seconds, for those that need them
-    said = run(
-        '-c',
-        f'import sys, dcwh.experiment; print([m for m in {heavy} if m in sys.modules])',
-        cwd=tmp_path,
-    )
-    assert said.strip() == '[]'
+    seconds = 'torchvision', 'sklearn', 'matplotlib', 'papermill'  # for those that need them
+    code = f"""
+import sys, dcwh
+print([m for m in {heavy} if m in sys.modules])
+import dcwh.experiment
+print([m for m in {seconds} if m in sys.modules])
+help(dcwh)
+"""
+    first, second, *told = run('-c', code, cwd=tmp_path).splitlines()
+    assert first == second == '[]'
     for name in dcwh.__all__:
         assert getattr(dcwh, name) is not None
         assert name in dir(dcwh)
     with pytest.raises(AttributeError, match='dcwh has no nobody; public are Codes'):
         _ = dcwh.nobody
     assert set(dcwh.__all__) == NAMES | {'__version__'}
-    assert 'HashModel.from_pretrained' in run('-c', 'import dcwh; help(dcwh)', cwd=tmp_path)
+    assert 'HashModel.from_pretrained' in ' '.join(told)
 
 
 EXTRA = re.compile(r"'(?:\.|dcwh)\[([\w,]+)\]'")  # as an error or a page names one

@@ -13,6 +13,8 @@ from dcwh.config import resolve
 from dcwh.experiment import finished
 from dcwh.results import read_table, record, table_of
 
+pytestmark = pytest.mark.usefixtures('begun')
+
 ROOT = Path(__file__).parents[1]
 BLOCKS = yaml.safe_load((ROOT / 'workflow/reports.yaml').read_text())
 

@@ -24,6 +24,8 @@ from dcwh.cli import app
 from dcwh.config import resolve
 from dcwh.experiment import execute
 
+pytestmark = pytest.mark.usefixtures('begun')
+
 ROOT = Path(__file__).parents[1]
 SCORES = {0: 0.91, 1: 0.95, 2: 0.93}  # by seed
 

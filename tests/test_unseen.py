@@ -1,17 +1,15 @@
 """Classes that training never sees: what is read, the four parts of a result, and their rows."""
 
 import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from forked import python
 from torch.utils.data import Dataset
 
 from dcwh import results
@@ -240,13 +238,15 @@ dcwh.model.HashModel.forward = dying
 def test_killed_and_resumed_is_the_same(done, tmp_path):
     config, _, result = done
     script = f'import sys, dcwh\ndcwh.run(dcwh.resolve({UNSEEN!r}), sys.argv[1])'
-    killed = subprocess.run([sys.executable, '-c', KILLED + script, tmp_path])
-    assert killed.returncode == -signal.SIGKILL and finished(config, tmp_path) is None
+    killed, said = python(KILLED + script, tmp_path)
+    assert killed == -signal.SIGKILL, said
+    assert finished(config, tmp_path) is None
     assert list(tmp_path.rglob('checkpoint.pt'))
     again = run(config, tmp_path)
     assert {**again, 'manifest': 0} == {**result, 'manifest': 0}
 
 
+@pytest.mark.usefixtures('begun')
 def test_a_report_shows_the_parts(done, tmp_path):
     config, runs, result = done
     settings = {name: UNSEEN[name] for name in ('map_top_k', 'map_normaliser')}
@@ -374,20 +374,19 @@ def test_published_numbers_of_parts_stand_beside_ours(done, tmp_path):
     assert beside['differs'].str.contains('normaliser found; ').all()
 
 
+@pytest.mark.usefixtures('begun')
 def test_a_grid_of_two_runs(tmp_path):
     pytest.importorskip('snakemake')
+    from test_grid import start
+
     for name in ('nbs', 'data'):
         (tmp_path / name).symlink_to(ROOT / name)
     grid = [{**UNSEEN, 'epochs': 1, 'method': ['ce', 'csq']}]
     (tmp_path / 'grid.yaml').write_text(json.dumps({'grid': grid, 'modified': True}))
-    snakemake = str(Path(sys.executable).with_name('snakemake'))
-    words = [snakemake, '--snakefile', str(ROOT / 'workflow/Snakefile'), '--cores', '2']
-    words += ['--directory', str(tmp_path), '--configfile', str(tmp_path / 'grid.yaml')]
-    path = f'{Path(sys.executable).parent}:{os.environ["PATH"]}'
-    how = {'capture_output': True, 'text': True, 'env': {**os.environ, 'PATH': path}}
-    made = subprocess.run(words, **how)
+    words = [tmp_path, '--cores', '2', '--configfile', str(tmp_path / 'grid.yaml')]
+    made = start(*words)
     assert made.returncode == 0, made.stderr[-3000:]
     rows = read_table(table_of(tmp_path / 'reports', 'digits'))
     assert len(rows) == 10 and {row['method'] for row in rows} == {'ce', 'csq'}
-    again = subprocess.run(words, **how)
+    again = start(*words)
     assert '2 of 2 runs are recorded' in again.stderr and 'Nothing to be done' in again.stderr
