@@ -372,6 +372,8 @@ def test_without_a_gpu_asked_for_the_command_is_simply_run(tmp_path):
         ('grid: [{lr: .inf}]', 'lr is Infinity'),
         ('grid: [{epochs: 2026-01-01}]', 'epochs is "2026-01-01"'),
         ('grid: [{bits: 16}]\ncores: 2', 'unknown in a grid file: "cores"'),
+        ('grid:\n  - {bits: 16}\n  - {seed: 0, bits: 24, seed: 1}', 'line 3: seed is given twice'),
+        ('grid: [{bits: 16}]\ngrid: [{bits: 24}]', 'line 1: grid is given twice'),
         ('grid: [{bits: 16}]\ndetail: long', 'none, brief or full'),
         ('grid: [{bits: 16}]\nthreads: 0', 'threads is 0'),
         ('grid: [{bits: 16}]\ngpu: -1', 'gpu is -1'),
@@ -405,10 +407,12 @@ def checked(tmp_path, monkeypatch):
     code = (ROOT / 'workflow/Snakefile').read_text().partition('\nlocalrules:')[0]
 
     def run(content):
+        file = tmp_path / 'grid.yaml'
+        file.write_text(content)
         names = {
             'config': yaml.safe_load(content),
             'WorkflowError': WorkflowError,
-            'workflow': SimpleNamespace(basedir=ROOT / 'workflow'),
+            'workflow': SimpleNamespace(basedir=ROOT / 'workflow', configfiles=[file]),
         }
         exec(code, names)
         return names
