@@ -875,7 +875,7 @@ def check_port(
         except OSError as e:
             raise OSError(
                 f'port {port} of this machine cannot be had ({e.strerror}); '
-                'is a page open on it already? Give another one'
+                'is a page open on it already? Give another one with --port'
             ) from e
 
 

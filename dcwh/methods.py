@@ -369,7 +369,7 @@ def nested(
     *,
     shortest: float = SHORTEST,  # bits of the shortest code
 ) -> Nested:
-    "The paper's method on beginnings of the outputs. All lengths start on common corners."
+    "Several lengths from one training: the paper's loss of each beginning of the outputs."
     criteria: list[Criterion] = []
     start: Tensor | None = None  # of the centres of the shorter length
     for bits in lengths_up_to(config.bits, shortest):

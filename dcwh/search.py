@@ -1404,7 +1404,10 @@ def _parts_of(
 
 def _damaged(path: str | Path, error: Exception) -> ValueError:
     "What is said of a file that cannot be read."
-    return ValueError(f'{path} is damaged, or is no index ({type(error).__name__}: {_said(error)})')
+    why = f'{type(error).__name__}: {_said(error)}'
+    return ValueError(
+        f'{path} is damaged, or is no index ({why}); to make one of codes: dcwh index build'
+    )
 
 # %% ../nbs/18_search.ipynb #0af16cfb
 FORMAT = 1

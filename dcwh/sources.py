@@ -1229,6 +1229,8 @@ def catalogue(
     if root.suffix.lower() == '.csv' and not root.is_dir():
         names, columns = read_columns(root, 'path')
         return Files(root.parent, tuple(names.tolist())), columns
+    if not root.exists():
+        raise FileNotFoundError(f'{printable(root)} is not there; give a folder of images or a CSV')
     if not root.is_dir():
         raise FileNotFoundError(f'{printable(root)} is neither a folder of images nor a CSV')
     rows = images_below(root)

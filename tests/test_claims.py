@@ -83,6 +83,7 @@ def test_the_notebook_shows_the_verdicts_of_the_table(verdicts):
 def test_readme_says_what_the_tables_say():
     results = result_tables.recorded(ROOT / 'reports')
     assert result_tables.findings(results) in README
+    assert result_tables.unseen_finding(ROOT / 'reports') in README
 
 
 def test_reports_are_listed_with_what_the_tables_say():

@@ -4,6 +4,7 @@
     make demo ARGS=/data/birds           # images in folders, one for each class
     make demo ARGS=folder/cifar10-jpeg   # a set of data/cache, by its name
     make demo ARGS="--no-open"           # print the address only
+    make demo ARGS="/data/birds --force" # train anew, once images came or went
 
 The page is on 127.0.0.1, and Ctrl-C ends it. What was trained once is shown at once.
 """
@@ -38,6 +39,8 @@ def config_of(images: str, epochs: int) -> Config:
     if Path(images).is_dir():
         place = Path(images).resolve()
         given |= {'dataset': f'folder/{place.name}', 'data_dir': str(place)}
+    elif images.startswith(('/', '.', '~')):
+        raise FileNotFoundError(f'there is no folder {images}; give one, or a set by its name')
     if images in DRAWN:
         return resolve(**given)
     given |= {**SMALL, 'epochs': epochs or 10}
@@ -65,12 +68,12 @@ def labels_of(images: ImageSet) -> list[str]:
     return [', '.join(names[: labels.shape[1]][row]) for row in labels]
 
 
-def main(images: str, epochs: int, port: int, open_browser: bool) -> None:
+def main(images: str, epochs: int, port: int, open_browser: bool, force: bool) -> None:
     app.find_gradio()
     app.check_port(port)
     config = config_of(images, epochs)
     print(f'training on {config.dataset}, {config.epochs} epochs', flush=True)
-    metrics = run(config, RUNS)['metrics']
+    metrics = run(config, RUNS, resume=not force)['metrics']
     home, database = RUNS / run_name(config), retrieval_set(config).database
     print(f'mAP {metrics["map"]:.3f}: {metrics["queries"]} queries, {len(database)} images')
     root, names = pictures_of(database, home / 'pictures')
@@ -86,11 +89,12 @@ if __name__ == '__main__':
     parser.add_argument('--epochs', type=int, default=0, help='0: so many as take two minutes')
     parser.add_argument('--port', type=int, default=7860, help='of 127.0.0.1')
     parser.add_argument('--no-open', action='store_true', help='print the address only')
+    parser.add_argument('--force', action='store_true', help='train anew, as with other images')
     asked = parser.parse_args()
     logging.basicConfig(format='%(message)s', level=logging.WARNING)
     logging.getLogger('dcwh').setLevel(logging.INFO)
     try:
-        main(asked.images, asked.epochs, asked.port, not asked.no_open)
+        main(asked.images, asked.epochs, asked.port, not asked.no_open, asked.force)
     except (ValueError, OSError, ImportError) as e:
         sys.exit(str(e))
     except KeyboardInterrupt:
