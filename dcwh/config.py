@@ -333,7 +333,7 @@ def described(
             'default': values.get(name, None if field.is_required() else field.default),
             'allowed': _allowed(field),
             'meaning': said.get(name, ''),
-            'origin': origins.get(name, 'you' if field.is_required() else 'Config'),
+            'origin': origins.get(name, 'you' if field.is_required() else 'built in'),
         }
         for name, field in Config.model_fields.items()
     ]

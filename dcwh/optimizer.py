@@ -120,8 +120,8 @@ def take_or_hold(
     apart = least_distance(means)
     if apart < sigma:
         _log.warning(
-            'epoch %d: the two closest class means are %.2f apart, less than '
-            'sigma = %.2f; the centres are held',
+            'epoch %d: two class means are only %.2f apart (sigma is %.2f), '
+            'so the centres stay as they are for now',
             epoch + 1,
             apart,
             sigma,
