@@ -1099,8 +1099,15 @@ def _protocol_name(row: dict) -> str:
     return ', '.join(filter(None, names))
 
 
+def _called(row: dict) -> str:
+    "The method, and which training its codes are from, if that one gives several lengths."
+    method, bits = row['method'], row['bits']
+    several = shorter_lengths(method, bits, row['method_settings'])
+    return f'{method} (of {bits} bits)' if several else method
+
+
 def _named_row(row: dict) -> dict:
-    "A row with the names that a comparison needs: data set, protocol, setting, shared, same."
+    "A row with the names that a comparison needs."
     config = result_of(row)['config']
     left_out = {*ALIKE, 'hash'}
     same = {name: value for name, value in completed(config).items() if name not in left_out}
@@ -1112,6 +1119,7 @@ def _named_row(row: dict) -> dict:
         'setting': setting(config),
         'shared': setting(config, own=False),
         'same': json.dumps(same, sort_keys=True),
+        'called': _called(row),
     }
 
 # %% ../nbs/15_results.ipynb #2532bdcd
@@ -1163,9 +1171,9 @@ def read_results(
 ) -> 'pd.DataFrame':  # one row a run, or each part of it
     """Read tables and finished runs as a data frame.
 
-    It has the columns of a table and four more: `file` is where a run was read from, `setting`
-    names its configuration, `shared` is the setting without the method's own choices, and `same`
-    is equal for two runs if only their seeds differ.
+    It has the columns of a table and five more: `file` is where a run was read from, `setting`
+    names its configuration, `shared` is the setting without the method's own choices, `same` is
+    equal for two runs if only their seeds differ, and `called` names the method in tables.
 
     Raises FileNotFoundError, and ValueError naming what cannot be read, runs that occur twice, and
     names that mean several things."""
@@ -1176,7 +1184,7 @@ def read_results(
     runs = [file for place in once for file in result_files(place)]
     asked = set(_names(studies))
     rows = [_named_row(row) for row in _rows_once([*tables, *runs]) if row['study'] in asked]
-    names = [*COLUMNS, 'file', 'setting', 'shared', 'same']
+    names = [*COLUMNS, 'file', 'setting', 'shared', 'same', 'called']
     table = pd.DataFrame(rows, columns=names).astype({'top_k': 'Int64'})
     check_alike(table)
     return table
@@ -1223,7 +1231,7 @@ def other_numbers(
 
 # %% ../nbs/15_results.ipynb #d6beb019
 _OF_EACH = {  # what makes a table: columns that it has, among others
-    'read_results': {'dataset', 'protocol', 'map', 'seed', 'same'},
+    'read_results': {'dataset', 'protocol', 'map', 'seed', 'same', 'called'},
     'summary': {'dataset', 'protocol', 'map', 'n', 'interval'},
     'published': {'dataset', 'protocol', 'map', 'source', 'note'},
     'standings': {'dataset', 'protocol', 'other', 'standing'},
@@ -1346,7 +1354,7 @@ def summary(
         'bits',
     ]
     _check_frame(results, 'results', 'read_results')
-    rows = results.groupby([*names, 'same'], dropna=False)
+    rows = results.assign(method=results['called']).groupby([*names, 'same'], dropna=False)
     numbers = {
         'n': ('map', 'size'),
         'map': ('map', 'mean'),
@@ -1363,25 +1371,25 @@ def paired(
     other: str,  # what it is compared with
 ) -> 'pd.DataFrame':  # one row a data set, protocol, setting and code length
     """Mean difference of mAP between two methods, seed by seed, and half of its 95 % interval (NaN
-    for one seed).
+    for one seed). Codes that are beginnings of longer ones have rows of their own.
 
-    Raises ValueError if a method was run with several settings for the same seed."""
+    Raises ValueError if a method was run with several settings of its own."""
     _check_frame(results, 'results', 'read_results')
     cell = ['dataset', 'protocol', 'shared', 'bits']
-    a, b = (
-        results[results['method'] == name].set_index([*cell, 'seed'])['map']
-        for name in (method, other)
-    )
-    a, b = a[a.index.isin(b.index)], b[b.index.isin(a.index)]
-    for name, maps in ((other, b), (method, a)):
-        if not maps.index.is_unique:
+    needed = results[['method', *cell, 'seed', 'map', 'called', 'same', 'setting']]
+    a, b = (needed[needed['method'] == name] for name in (method, other))
+    both = a.merge(b, on=[*cell, 'seed'], suffixes=('', '_other'))
+    both['difference'] = both['map'] - both['map_other']
+    rows = both.groupby([*cell, 'called', 'called_other'])
+    for name, own in ((other, ['same_other', 'setting_other']), (method, ['same', 'setting'])):
+        if rows[own].nunique().gt(1).any(axis=None):
             raise ValueError(
                 f'{name} was run with several settings of its own; '
                 'keep the files of the one that was chosen'
             )
-    rows = (a - b).rename('difference').reset_index().groupby(cell)['difference']
-    table = rows.agg(n='size', difference='mean', interval=half_width).reset_index()
-    table = table.assign(compared=f'{method} less {other}')
+    column = rows['difference']
+    table = column.agg(n='size', difference='mean', interval=half_width).reset_index()
+    table['compared'] = table['called'] + ' less ' + table['called_other']
     names = ['dataset', 'protocol', 'compared', 'shared', 'bits', 'n', 'difference', 'interval']
     return table[names]
 
@@ -1394,14 +1402,15 @@ def standings(
     "Compare a method with others, seed by seed. Verdicts are above, level, below and one seed."
     _check_frame(results, 'results', 'read_results')
     others = _names(others or sorted(set(results['method']) - {method}))
-    pairs = [paired(results, method, other).assign(other=other) for other in others]
+    pairs = [paired(results, method, other) for other in others]
     rows = pd.concat(pairs, ignore_index=True) if pairs else pd.DataFrame()
     if rows.empty:
         return rows
     low, high = rows['difference'] - rows['interval'], rows['difference'] + rows['interval']
     conditions = [rows['n'] < 2, low > 0, high < 0]
     standing = np.select(conditions, ['one seed', 'above', 'below'], 'level')
-    rows = rows.assign(method=method, standing=standing)
+    compared = rows['compared'].str.split(' less ', expand=True)
+    rows = rows.assign(method=compared[0], other=compared[1], standing=standing)
     names = ['dataset', 'protocol', 'shared', 'bits', 'method', 'other']
     return rows[[*names, 'n', 'difference', 'interval', 'standing']]
 

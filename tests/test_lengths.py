@@ -121,3 +121,22 @@ def test_its_centres_are_found_as_those_of_dcwh():
     with pytest.raises(ValueError, match="^method dcwh-nested cannot have centres='gradient'"):
         resolve(**TASK, centres='gradient')
     assert resolve(**TASK).method_settings == {'shortest': 16}
+
+
+def test_lengths_of_several_trainings_stand_apart(tmp_path):
+    longer = TASK | {'bits': 48, 'epochs': 1}
+    alone = TASK | {'bits': 16, 'method': 'dcwh', 'epochs': 1}
+    shorter = TASK | {'epochs': 1}
+    for task in (shorter, longer, alone):
+        config = resolve(**task, train_per_class=40)
+        results.record(experiment.run(config, tmp_path), tmp_path, modified=True)
+    frame = results.read_results(tmp_path)
+    nested = ['dcwh-nested (of 24 bits)', 'dcwh-nested (of 48 bits)']
+    at_16 = results.summary(frame).query('bits == 16')
+    assert at_16['method'].tolist() == ['dcwh', *nested] and set(at_16['n']) == {1}
+    rows = results.standings(frame, 'dcwh')
+    assert rows['other'].tolist() == nested and set(rows['method']) == {'dcwh'}
+    differences = frame.set_index(['called', 'bits'])['map']
+    for called, difference in zip(rows['other'], rows['difference'], strict=True):
+        assert difference == differences['dcwh', 16] - differences[called, 16]
+    assert all(name in results.as_html(results.comparison(results.summary(frame))) for name in nested)
