@@ -933,7 +933,10 @@ Engine = Annotated[
 ]
 Address = Annotated[
     str,
-    typer.Option(help='with --engine ray: host:port of a cluster, or auto; empty: this machine'),
+    typer.Option(
+        help='with --engine ray: host:port of a cluster, or auto; empty: that of RAY_ADDRESS, '
+        'or this machine'
+    ),
 ]
 Actors = Annotated[
     int,
