@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['MOST_PIXELS', 'NO_IMAGE', 'BLANK', 'TRAIL', 'MOST', 'CHOICES', 'TEXT', 'START', 'Captioned', 'STYLE', 'PAGES',
            'FOLDERS', 'POLICY', 'POLICIES', 'NAMES', 'LONGEST', 'ROOM', 'AT_A_TIME', 'Message', 'Receive', 'Send',
-           'Application', 'below', 'thumbnail', 'read_image', 'check_page', 'Query', 'Visit', 'ImageSearch', 'results',
-           'find_gradio', 'own_folder', 'uploaded_file', 'described', 'page', 'is_foreign', 'is_event', 'Gate',
-           'check_port', 'serve']
+           'Application', 'below', 'image_of', 'thumbnail', 'read_image', 'check_page', 'Query', 'Visit', 'ImageSearch',
+           'results', 'find_gradio', 'own_folder', 'uploaded_file', 'described', 'page', 'is_foreign', 'is_event',
+           'Gate', 'check_port', 'serve']
 
 # %% ../nbs/22_app.ipynb #4749b11d
 import asyncio
@@ -34,8 +34,9 @@ from filelock import BaseFileLock, FileLock, Timeout
 from PIL import Image, ImageOps
 
 from .codes import Codes
-from .data import on_white, open_image
+from .data import Content, on_white, open_image
 from .model import Encoder
+from .parts import Folder
 from .search import CodeIndex
 
 # %% ../nbs/22_app.ipynb #721bf1e2
@@ -52,17 +53,30 @@ def below(
         )
     return root / path
 
+
+def image_of(
+    root: Path | Folder,  # a folder, or a prefix in an object store
+    name: str,  # of an image, as the index has it
+) -> Path | Content:
+    """An image of the index. Raises ValueError if the name leads out of `root`.
+
+    Raises OSError where an object store does not give it."""
+    if isinstance(root, Path):
+        return below(root, name)
+    below(Path(), name)
+    return Content(name, root.read(name))
+
 # %% ../nbs/22_app.ipynb #a3707ec9
 MOST_PIXELS = 64_000_000  # that are decoded: 190 MB of them
 
 
 def thumbnail(
-    image: Path | Image.Image,  # a file, or an image
+    image: Path | Content | Image.Image,  # a file, or an image
     side: int = 160,  # pixels of the longer side
 ) -> Image.Image | None:  # RGB; None where the file cannot be read
     "A small picture of an image, upright."
     try:
-        picture = _upright(image, side) if isinstance(image, Path) else image
+        picture = image if isinstance(image, Image.Image) else _upright(image, side)
         if picture is None:
             return None
         larger = max(1, side // max(picture.size))
@@ -73,7 +87,7 @@ def thumbnail(
         return None  # decoders of broken files raise whatever they come upon
 
 
-def _upright(path: Path, side: int) -> Image.Image | None:
+def _upright(path: Path | Content, side: int) -> Image.Image | None:
     "An image from a file, decoded for a scale of `side` pixels. None if it has too many pixels."
     with open_image(path) as opened:
         if opened.width * opened.height > MOST_PIXELS:
@@ -123,9 +137,9 @@ def _complaint(opened: Image.Image) -> str:
 def check_page(
     index: CodeIndex,  # its ids are names of files below root
     encoder: Encoder,  # of the queries
-    root: Path,  # where the images are
+    root: Path | Folder,  # where the images are
 ) -> None:
-    "Raises ValueError or FileNotFoundError if the three do not belong together."
+    "Raises ValueError or OSError if the three do not belong together."
     if not len(index):
         raise ValueError('the index is empty; there is nothing to search')
     shortened = index.model == encoder.identity() and index.bits < encoder.bits
@@ -142,9 +156,9 @@ def check_page(
         )
     looked_at = np.linspace(0, len(index) - 1, min(len(index), 10_000)).astype(int)
     for name in index.ids[looked_at]:
-        below(root, str(name))  # each one again when it is shown
-    first = below(root, str(index.ids[0]))
-    if not first.is_file():
+        below(Path(), str(name))  # each one again when it is shown
+    first = image_of(root, str(index.ids[0]))
+    if isinstance(first, Path) and not first.is_file():
         raise FileNotFoundError(
             f'{first}, the first image of the index, is not there; give root, '
             f'the folder that the {len(index)} names are relative to'
@@ -200,16 +214,17 @@ def _is_position(
 class ImageSearch:
     """Search by image in one index, for visitors who may send anything.
 
-    Raises ValueError or FileNotFoundError if the parts do not belong together."""
+    Raises ValueError or OSError if the parts do not belong together."""
 
     def __init__(
         self,
         index: CodeIndex,  # its ids are names of files below root
         encoder: Encoder,  # the model that the index was made with
-        root: str | Path = '',  # folder of the images; empty: the index's own
+        root: str | Path = '',  # folder of the images, or s3://…; empty: the index's own
     ) -> None:
         self.index, self.encoder = index, encoder
-        self.root = Path(root or index.root or '.').expanduser().resolve()
+        folder = Path(root or index.root or '.').expanduser().resolve()
+        self.root = Folder(str(root)) if '://' in str(root) else folder
         check_page(index, encoder, self.root)
         self.filters = _choices(index)
 
@@ -250,8 +265,8 @@ class ImageSearch:
     ) -> Image.Image | None:
         "Its thumbnail. None if there is none."
         try:
-            return thumbnail(below(self.root, name))
-        except ValueError:
+            return thumbnail(image_of(self.root, name))
+        except (ValueError, OSError):
             return None
 
     def picture(
@@ -591,9 +606,9 @@ def _wire(
 def page(
     index: CodeIndex,  # its ids are names of files below root
     encoder: Encoder,  # the model that the index was made with
-    root: str | Path = '',  # folder of the images; empty: the index's own
+    root: str | Path = '',  # folder of the images, or s3://…; empty: the index's own
 ) -> Any:  # gradio Blocks; `serve` opens them
-    "The page. Raises ValueError, FileNotFoundError or ImportError if it cannot work."
+    "The page. Raises ValueError, OSError or ImportError if it cannot work."
     gr, search = find_gradio(), ImageSearch(index, encoder, root)
     own_folder()
     visit, first, said = results(search, Visit(), 18)
@@ -928,7 +943,7 @@ def _launch(blocks: Any, port: int, open_browser: bool, largest: str) -> None:
 def serve(
     index: CodeIndex,  # its ids are names of files below root
     encoder: Encoder,  # the model that the index was made with
-    root: str | Path = '',  # folder of the images; empty: the index's own
+    root: str | Path = '',  # folder of the images, or s3://…; empty: the index's own
     port: int = 7860,  # of 127.0.0.1
     open_browser: bool = False,  # show the page in the browser of this machine
     wait: bool = True,  # until Ctrl-C, SIGTERM or SIGHUP; or call `close()` of what is returned

@@ -933,7 +933,10 @@ Engine = Annotated[
 ]
 Address = Annotated[
     str,
-    typer.Option(help='with --engine ray: host:port of a cluster, or auto; empty: this machine'),
+    typer.Option(
+        help='with --engine ray: host:port of a cluster, or auto; empty: that of RAY_ADDRESS, '
+        'or this machine'
+    ),
 ]
 Actors = Annotated[
     int,
@@ -1326,22 +1329,23 @@ def delete(
 def optimize(
     where: Index,
     lists: Annotated[
-        int,
+        int | None,
         typer.Option(
             min=0,
             max=65_536,
-            help='number of lists; the square root of the number of codes works well',
+            help='number of lists; 0: make none; empty: the square root of the number of codes, '
+            'for 100,000 or more that have none',
         ),
-    ] = 0,
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Tidy up an index of kind lance.
 
-    Small additions become one. With --lists, searches look at a part of the codes only.
+    Small additions become one. With lists, searches look at a part of the codes only.
 
     \b
-    dcwh index optimize s3://bucket/photos.lance \\
-      --lists 1000
+    dcwh index optimize s3://bucket/photos.lance
+    dcwh index optimize photos.lance --lists 1000
     """
     from dcwh.search import CodeIndex, LanceIndex
 
@@ -1885,7 +1889,8 @@ def serve(
     where: Index,
     model: Model,
     images: Annotated[
-        str, typer.Option(help='the folder of the images, if it is not where the index says')
+        str,
+        typer.Option(help='the folder of the images, or s3://…, if it is not where the index says'),
     ] = '',
     port: Annotated[int, typer.Option(help='of 127.0.0.1')] = 7860,
 ) -> None:

@@ -853,7 +853,7 @@ def encode_dataset(
     actors: int = 0,  # that hold the model; 0: one for each GPU, or for each core
     threads: int = 2,  # of each actor, that read and scale images
     engine: str = 'ray',  # or here: in this process
-    address: str = '',  # of a Ray cluster: host:port, or auto; empty: this machine
+    address: str = '',  # of a Ray cluster: host:port, or auto; empty: RAY_ADDRESS, or this machine
     storage_options: Mapping[str, Any] | None = None,  # of object stores
     progress: bool = False,  # show a bar
 ) -> Encoded:
@@ -862,6 +862,7 @@ def encode_dataset(
     Raises FileNotFoundError, ValueError, OSError or ImportError, before anything is encoded
     where that can be known."""
     to, settings = str(to).rstrip('/'), dict(storage_options or {})
+    address = address or os.environ.get('RAY_ADDRESS', '')
     numbers = {'batch_size': batch_size, 'part': part, 'actors': actors, 'threads': threads}
     _check_call(to, settings, numbers, engine, address)
     encoder = OnnxModel(model) if _is_onnx(model) else HashModel.from_pretrained(model)

@@ -16,12 +16,13 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from itertools import islice
 from operator import attrgetter
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import ModuleType
 from typing import Any, NamedTuple
 from uuid import uuid4
@@ -338,33 +339,27 @@ class ParquetPiece(ArrowPiece):
 
     def tables(self, columns: list[str], rows: int) -> Iterator[Any]:
         "See `ArrowPiece.tables`."
-        arrow = arrow_library()
-        self._check()
+        arrow, stamp = arrow_library(), partial(self.folder.stamp, self.name)
+        _check_stamp(self, stamp)
         try:
             with self.folder.open(self.name) as opened:
                 batches = arrow.parquet.ParquetFile(opened).iter_batches(rows, columns=columns)
                 for batch in batches:
                     yield arrow.Table.from_batches([batch])
         except (arrow.ArrowException, OSError) as e:
-            self._check()
+            _check_stamp(self, stamp)
             raise ValueError(f'{self.where} is damaged ({first_line(e)})') from e
-        self._check()
-
-    def _check(self) -> None:
-        try:
-            now = self.folder.stamp(self.name)
-        except FileNotFoundError as e:
-            raise _gone(self.where) from e
-        if now != self.stamp:
-            raise _changed(self.where)
+        _check_stamp(self, stamp)
 
 
-def _gone(where: str) -> FileNotFoundError:
-    return FileNotFoundError(f'{where} is gone; open the dataset again')
-
-
-def _changed(where: str) -> ValueError:
-    return ValueError(f'{where} was changed since the dataset was opened; open it again')
+def _check_stamp(piece: Any, now: Callable[[], Stamp]) -> None:
+    "Raises FileNotFoundError or ValueError where a file is gone, or is another than was opened."
+    try:
+        same = now() == piece.stamp
+    except FileNotFoundError as e:
+        raise FileNotFoundError(f'{piece.where} is gone; open the dataset again') from e
+    if not same:
+        raise ValueError(f'{piece.where} was changed since the dataset was opened; open it again')
 
 # %% ../nbs/19_parts.ipynb #b761559a
 @dataclass(frozen=True)
@@ -401,36 +396,63 @@ class NpzPiece(Piece):
 
     where: str
     images: int
+    folder: Folder
     stamp: Stamp
     namer: Namer | None = None
 
     def read(self, form: Form) -> Iterator[Codes]:
         "See `Piece.read`."
-        codes = self._codes()
+        codes, names = self._codes(self.namer if form.classes is not None else None)
         if form.classes is not None:
-            numbers = numbers_of(self._names(codes), form.classes, form.several)
-            codes = replace(codes, labels=numbers)
+            codes = replace(codes, labels=numbers_of(names, form.classes, form.several))
         yield codes.first(form.first) if form.first else codes
 
     def names(self, form: Form) -> Iterator[list[list[str]]]:
         "See `Piece.names`."
-        yield self._names(self._codes())
+        yield self._codes(self.namer)[1]
 
-    def _names(self, codes: Codes) -> list[list[str]]:
-        return (self.namer(codes, Path(self.where)) if self.namer else None) or []
-
-    def _codes(self) -> Codes:
-        if not file_is_there(self.where):
-            raise _gone(self.where)
-        codes = read_codes(self.where)
-        if _npz_stamp(self.where) != self.stamp:
-            raise _changed(self.where)
-        return codes
+    def _codes(self, namer: Namer | None) -> tuple[Codes, list[list[str]]]:
+        stamp = partial(_npz_stamp, self.folder, self.where)
+        _check_stamp(self, stamp)
+        codes, names = _npz_codes(self.folder, self.where, namer)
+        _check_stamp(self, stamp)
+        return codes, names or []
 
 
-def _npz_stamp(path: str) -> Stamp:
+def _npz_stamp(folder: Folder, path: str) -> Stamp:
+    if folder.remote:
+        return folder.stamp(os.path.basename(path))
+    if not file_is_there(path):
+        raise FileNotFoundError(f'{path} is not there; give an .npz of codes')
     found = os.stat(path)
     return found.st_size, found.st_mtime_ns
+
+
+def _npz_codes(
+    folder: Folder, path: str, namer: Namer | None
+) -> tuple[Codes, list[list[str]] | None]:
+    "What a file holds, and the names of its labels. Raises as `read_codes`."
+    with _on_this_machine(folder, path) as file:
+        codes = read_codes(file)
+        return codes, namer(codes, file) if namer else None
+
+
+@contextmanager
+def _on_this_machine(folder: Folder, path: str) -> Iterator[Path]:
+    "A file of codes, or a copy of it and of the table beside it. ValueErrors name the place."
+    if not folder.remote:
+        yield Path(path)
+        return
+    with TemporaryDirectory() as here:
+        file = Path(here, os.path.basename(path))
+        file.write_bytes(folder.read(file.name))
+        table = file.with_suffix('.csv')
+        with suppress(FileNotFoundError):
+            table.write_bytes(folder.read(table.name))
+        try:
+            yield file
+        except ValueError as e:
+            raise ValueError(str(e).replace(here, folder.place)) from e
 
 # %% ../nbs/19_parts.ipynb #de336236
 def _joint(
@@ -501,15 +523,18 @@ def _parquet_parts(files: Sequence[tuple[Folder, str]]) -> tuple[list[Piece], Fo
     return list(pieces), _joint(forms, [piece.where for piece in pieces])
 
 
-def _npz_parts(paths: Sequence[str], namer: Namer | None) -> tuple[list[Piece], Form]:
+def _npz_parts(
+    paths: Sequence[str], storage_options: Mapping[str, Any] | None, namer: Namer | None
+) -> tuple[list[Piece], Form]:
     "Files in order. Each is read once, which checks it."
     pieces, forms, widths, ids = [], [], [], []
     for path in paths:
-        codes = read_codes(path)
+        folder, _ = folder_of(path, storage_options)
+        stamp = _npz_stamp(folder, path)
+        codes, names = _npz_codes(folder, path, namer)
         ids.append(_hashes_of(codes.ids))
-        names = namer(codes, Path(path)) if namer else None
         label = 'a table' if names else 'the file' if codes.labels is not None else ''
-        pieces.append(NpzPiece(path, len(codes), _npz_stamp(path), namer))
+        pieces.append(NpzPiece(path, len(codes), folder, stamp, namer))
         forms.append(Form(codes.bits, codes.model, label, named=bool(names)))
         if codes.labels is not None and not names:
             widths.append((codes.labels.shape[1:], path))
@@ -548,17 +573,17 @@ def _found_at(
         raise ValueError(f'version is {version}; only a Lance table has versions')
     if all(path.endswith('.npz') and '://' not in path for path in where):
         _check_once(where)
-        return _npz_parts(where, namer)
+        return _npz_parts(where, None, namer)
     files = [file for place in where for file in _files_at(place, storage_options)]
     _check_once([folder.path(name) for folder, name in files])
     kinds = {os.path.splitext(name)[1] for _, name in files}
     if kinds == {'.parquet'}:
         return _parquet_parts(files)
-    if kinds == {'.npz'} and not any(folder.remote for folder, _ in files):
-        return _npz_parts([folder.path(name) for folder, name in files], namer)
+    if kinds == {'.npz'}:
+        return _npz_parts([folder.path(name) for folder, name in files], storage_options, namer)
     raise ValueError(
         f'{where[0]} is no dataset of codes; give a Lance table (.lance), a file or folder of '
-        '.parquet, or .npz files of this machine, all of one kind'
+        '.parquet, or of .npz, all of one kind'
     )
 
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from urllib.error import URLError
 from urllib.parse import urlsplit
@@ -21,6 +22,7 @@ from PIL import Image
 
 from dcwh.codes import Codes
 from dcwh.model import HashModel
+from dcwh.parts import Folder
 from dcwh.sources import digits
 
 pytestmark = pytest.mark.whole
@@ -389,3 +391,30 @@ def test_another_page_can_neither_upload_nor_ask(visitor, site):
         assert said in ('refused', 403), path
     kept = Path(os.environ['GRADIO_TEMP_DIR'])
     assert not [f for f in kept.rglob('a.png') if f.read_bytes() == b'mine']
+
+
+def test_images_that_lie_in_a_bucket(site, bucket, monkeypatch):
+    """The page shows images of an object store where it is told to, and nothing else of it; an
+    index alone cannot tell it to."""
+    from dcwh.app import BLANK, ImageSearch
+
+    _, index, encoder, root = site
+    options, _ = bucket
+    for name, value in options.items():
+        monkeypatch.setenv(f'AWS_{name.upper()}', value)
+    files = Folder('s3://photos/in')
+    with pytest.raises(FileNotFoundError, match='s3://photos/in/0/000.png is not there'):
+        ImageSearch(index, encoder, files.place)
+    names = [str(name) for name in index.ids[:3]]
+    for name in names[:2]:
+        files.write(name, (root / name).read_bytes())
+    files.write(names[2], b'no image')
+    Folder('s3://photos').write('secret.png', (root / names[0]).read_bytes())
+    there, here = ImageSearch(index, encoder, files.place), ImageSearch(index, encoder)
+    for name in names[:2]:
+        assert there.picture(name).tobytes() == here.picture(name).tobytes()
+    for name in (names[2], str(index.ids[3]), '../secret.png', '/secret.png'):
+        assert there.picture(name) is BLANK
+    told = replace(index, root=files.place)
+    with pytest.raises(FileNotFoundError, match='give root'):
+        ImageSearch(told, encoder)

@@ -274,3 +274,12 @@ def test_ray_that_is_missing_names_its_extra(tmp_path, monkeypatch):
     with pytest.raises(ImportError, match=r"pip install '\.\[ray\]'"):
         encode_dataset('nowhere', 'nowhere', tmp_path / 'new.lance')
     assert not (tmp_path / 'new.plan').exists()
+
+
+def test_a_cluster_of_the_environment_that_does_not_answer(home, tmp_path, monkeypatch):
+    "It is an error before images are listed, as with an address that is given."
+    pytest.importorskip('ray')
+    monkeypatch.setenv('RAY_ADDRESS', '127.0.0.1:9')
+    with pytest.raises(OSError, match='no Ray cluster answers at 127.0.0.1:9'):
+        encode_dataset(str(home / 'model'), home / 'photos', tmp_path / 'new.lance')
+    assert not list(tmp_path.iterdir())

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from dcwh.cli import app, save_codes
 from dcwh.codes import Codes
 from dcwh.evaluation import evaluate
-from dcwh.parts import CodeParts, folder_of, ray_cluster, tally
+from dcwh.parts import CodeParts, Folder, folder_of, ray_cluster, tally
 from dcwh.search import CodeIndex, as_arrow
 
 CLASSES = np.array(['ant', 'bee', 'cow', 'dog'])
@@ -243,6 +243,38 @@ def test_a_bucket(place, bucket, monkeypatch):
         'aaaa',
     )
     assert do('q.npz', table)[0]['map'] == evaluate(query, joint).map
+
+
+@pytest.mark.whole
+def test_npz_files_in_a_bucket(place, bucket, monkeypatch):
+    """Files of codes that were copied into an object store, with their tables: one, several, a
+    folder; a table that is missing, a file that is no .npz, and one that changed."""
+    options, server = bucket
+    _, database = place
+    codes = Folder('s3://photos/npz', options)
+    for name in ('d0.npz', 'd0.csv', 'd1.npz', 'd1.csv'):
+        codes.write(name, Path(name).read_bytes())
+    lone = Folder('s3://photos/lone', options)
+    lone.write('d.npz', Path('d.npz').read_bytes())
+    database.save('own.npz')
+    lone.write('own.npz', Path('own.npz').read_bytes())
+    lone.write('text.npz', b'text')
+    parts = CodeParts.open(codes.place, storage_options=options)
+    for name, value in options.items():
+        monkeypatch.setenv(f'AWS_{name.upper()}', value)
+    whole = do('q.npz', 'd.npz')
+    assert do('q.npz', codes.place) == whole
+    assert do('q.npz', codes.path('d0.npz'), codes.path('d1.npz')) == whole
+    assert do('q.npz', 's3://photos/lone/own.npz', '--query-table', 'none')[0]['database'] == 300
+    for name, said in (
+        ('d.npz', 's3://photos/lone/d.csv, the table of s3://photos/lone/d.npz, is not there'),
+        ('text.npz', 's3://photos/lone/text.npz is no .npz of plain arrays'),
+        ('nothing.npz', 's3://photos/lone/nothing.npz is not there'),
+    ):
+        assert said in do('q.npz', lone.path(name), code=2)
+    codes.write('d1.npz', Path('d0.npz').read_bytes())
+    with pytest.raises(ValueError, match='npz/d1.npz was changed since the dataset was opened'):
+        list(parts)
 
 
 @pytest.mark.whole

@@ -265,6 +265,24 @@ def test_readers_while_a_table_in_a_bucket_grows(bucket):
     assert len(CodeIndex.load(where, version=first, storage_options=options)) == 1000
 
 
+def test_many_codes_get_lists_unless_told_otherwise(tmp_path, monkeypatch):
+    monkeypatch.setattr('dcwh.search.LISTED', 900)
+    index = CodeIndex.build(codes(899), 'lance', path=tmp_path / 'many.lance')
+    index.optimize()
+    assert not index.table.lance.list_indices()
+    index.add(codes(1, 899))
+    index.optimize(lists=0)
+    assert not index.table.lance.list_indices()
+    index.optimize()
+    (made,) = index.table.lance.list_indices()
+    stats = index.table.lance.index_stats(made.name)
+    assert (stats.index_type, stats.num_indexed_rows) == ('IVF_FLAT', 900)
+    index.add(codes(50, 900))
+    index.optimize()  # which takes in what is new, and makes no lists anew
+    stats = index.table.lance.index_stats(made.name)
+    assert (stats.num_indexed_rows, stats.num_unindexed_rows) == (950, 0)
+
+
 # ---- what is accepted works, what cannot work is refused
 
 
