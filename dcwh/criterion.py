@@ -219,6 +219,12 @@ class Criterion(nn.Module):
         Returns facts for the history. Raises ValueError where it lacks what it needs."""
         return {}
 
+    def _load_from_state_dict(self, *given: Any) -> None:
+        "Tensors that `kept` names are in no state. They are unknown until an epoch begins."
+        super()._load_from_state_dict(*given)
+        for tensor in (getattr(self, name) for name in self.kept):
+            tensor.fill_(torch.nan if tensor.is_floating_point() else 0)
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         "Tensors that `kept` names follow to a device and keep their precision."
         super()._apply(fn, recurse)

@@ -628,10 +628,11 @@ def _contents(path: str) -> Iterator[bytes]:
 
 def _kept_at(images: Files, ids: np.ndarray, side: int) -> Path | None:
     "Where these images, decoded to squares of `side` pixels, would be kept. None if they are not."
-    folder = os.environ.get('DCWH_CACHE', str(Path.home() / '.cache/dcwh'))
-    if not folder:
+    folder = os.environ.get('DCWH_CACHE', '~/.cache/dcwh')
+    place = os.path.expanduser(folder)
+    if not folder or place.startswith('~'):  # nobody's home
         return None
-    return Path(folder) / f'{content_hash(images, ids)}-{len(images)}-{side}.npy'
+    return Path(place) / f'{content_hash(images, ids)}-{len(images)}-{side}.npy'
 
 # %% ../nbs/11_data.ipynb #50076f8d
 def _read_all(
@@ -814,7 +815,7 @@ def classes_in(
     data: RetrievalSet,
     part: str,  # one of PARTS
 ) -> int:
-    "How many classes the database of a part has."
+    "How many classes a part is of. An image with several labels is unseen if one of them is."
     of = {'seen': len(data.seen), 'unseen': data.unseen, 'all': len(data.classes)}
     return of[part.split('@')[1]]
 

@@ -28,6 +28,7 @@ from dcwh.counting import (
     blocks,
     check_device,
     check_sides,
+    compiled,
     differing,
     histograms,
     histograms_of_parts,
@@ -45,7 +46,7 @@ from .files import shown
 _first_harmonic = np.concatenate([[0], np.cumsum(1 / np.arange(1, 64))])  # H(0) … H(63)
 
 
-@vectorize(['float64(int64)'], cache=True)
+@compiled(vectorize, ['float64(int64)'])
 def harmonic(
     rank: int,  # a whole number from 0, or an array of them
 ) -> float:  # of the same shape
@@ -153,7 +154,7 @@ def divisor(
     return np.maximum({'found': found, 'min': most, 'all': R}[normaliser], 1)
 
 # %% ../nbs/06_evaluation.ipynb #9919836f
-@njit(cache=True, nogil=True)
+@compiled(njit, nogil=True)
 def hypergeometric(
     n: int,  # images in the group
     r: int,  # relevant ones
@@ -189,7 +190,7 @@ def _cut_group(n: int, r: int, m: int, gain: float, N0: int, R0: int, G0: float,
     return score
 
 
-@njit(parallel=True, cache=True, nogil=True)
+@compiled(njit, parallel=True, nogil=True)
 def _precisions(
     items: np.ndarray,  # (Q, G)
     relevant: np.ndarray,  # (Q, G)
@@ -250,7 +251,7 @@ def average_precision(
     return score / divisor(R, R, top_k, normaliser)
 
 # %% ../nbs/06_evaluation.ipynb #49c02b8e
-@njit(parallel=True, cache=True, nogil=True)
+@compiled(njit, parallel=True, nogil=True)
 def _add_precisions(
     query: np.ndarray,  # words of the codes, (Q,) or (Q, W)
     database: np.ndarray,  # (N,) or (N, W)
@@ -868,7 +869,7 @@ def _least_gap(ordered: np.ndarray) -> float:  # uint64, (N,): distances and rel
     return least
 
 
-@njit(parallel=True, cache=True, nogil=True)
+@compiled(njit, parallel=True, nogil=True)
 def _precisions_by_rank(
     ordered: np.ndarray,  # uint64, (q, N)
     distances: np.ndarray,  # uint64, (q, N)

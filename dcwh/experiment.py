@@ -38,7 +38,7 @@ from accelerate.utils import broadcast_object_list
 from filelock import Timeout
 
 import dcwh
-from .codes import Codes, collisions
+from .codes import Codes, collisions, rounded
 from .config import Config, resolve
 from .criterion import Criterion
 from .data import ROLES, RetrievalSet, classes_in, load
@@ -586,7 +586,7 @@ def encoded(
         sides[role] = Codes.from_outputs(h, images.labels, images.ids, model.identity())
         if not accelerator.is_main_process:
             continue
-        _save(folder / f'{role}-outputs.npy', h.numpy().astype(np.float16))
+        _save(folder / f'{role}-outputs.npy', rounded(h.numpy(), np.float16))
         sides[role].save(folder / f'{role}.npz')
     return outputs, sides
 

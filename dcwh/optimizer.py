@@ -98,7 +98,12 @@ def epoch_means(
     sums: Tensor,  # from `class_sums`, shape (C, K + 1)
     centres: Tensor,  # what a class without images keeps, shape (C, K)
 ) -> Tensor:  # shape (C, K)
-    "The class means of an epoch. Raises ValueError where it had no image at all."
+    "The class means of an epoch. Raises ValueError where it had no image, or begins with a state."
+    if sums[:, -1].isnan().any():
+        raise ValueError(
+            'a state was loaded after begin_epoch, and what an epoch sums is in no state; '
+            'save and load between epochs'
+        )
     if not sums[:, -1].any():
         raise ValueError(
             'end_epoch was called and no batch has been seen since begin_epoch; '

@@ -37,7 +37,7 @@ import numpy as np
 from filelock import Timeout
 from torch import Tensor
 
-from .codes import Codes, as_array, as_outputs, check_bits, check_flag, unpack
+from .codes import Codes, as_array, as_outputs, check_bits, check_flag, rounded, unpack
 from .files import locked, shown, writable, write_whole
 from .sources import check_spelling
 
@@ -875,7 +875,7 @@ def _outputs_of(h: Tensor | np.ndarray, bits: int) -> np.ndarray:
         raise ValueError(f'h has shape {outputs.shape}; an index of {bits} bits takes (Q, {bits})')
     if not (np.abs(outputs) < np.float64(1e15)).all():  # whose squares are finite
         raise ValueError('h holds numbers above 1e15; they come from a training that diverged')
-    return outputs.astype(np.float32)
+    return rounded(outputs, np.float32)
 
 # %% ../nbs/18_search.ipynb #01ed306b
 def _reranked(
@@ -2088,9 +2088,10 @@ def _columns_in(index: LanceIndex, ids: Ids, columns: Sequence[str]) -> dict[str
 
 
 def _codes_in(index: LanceIndex, ids: Ids) -> Codes:
-    packed = _columns_in(index, ids, ['code'])['code'].astype(np.uint8)
-    packed = packed.reshape(len(ids), -(-index.bits // 8))
-    names: np.ndarray = np.array(ids, _DTYPES[index.types['id']])
+    wanted = _many_ids(ids, index.types['id'])
+    packed = _columns_in(index, wanted, ['code'])['code'].astype(np.uint8)
+    packed = packed.reshape(len(wanted), -(-index.bits // 8))
+    names: np.ndarray = np.array(wanted, _DTYPES[index.types['id']])
     return Codes(packed, index.bits, None, names, index.model)
 
 # %% ../nbs/18_search.ipynb #fd46c28c

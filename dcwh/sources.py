@@ -1528,7 +1528,7 @@ def lists(
         labels_of(member[there]),
         tuple(map(str, range(classes))),
         Split(kept['query'], kept['train'], kept['database'], called, top_k),
-        hash=digest(''.join(sums.values()).encode(), np.packbits(there).tobytes()),
+        hash=digest(''.join(sums.values()).encode(), *_hashed_parts(images)),
         missing=gone,
     )
 

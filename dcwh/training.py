@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SPACING', 'TYPES', 'LOOK', 'MEANT', 'log', 'schedule_factor', 'weights_hash', 'checkpoint_key', 'save_checkpoint',
-           'load_checkpoint', 'save_history', 'Checkpoint', 'Sessions', 'Trained', 'build', 'numerics',
+           'load_checkpoint', 'save_history', 'Checkpoint', 'Sessions', 'Trained', 'check_batches', 'build', 'numerics',
            'accelerator_of', 'joined', 'gathered_outputs', 'join_statistics', 'Means', 'Epoch', 'set_rate',
            'train_epoch', 'facts_of', 'try_out', 'own_faults', 'loader_of', 'share_state', 'tracking', 'train']
 
@@ -191,6 +191,17 @@ class Trained:
     earlier: list[dict] = field(default_factory=list)  # sessions that were interrupted
 
 
+def check_batches(config: Config, model: HashModel, images: int) -> None:
+    "Raises ValueError where a batch would have one image, and the network normalises batches."
+    smallest = images // -(-images // config.batch_size) if images else 0
+    norms = [part for part in model.modules() if isinstance(part, nn.BatchNorm2d)]
+    if smallest == 1 and norms:
+        raise ValueError(
+            f'batch_size={config.batch_size} cuts {images} training images into batches down to '
+            'one image, and batch normalisation needs two; give a larger one'
+        )
+
+
 def build(
     config: Config,
     num_classes: int,
@@ -206,6 +217,7 @@ def build(
         raise ValueError(
             f'the model gives {model.bits} bits, the configuration asks for {config.bits}'
         )
+    check_batches(config, model, images)
     model = model.to(memory_format=torch.channels_last)
     torch.manual_seed(config.seed)
     generator = torch.Generator().manual_seed(config.seed)

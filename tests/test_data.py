@@ -394,6 +394,22 @@ def test_a_folder_of_decoded_images_that_cannot_be_written_costs_nothing(tmp_pat
     assert len(load(as_folder(tmp_path / 'a', refused=False)).read(16).train.source.images) == N
 
 
+def test_where_nobody_has_a_home_nothing_is_kept(tmp_path, monkeypatch):
+    monkeypatch.delenv('DCWH_CACHE')
+    monkeypatch.setattr('os.path.expanduser', str)  # as in a container with a user that it lacks
+    source = as_folder(tmp_path / 'a', refused=False)
+    assert isinstance(load(source).read(16).train.source.images, np.ndarray)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['a']
+
+
+def test_lists_of_other_images_are_another_set(tmp_path):
+    one, same, other = (as_lists(tmp_path / name, refused=False) for name in 'abc')
+    assert one.hash == same.hash == other.hash
+    file = next((tmp_path / 'c').rglob('*.png'))
+    file.write_bytes(file.read_bytes() + b'.')
+    assert find_source('lists/pairs', tmp_path / 'c').hash != one.hash
+
+
 def shell_check(name, where, *more):
     "What `dcwh data check` ends with and says: exit code, answer, complaints."
     words = ['data', 'check', name, '--data-dir', str(where), '--workers', '0', *more]
@@ -507,13 +523,13 @@ def as_table(root, *lines):
         (
             lambda root: ('lists/x', listed(filled(root, *TWELVE))),
             'official',
-            'bbecba2272c835f9',
+            '15765113e728eb6f',
             'febcf04ed0d515bc',
         ),
         (
             lambda root: ('lists/x', listed(filled(root, *TWELVE[:-1]))),
             'official',
-            '29d217a9e369cb73',
+            'bb2b23f1bf294c80',
             'afa82fa8f8dfc690',
         ),
     ),

@@ -139,4 +139,6 @@ def test_lengths_of_several_trainings_stand_apart(tmp_path):
     differences = frame.set_index(['called', 'bits'])['map']
     for called, difference in zip(rows['other'], rows['difference'], strict=True):
         assert difference == differences['dcwh', 16] - differences[called, 16]
-    assert all(name in results.as_html(results.comparison(results.summary(frame))) for name in nested)
+    assert all(
+        name in results.as_html(results.comparison(results.summary(frame))) for name in nested
+    )

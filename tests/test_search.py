@@ -466,6 +466,15 @@ def test_filters_of_few_images(tmp_path, kind, options):
         assert (hamming(query[None], index.codes_of(names.tolist()).packed)[0] == near).all()
 
 
+@pytest.mark.parametrize('kind', INDEX_KINDS)
+def test_codes_of_one_image_or_of_a_set(tmp_path, kind):
+    codes = some_codes(100)
+    index = built(kind, codes, {}, tmp_path)
+    for ids in ({'7.jpg'}, frozenset({'7.jpg'}), '7.jpg', ['7.jpg']):
+        found = index.codes_of(ids)
+        assert found.ids.tolist() == ['7.jpg'] and (found.packed == codes.packed[7]).all()
+
+
 # ---- types
 
 
