@@ -1,6 +1,6 @@
 """What holds for every process of the tests. One thread: small networks are not faster on more, and
 tests that share a machine with other work stay steady. No folder of decoded images, no windows, no
-proxy on the way to servers of the tests. And what processes of tests/forked.py have imported."""
+proxy on the way to servers of the tests. Programs and kernels are those of tests/programs.py."""
 
 import os
 import shutil
@@ -14,12 +14,7 @@ os.environ.setdefault('DCWH_CACHE', '')  # nothing is left in the home of whoeve
 for name in ('no_proxy', 'NO_PROXY'):
     os.environ[name] = ','.join(filter(None, (os.environ.get(name), '127.0.0.1')))
 
-IMPORTED = [
-    *('torch._dynamo', 'torchvision', 'accelerate', 'numba', 'pandas', 'seaborn'),
-    *('sklearn.datasets', 'sklearn.manifold', 'nbformat', 'nbdev.test', 'torchmetrics'),
-    *('dcwh.cli', 'dcwh.experiment', 'dcwh.search', 'dcwh.sources', 'ipykernel.kernelapp'),
-]
-get_context('forkserver').set_forkserver_preload(IMPORTED)
+get_context('forkserver').set_forkserver_preload([*programs.IMPORTED])  # workers, from Python 3.14
 os.environ['PATH'] = f'{programs.folder()}:{os.environ["PATH"]}'
 os.environ['JUPYTER_PATH'] = str(programs.folder())
 

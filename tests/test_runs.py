@@ -16,8 +16,8 @@ import nbformat
 import numpy as np
 import pytest
 import torch
-from forked import Python, python
 from PIL import Image
+from programs import Python, python
 from safetensors.torch import save_file
 from sklearn.datasets import load_digits
 from typer.testing import CliRunner
