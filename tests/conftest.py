@@ -30,6 +30,27 @@ SMALLEST = {  # settings of a run of a second, on images of 8 pixels
 }
 
 
+LONG = {  # tests of more than ten seconds
+    'test_runs_and_prints_what_it_says',
+    'test_is_clean[mypy]',
+    'test_reports_are_made_where_images_are',
+    'test_reports_are_whole_and_identical',
+    'test_what_torch_makes_of_the_graphs',
+    'test_wheel_makes_a_run_and_a_report_in_any_folder',
+    'test_named_runs_are_laid_over_each_other',
+    'test_papermill_from_the_repository_root',
+}
+
+
+@pytest.hookimpl(trylast=True)  # when those of other marks are out
+def pytest_collection_modifyitems(items):
+    "Two workers begin with half of the tests each. Long ones come first there: none ends alone."
+    long = [item for item in items if LONG & {item.name, item.originalname}]
+    short = [item for item in items if not LONG & {item.name, item.originalname}]
+    middle = len(items) // 2 - len(long[::2])
+    items[:] = [*long[::2], *short[:middle], *long[1::2], *short[middle:]]
+
+
 @pytest.fixture(scope='session')
 def begun():
     "Programs and kernels that tests start have imported everything: tests/programs.py."

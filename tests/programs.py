@@ -25,6 +25,7 @@ from pathlib import Path
 from subprocess import PIPE, STDOUT, Popen
 from threading import Thread, Timer
 
+sys.modules['rfc3987_syntax'] = None  # jsonschema takes it where it is there; a second to import
 IMPORTED = (
     *('torch._dynamo', 'torchvision', 'accelerate', 'numba', 'pandas', 'seaborn'),
     *('sklearn.datasets', 'sklearn.manifold', 'nbformat', 'nbdev.test', 'torchmetrics'),
