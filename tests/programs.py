@@ -30,6 +30,7 @@ IMPORTED = (
     *('torch._dynamo', 'torchvision', 'accelerate', 'numba', 'pandas', 'seaborn'),
     *('sklearn.datasets', 'sklearn.manifold', 'nbformat', 'nbdev.test', 'torchmetrics'),
     *('dcwh.cli', 'dcwh.experiment', 'dcwh.search', 'dcwh.sources', 'ipykernel.kernelapp'),
+    *('pytest', 'timm'),
 )
 REAL = Path(sys.executable).parent
 FORWARDED = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
@@ -187,8 +188,9 @@ def program(words: list[str], folder: str, env: dict[str, str]) -> int:
 def as_begun(words: list[str]) -> None:
     "What a process has at its beginning, and a fork of a server has not."
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    sys.stdin, sys.stdout = os.fdopen(0), os.fdopen(1, 'w', 1 if os.isatty(1) else -1)
-    sys.stderr = os.fdopen(2, 'w', 1, errors='backslashreplace')
+    sys.stdin = os.fdopen(0, closefd=False)
+    sys.stdout = os.fdopen(1, 'w', 1 if os.isatty(1) else -1, closefd=False)
+    sys.stderr = os.fdopen(2, 'w', 1, errors='backslashreplace', closefd=False)
     sys.executable = str(Path(words[0]).with_name('python'))
     if words[0].endswith('dcwh'):
         sys.path[0], sys.argv = str(REAL), words
