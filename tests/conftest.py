@@ -1,6 +1,6 @@
 """What holds for every process of the tests. One thread: small networks are not faster on more, and
 tests that share a machine with other work stay steady. No folder of decoded images, no windows, no
-proxy on the way to servers of the tests. And what processes of tests/forked.py have imported."""
+proxy on the way to servers of the tests. Programs and kernels are those of tests/programs.py."""
 
 import os
 import shutil
@@ -14,12 +14,7 @@ os.environ.setdefault('DCWH_CACHE', '')  # nothing is left in the home of whoeve
 for name in ('no_proxy', 'NO_PROXY'):
     os.environ[name] = ','.join(filter(None, (os.environ.get(name), '127.0.0.1')))
 
-IMPORTED = [
-    *('torch._dynamo', 'torchvision', 'accelerate', 'numba', 'pandas', 'seaborn'),
-    *('sklearn.datasets', 'sklearn.manifold', 'nbformat', 'nbdev.test', 'torchmetrics'),
-    *('dcwh.cli', 'dcwh.experiment', 'dcwh.search', 'dcwh.sources', 'ipykernel.kernelapp'),
-]
-get_context('forkserver').set_forkserver_preload(IMPORTED)
+get_context('forkserver').set_forkserver_preload([*programs.IMPORTED])  # workers, from Python 3.14
 os.environ['PATH'] = f'{programs.folder()}:{os.environ["PATH"]}'
 os.environ['JUPYTER_PATH'] = str(programs.folder())
 
@@ -33,6 +28,27 @@ SMALLEST = {  # settings of a run of a second, on images of 8 pixels
     'batch_size': 4,
     'workers': 0,
 }
+
+
+LONG = {  # tests of more than ten seconds
+    'test_runs_and_prints_what_it_says',
+    'test_is_clean[mypy]',
+    'test_reports_are_made_where_images_are',
+    'test_reports_are_whole_and_identical',
+    'test_what_torch_makes_of_the_graphs',
+    'test_wheel_makes_a_run_and_a_report_in_any_folder',
+    'test_named_runs_are_laid_over_each_other',
+    'test_papermill_from_the_repository_root',
+}
+
+
+@pytest.hookimpl(trylast=True)  # when those of other marks are out
+def pytest_collection_modifyitems(items):
+    "Two workers begin with half of the tests each. Long ones come first there: none ends alone."
+    long = [item for item in items if LONG & {item.name, item.originalname}]
+    short = [item for item in items if not LONG & {item.name, item.originalname}]
+    middle = len(items) // 2 - len(long[::2])
+    items[:] = [*long[::2], *short[:middle], *long[1::2], *short[middle:]]
 
 
 @pytest.fixture(scope='session')

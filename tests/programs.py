@@ -1,5 +1,5 @@
-"""The programs `dcwh` and `python -m …`, and the kernel of reports, that begin with everything
-imported.
+"""The programs `dcwh`, `python -m …` and `python -c …`, and the kernel of reports, that begin with
+everything imported.
 
 What a test or a notebook starts by name takes five seconds to import torch, pandas and seaborn.
 `folder()` is a folder with programs of the same names, for the PATH. Each is a small script that
@@ -19,17 +19,19 @@ import tempfile
 import traceback
 from contextlib import suppress
 from functools import cache
-from multiprocessing import (
-    current_process,
-    get_all_start_methods,
-    get_context,
-    parent_process,
-    set_start_method,
-)
+from importlib import import_module
 from multiprocessing.connection import wait
 from pathlib import Path
-from threading import Thread
+from subprocess import PIPE, STDOUT, Popen
+from threading import Thread, Timer
 
+sys.modules['rfc3987_syntax'] = None  # jsonschema takes it where it is there; a second to import
+IMPORTED = (
+    *('torch._dynamo', 'torchvision', 'accelerate', 'numba', 'pandas', 'seaborn'),
+    *('sklearn.datasets', 'sklearn.manifold', 'nbformat', 'nbdev.test', 'torchmetrics'),
+    *('dcwh.cli', 'dcwh.experiment', 'dcwh.search', 'dcwh.sources', 'ipykernel.kernelapp'),
+    *('pytest', 'timm'),
+)
 REAL = Path(sys.executable).parent
 FORWARDED = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
 
@@ -38,8 +40,8 @@ import json, os, signal, socket, sys
 name, words = os.path.basename(sys.argv[0]), sys.argv[1:]
 asked = socket.socket(socket.AF_UNIX)
 try:
-    if name == 'python' and words[:1] != ['-m']:
-        raise OSError('no module')
+    if name == 'python' and words[:1] not in (['-m'], ['-c']):
+        raise OSError('no module, no piece of code')
     if os.environ.get('PYTHONPATH') != {os.environ.get('PYTHONPATH')!r}:
         raise OSError('other modules')
     asked.connect(os.path.join(os.path.dirname(sys.argv[0]), 'socket'))
@@ -83,19 +85,45 @@ def folder() -> Path:
 
 
 @cache
-def start() -> None:
+def start() -> Popen:
     "The server, for as long as this process is there."
-    server = socket.socket(socket.AF_UNIX)
-    server.bind(str(folder() / 'socket'))
-    server.listen(64)
-    process = get_context('forkserver').Process(target=serve, args=(server,), daemon=True)
-    process.start()
-    server.close()
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(folder() / 'socket'))
+        server.listen(64)
+        words = [sys.executable, __file__, str(server.fileno())]
+        return Popen(words, stdin=PIPE, pass_fds=[server.fileno()])
+
+
+class Python(Popen):
+    "A process that runs a piece of code, as `python -c` does; stdout has stderr, too."
+
+    def __init__(self, code, *args):
+        start()
+        words = [folder() / 'python', '-c', code, *map(str, args)]
+        super().__init__(words, text=True, stdin=PIPE, stdout=PIPE, stderr=STDOUT)
+
+    def end(self, limit=900):
+        """The exit code, and what was said since it was last read; a signal is negative.
+
+        What runs for more than `limit` seconds is killed."""
+        self.stdin.close()
+        timer = Timer(limit, self.kill)
+        timer.daemon = True
+        timer.start()
+        with self.stdout:
+            said = self.stdout.read()
+        timer.cancel()
+        return self.wait(), said
+
+
+def python(code, *args, limit=900):
+    "Run a piece of code to its end, or for `limit` seconds: the exit code, and what was said."
+    return Python(code, *args).end(limit)
 
 
 def serve(server: socket.socket) -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # no fork is waited for
-    while server in wait([server, parent_process().sentinel]):
+    while server in wait([server, sys.stdin]):
         asked = server.accept()[0]
         if not os.fork():
             server.close()
@@ -139,16 +167,17 @@ def program(words: list[str], folder: str, env: dict[str, str]) -> int:
     as_begun(words)
     try:
         if words[0].endswith('dcwh'):
-            from dcwh.cli import app
-
-            app()
+            import_module('dcwh.cli').app()
+        elif words[1] == '-c':
+            exec(words[2], {'__name__': '__main__'})
         else:
             runpy.run_module(words[2], run_name='__main__', alter_sys=True)
         return 0
     except SystemExit as end:
         if isinstance(end.code, str):
             print(end.code, file=sys.stderr)
-        return end.code if isinstance(end.code, int) else int(end.code is not None)
+            return 1
+        return int(end.code or 0)
     except BaseException as error:
         traceback.print_exc()
         return -signal.SIGINT if isinstance(error, KeyboardInterrupt) else 1
@@ -158,16 +187,17 @@ def program(words: list[str], folder: str, env: dict[str, str]) -> int:
 
 def as_begun(words: list[str]) -> None:
     "What a process has at its beginning, and a fork of a server has not."
-    current_process()._config['daemon'] = False  # it may have children
-    set_start_method(get_all_start_methods()[0], force=True)
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    sys.stdin, sys.stdout = os.fdopen(0), os.fdopen(1, 'w', 1 if os.isatty(1) else -1)
-    sys.stderr = os.fdopen(2, 'w', 1, errors='backslashreplace')
+    sys.stdin = os.fdopen(0, closefd=False)
+    sys.stdout = os.fdopen(1, 'w', 1 if os.isatty(1) else -1, closefd=False)
+    sys.stderr = os.fdopen(2, 'w', 1, errors='backslashreplace', closefd=False)
     sys.executable = str(Path(words[0]).with_name('python'))
-    of_tests = '', str(Path(__file__).parent)
-    first = REAL if words[0].endswith('dcwh') else Path.cwd()
-    sys.path[:] = [str(first), *(place for place in sys.path if place not in of_tests)]
-    sys.argv = words if words[0].endswith('dcwh') else words[2:]
+    if words[0].endswith('dcwh'):
+        sys.path[0], sys.argv = str(REAL), words
+    elif words[1] == '-c':
+        sys.path[0], sys.argv = '', ['-c', *words[3:]]
+    else:
+        sys.path[0], sys.argv = os.getcwd(), words[2:]
     if 'ipykernel_launcher' in sys.argv:
         import matplotlib
 
@@ -175,3 +205,9 @@ def as_begun(words: list[str]) -> None:
         sys.modules.pop(
             'matplotlib_inline.backend_inline', None
         )  # shows figures from its import on
+
+
+if __name__ == '__main__':
+    for name in IMPORTED:
+        import_module(name)
+    serve(socket.socket(fileno=int(sys.argv[1])))

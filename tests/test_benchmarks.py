@@ -72,7 +72,7 @@ def test_reranking_writes_its_table(script, tmp_path):
     pytest.importorskip('faiss')
     folder, rng = tmp_path / 'run', np.random.default_rng(0)
     folder.mkdir()
-    for role, number in (('query', 1_000), ('database', 5_000)):
+    for role, number in (('query', 100), ('database', 5_000)):
         outputs = rng.normal(size=(number, 16)).astype(np.float32)
         Codes.from_outputs(outputs, rng.integers(0, 10, number)).save(folder / f'{role}.npz')
         np.save(folder / f'{role}-outputs.npy', outputs)

@@ -3,11 +3,11 @@ without room; and a small CIFAR-10 from its archive to its split."""
 
 import hashlib
 import io
+import json
 import pickle
 import signal
 import socket
 import tarfile
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler
 from socketserver import ThreadingTCPServer
@@ -15,7 +15,7 @@ from threading import Event, Thread
 
 import numpy as np
 import pytest
-from forked import processes
+from programs import Python
 from torchvision.datasets import CIFAR10
 
 from dcwh.sources import cifar, fetch, unpack_archive
@@ -30,6 +30,17 @@ resource = pytest.importorskip(
 BODY = np.random.default_rng(0).bytes(300_000)
 SHA256 = f'sha256:{hashlib.sha256(BODY).hexdigest()}'
 LONG = 60  # seconds after which an event that has not come will not come
+FETCH = 'import sys; from dcwh.sources import fetch; print(fetch(*sys.argv[1:]))'
+CIFAR = """
+import json, sys
+from pathlib import Path
+from torchvision.datasets import CIFAR10
+from dcwh.sources import cifar
+folder, believed = Path(sys.argv[1]), json.loads(sys.argv[2])
+for name, value in believed.items():
+    setattr(CIFAR10, name, value)
+print(cifar('cifar10', folder).hash, (folder / CIFAR10.base_folder).stat().st_ino)
+"""
 
 
 class Server(ThreadingTCPServer):
@@ -93,12 +104,14 @@ def nowhere():
         yield f'http://127.0.0.1:{taken.getsockname()[1]}/set.tar.gz'
 
 
-@pytest.fixture(scope='module')
-def two():
-    "Two processes that are up and have imported everything."
-    with ProcessPoolExecutor(2, processes, initializer=processes.Barrier(2).wait) as pool:
-        list(pool.map(in_room_for, (1, 2), (abs, abs), (1, 2)))
-        yield pool
+def two(code, *args):
+    "Two processes that run a piece of code, which begin when both are up."
+    both = [Python("print('up', flush=True); input()\n" + code, *args) for _ in range(2)]
+    assert [process.stdout.readline() for process in both] == ['up\n'] * 2
+    for process in both:
+        process.stdin.write('\n')
+        process.stdin.flush()
+    return both
 
 
 def in_room_for(size, function, *args):
@@ -172,28 +185,24 @@ def test_what_is_there_and_not_whole_is_replaced(server, tmp_path):
     ) == ['mine.bin']
 
 
-def test_two_processes_make_one_download(server, two, tmp_path):
+def test_two_processes_make_one_download(server, tmp_path):
     server.script = ['slow']
-    both = [two.submit(fetch, server.url, SHA256, tmp_path) for _ in range(2)]
+    both = two(FETCH, server.url, SHA256, tmp_path)
     assert server.half.wait(LONG) and not server.again.wait(
         1
     )  # in which the other would have asked
     server.go.set()
-    assert (
-        [f.result(LONG).read_bytes() == BODY for f in both] == [True, True]
-        and server.requests == 1
-        and names(tmp_path) == ['set.tar.gz']
-    )
+    assert [p.end(LONG) for p in both] == [(0, f'{tmp_path}/set.tar.gz\n')] * 2
+    assert (tmp_path / 'set.tar.gz').read_bytes() == BODY
+    assert server.requests == 1 and names(tmp_path) == ['set.tar.gz']
 
 
 def test_a_killed_download_is_not_there_and_blocks_nobody(server, tmp_path):
     server.script = ['slow', 'whole']
-    killed = processes.Process(target=fetch, args=(server.url, SHA256, tmp_path))
-    killed.start()
+    killed = Python(FETCH, server.url, SHA256, tmp_path)
     assert server.half.wait(LONG)
     killed.kill()
-    killed.join()
-    assert killed.exitcode == -signal.SIGKILL and 'set.tar.gz' not in names(tmp_path)
+    assert killed.end()[0] == -signal.SIGKILL and 'set.tar.gz' not in names(tmp_path)
     assert [name.partition('/')[0] for name in names(tmp_path)] == [
         '.set.tar.gz.part'
     ] * 2  # a folder and a file in it
@@ -213,12 +222,12 @@ def test_a_download_follows_the_umask(server, tmp_path):
     assert path.stat().st_mode & 0o777 == 0o640
 
 
-def test_a_download_without_room_says_so_and_leaves_nothing(server, two, tmp_path):
+def test_a_download_without_room_says_so_and_leaves_nothing(server, tmp_path):
     with pytest.raises(
         OSError,
         match=rf'could not be stored at {tmp_path}/set.tar.gz \(File too large\); make room',
     ):
-        two.submit(in_room_for, 100_000, fetch, server.url, SHA256, tmp_path).result(LONG)
+        in_room_for(100_000, fetch, server.url, SHA256, tmp_path)
     assert names(tmp_path) == [] and server.requests == 1  # trying again would not help
 
 
@@ -305,12 +314,12 @@ def test_an_archive_of_something_else_is_named_and_the_old_folder_stays(packed, 
     assert names(tmp_path) == UNTOUCHED
 
 
-def test_an_archive_without_room_says_so_and_the_old_folder_stays(packed, two, tmp_path):
+def test_an_archive_without_room_says_so_and_the_old_folder_stays(packed, tmp_path):
     with pytest.raises(
         OSError,
         match=rf'{packed} could not be unpacked into {tmp_path} \(File too large\); make room',
     ):
-        two.submit(in_room_for, 100_000, unpack_archive, packed, 'set', tmp_path).result(LONG)
+        in_room_for(100_000, unpack_archive, packed, 'set', tmp_path)
     assert names(tmp_path) == UNTOUCHED
 
 
@@ -405,19 +414,16 @@ def test_cifar_in_the_home_folder(server, small, tmp_path, monkeypatch):
     assert len(cifar('cifar10', '~/images').labels) == 400 and names(tmp_path / 'images') == WHOLE
 
 
-def test_two_processes_download_and_unpack_cifar_once(server, two, small, tmp_path):
+def test_two_processes_download_and_unpack_cifar_once(server, small, tmp_path):
     *_, server.body, believed = small
     server.script = ['slow']
-    both = [two.submit(small_cifar, tmp_path, server.url, believed) for _ in range(2)]
+    given = json.dumps({'url': server.url, **believed})
+    both = two(CIFAR, tmp_path, given)
     assert server.half.wait(LONG) and not server.again.wait(1)
     server.go.set()
-    (one, folder), (other, same) = (f.result(LONG) for f in both)
-    assert (
-        one.hash == other.hash
-        and folder == same
-        and names(tmp_path) == WHOLE
-        and server.requests == 1
-    )
+    (code, said), other = (p.end(LONG) for p in both)
+    assert code == 0 and (code, said) == other, said  # the same images, in a folder made once
+    assert names(tmp_path) == WHOLE and server.requests == 1
 
 
 def test_cifar_without_a_network_says_which_file_belongs_where(nowhere, small, tmp_path):

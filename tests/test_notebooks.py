@@ -13,8 +13,8 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from forked import python
 from outputs import comparable, same
+from programs import python
 
 ROOT = Path(__file__).parents[1]
 NUMBERED = sorted((ROOT / 'nbs').glob('[0-9][0-9]_*.ipynb'))

@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from forked import Python
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from programs import Python
 from scipy import stats
 from typer.testing import CliRunner
 

@@ -16,8 +16,8 @@ import nbformat
 import numpy as np
 import pytest
 import torch
-from forked import Python, python
 from PIL import Image
+from programs import Python, python
 from safetensors.torch import save_file
 from sklearn.datasets import load_digits
 from typer.testing import CliRunner
@@ -768,7 +768,6 @@ def test_two_processes_on_one_run(tmp_path):
 FORCED = """
 import os, sys
 from dcwh.cli import app
-sys.stdout = os.fdopen(1, 'w', closefd=False)  # one that `app` can set up
 app(['run', '--recipe', 'quick', '--detail', 'none', '--runs', sys.argv[1], *sys.argv[2:]])
 """
 STOP_IN_EPOCH = f"""

@@ -20,9 +20,9 @@ import faiss
 import numpy as np
 import pytest
 from faiss import serialize_index_binary
-from forked import Python, python
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from programs import Python, python
 
 from dcwh.codes import Codes, hamming
 from dcwh.search import INDEX_KINDS, OPTIONS, STRUCTURES, CodeIndex, changing, option_lines

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from forked import python
+from programs import python
 from torch.utils.data import Dataset
 
 from dcwh import results
