@@ -385,15 +385,17 @@ def nested(
 
 # %% ../nbs/09_methods.ipynb #09c00014
 _PAPER = 'Zhe, Chen, Yan: Deep Class-Wise Hashing (arXiv 1803.04137)'
+_OURS = f'this project, on {_PAPER}'
 _SHARES = 'a share for each'  # of the image: 1/|Y|
 _PAIRS = 'similar where one is shared'
 _MAJORITY = 'majority of their centres'
 
 
 def _kin(summary: str, settings: dict[str, Any] | None = None, **built: Any) -> Method:
-    "The paper's method with a difference, in settings or in how `two_step` builds it."
+    "The paper's method, or with a difference, in settings or in how `two_step` builds it."
     build = partial(two_step, **built) if built else two_step
-    return Method(build, _PAPER, settings or {}, summary=summary, several=_SHARES)
+    reference = _OURS if settings or built else _PAPER
+    return Method(build, reference, settings or {}, summary=summary, several=_SHARES)
 
 
 METHODS: dict[str, Method] = {  # every method by its name
@@ -412,7 +414,7 @@ METHODS: dict[str, Method] = {  # every method by its name
         {'centres': 'running', 'centres_hold': 0.0},
         steps=Balanced,
     ),
-    'dcwh-nested': Method.of(nested, f'{_PAPER}; nested as in arXiv 2412.08922', several=_SHARES),
+    'dcwh-nested': Method.of(nested, f'{_OURS}; nested as in arXiv 2412.08922', several=_SHARES),
     'idcwh': Method(
         partial(two_step, loss=IDCWHLoss),
         'Zhang, Yan: Improved Deep Classwise Hashing (ICPR 2020, arXiv 2103.09442), '
