@@ -63,7 +63,9 @@ class Site:
         self.results = result_tables.recorded(ROOT / 'reports')
         self.made: dict[str, Callable[[], str]] = {
             'docs/results.md': self.results_tables,
-            'docs/claims.md': lambda: result_tables.claims_page(ROOT / 'reports/claims.csv'),
+            'docs/claims.md': lambda: result_tables.claims_page(
+                ROOT / 'reports/claims.csv', ROOT / 'nbs/experiments/claims.ipynb'
+            ),
             'docs/gallery.md': self.gallery,
         }
         self.files: dict[str, bytes] = {}

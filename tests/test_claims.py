@@ -56,19 +56,25 @@ def test_commands_of_grids_say_how_many_cores():
 
 
 def test_the_website_shows_the_verdicts_of_the_table(verdicts):
-    page = result_tables.claims_page(ROOT / 'reports/claims.csv')
+    page = result_tables.claims_page(ROOT / 'reports/claims.csv', NOTEBOOK)
     names, rows = rows_of(page)
-    assert names == ['claim', 'verdict']
-    assert rows == [[v['claim'], f'**{v["verdict"]}**'] for v in verdicts]
+    assert names == ['', 'claim', 'verdict']
+    assert rows == [[v['number'], v['claim'], f'**{v["verdict"]}**'] for v in verdicts]
     parts = page.split('\n## ')[1:]
     for verdict, part in zip(verdicts, parts, strict=True):
-        head, said, evidence, command = part.strip().split('\n\n')
-        assert (head.lower(), said) == (
-            verdict['claim'].lower(),
-            f'**{verdict["verdict"].capitalize()}.**',
-        )
+        head, said, *rule, evidence, command = part.strip().split('\n\n')
+        assert head.lower() == f'{verdict["number"]}. {verdict["claim"].lower()}'
+        assert said == f'**{verdict["verdict"].capitalize()}.**'
+        assert (verdict['number'] == '5') == (not rule)  # what is not tested has none
+        assert not rule or rule[0].startswith('**Rule:** ')
         assert '; '.join(line[2:] for line in evidence.splitlines()) == verdict['evidence']
         assert command == f'Make it again: `{verdict["command"]}`'
+
+
+def test_numbers_of_claims_are_those_of_the_notebook(verdicts):
+    text = ''.join(cell.source + '\n' for cell in nbformat.read(NOTEBOOK, as_version=4).cells)
+    sections = re.findall(r'^## (\d)\.', text, re.MULTILINE)
+    assert [*dict.fromkeys(v['number'] for v in verdicts)] == sections
 
 
 def test_the_notebook_shows_the_verdicts_of_the_table(verdicts):

@@ -1,6 +1,8 @@
 """Tables of results in Markdown, for the README and the website: made from reports/*.csv and
 reports/claims.csv, never typed."""
 
+import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -132,18 +134,34 @@ def task_table(results: pd.DataFrame, task: tuple) -> str:
     )
 
 
+def rules(
+    notebook: str | Path,  # of claims
+) -> dict[int, str]:  # of a section, by its number
+    "The rule that decides a claim, as its section states it."
+    found = {}
+    for cell in json.loads(Path(notebook).read_text(encoding='utf-8'))['cells']:
+        text = ''.join(cell['source'])
+        number = re.match(r'## (\d)\. ', text)
+        rule = re.search(r'^\*\*Rule:\*\*.*?(?=\n\n(?!\d\. )|\Z)', text, re.MULTILINE | re.DOTALL)
+        if number and rule:
+            found[int(number[1])] = re.sub(r'\[([^]]*)\]\([^)]*\)', r'\1', rule[0])
+    return found
+
+
 def claims_page(
     file: str | Path,  # reports/claims.csv
+    notebook: str | Path,  # of claims
 ) -> str:
-    "A table of the verdicts, then the evidence for each and the command that makes it."
+    "A table of the verdicts, then for each its rule, the evidence and the command that makes it."
     claims = list(pd.read_csv(file).itertuples())
-    parts = [table(['claim', 'verdict'], [[c.claim, f'**{c.verdict}**'] for c in claims])]
+    lines = [[str(c.number), c.claim, f'**{c.verdict}**'] for c in claims]
+    parts, ruled = [table(['', 'claim', 'verdict'], lines)], rules(notebook)
     for c in claims:
         evidence = '\n'.join(f'- {part}' for part in c.evidence.split('; '))
-        parts.append(
-            f'## {c.claim[0].upper()}{c.claim[1:]}\n\n**{c.verdict.capitalize()}.**\n\n'
-            f'{evidence}\n\nMake it again: `{c.command}`'
-        )
+        rule = [ruled[c.number]] if c.number in ruled else []
+        heading = f'## {c.number}. {c.claim[0].upper()}{c.claim[1:]}'
+        verdict, again = f'**{c.verdict.capitalize()}.**', f'Make it again: `{c.command}`'
+        parts.append('\n\n'.join([heading, verdict, *rule, evidence, again]))
     return '\n\n'.join(parts)
 
 
