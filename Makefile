@@ -19,7 +19,7 @@ $(VENV)/.installed: settings.ini setup.py
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet --editable '.[dev]'
 	@touch $@
 
-venv: $(VENV)/.installed  ## make .venv and install the project with all it needs (5 minutes and 7 GB, once)
+venv: $(VENV)/.installed  ## make .venv and install the project with all it needs (5 minutes and 8 GB, once)
 
 shell: venv  ## open a shell in which dcwh, papermill and snakemake are found
 	PATH="$(CURDIR)/$(BIN):$$PATH" VIRTUAL_ENV="$(CURDIR)/$(VENV)" $${SHELL:-/bin/sh}

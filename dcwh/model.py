@@ -772,11 +772,20 @@ def _write_model(folder: Path, config: bytes, tensors: bytes, card: str) -> None
     _write_card(folder / 'README.md', card)
     write_whole(folder / 'config.json', lambda f: f.write(config))
 
+# %% ../nbs/12_model.ipynb #ca2d0001
+_ON_HUB = {
+    'library_name': 'dcwh',
+    'tags': ['image-retrieval', 'hashing'],
+    'model_card_template': """---
+{{ card_data }}
+---
+A network from images to hash codes, made by dcwh. It is read with
+`dcwh.HashModel.from_pretrained(folder)`. `dcwh publish` writes a card with what was measured.
+""",
+}
+
 # %% ../nbs/12_model.ipynb #bccb01ab
-_TAGS = ['image-retrieval', 'hashing']  # on the hub
-
-
-class HashModel(HashNetwork, Encoder, PyTorchModelHubMixin, library_name='dcwh', tags=_TAGS):
+class HashModel(HashNetwork, Encoder, PyTorchModelHubMixin, **_ON_HUB):
     "A network from pixels to codes, saved and loaded as one. Arguments as for `HashNetwork`."
 
     @property
