@@ -108,11 +108,12 @@ class Site:
     def gallery(self) -> str:
         "Cards for each set, and the list of pages for the navigation."
         cards, pages = [], []
-        for name in result_tables.REPORTS:
+        for name, task in result_tables.REPORTS.items():
             maps = result_tables.reported(self.results, name).set_index('bits')['map']
             if maps.empty:
                 continue
-            cards.append(f'## {name}\n\n::::::{{container}} cards small')
+            heading = ', '.join([name, *filter(None, task)])
+            cards.append(f'## {heading}\n\n::::::{{container}} cards small')
             for bits in result_tables.LENGTHS:
                 path = f'reports/{name}/dcwh-{bits}.ipynb'
                 if path in self.notebooks:

@@ -108,3 +108,13 @@ def test_reports_are_listed_with_what_the_tables_say():
             report = ROOT / f'reports/{name}/dcwh-{bits}.ipynb'
             link = f'({report})' if cell and report.is_file() else ''
             assert cell in {'', *(f'[{text}]{link}' if link else text for text in maps)}
+
+
+def test_a_dagger_marks_runs_whose_centres_stayed():
+    rows = result_tables.recorded(ROOT / 'reports')
+    shown = result_tables.cells(rows, 'bits')
+    rows = rows[(rows['method'] == 'dcwh') & (rows['seed'] == 0)]
+    stayed = (rows['epochs_held'] > 0) & (rows['centres_found'] == 0)
+    assert {*stayed} == {True, False}
+    for row, dagger in zip(rows.itertuples(), stayed, strict=True):
+        assert ('†' in shown[row.dataset, row.protocol, row.shared, 'dcwh', row.bits]) == dagger

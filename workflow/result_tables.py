@@ -96,7 +96,7 @@ def cells(
     by: str,  # beside the method: a column, such as bits
 ) -> dict[tuple, str]:  # (*task, method, value of the column) -> what stands there
     "Mean over seeds, half its 95 % interval, how many seeds, and settings of a method alone."
-    held = results[results['epochs_held'] == results['epochs']]
+    held = results[(results['epochs_held'] > 0) & (results['centres_found'] == 0)]
     stood = set(held[[*TASK, 'method']].itertuples(index=False, name=None))
     shown = {}
     for (*key, value, setting), maps in results.groupby([*TASK, 'method', by, 'setting'])['map']:
