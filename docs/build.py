@@ -110,16 +110,15 @@ class Site:
         cards, pages = [], []
         for name, task in result_tables.REPORTS.items():
             maps = result_tables.reported(self.results, name).set_index('bits')['map']
-            if maps.empty:
+            paths = {bits: f'reports/{name}/dcwh-{bits}.ipynb' for bits in maps.index.sort_values()}
+            made = {bits: path for bits, path in paths.items() if path in self.notebooks}
+            if not made:
                 continue
             heading = ', '.join([name, *filter(None, task)])
             cards.append(f'## {heading}\n\n::::::{{container}} cards small')
-            for bits in result_tables.LENGTHS:
-                path = f'reports/{name}/dcwh-{bits}.ipynb'
-                if path in self.notebooks:
-                    cards.append(self.card(path, f'{maps[bits]:.3f}', f'{bits} bits'))
-                    pages.append(place(path))
+            cards += [self.card(path, f'{maps[b]:.3f}', f'{b} bits') for b, path in made.items()]
             cards.append('::::::')
+            pages += map(place, made.values())
         tree = ['```{toctree}', ':hidden:', '', *pages, '```']
         return '\n\n'.join(cards) + '\n\n' + '\n'.join(tree)
 
