@@ -3,6 +3,7 @@
 import hashlib
 import importlib.util
 import json
+import os
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -77,6 +78,13 @@ def mine(place):
     METHODS.pop('mine', None)
 
 
+def edited(file, text):
+    "A module as somebody changes it: later. Within a second Python takes it for the same."
+    later = file.stat().st_mtime + 2
+    file.write_text(text)
+    os.utime(file, (later, later))
+
+
 def shell(*words):
     return CliRunner().invoke(app, list(map(str, words)))
 
@@ -109,7 +117,7 @@ def test_changed_code_is_another_run(place, monkeypatch):
     run(before)
     assert recorded(resolve(method=place, **QUICK))
     file = Path(place.split(':')[0].replace('.', '/') + '.py')
-    file.write_text(SOURCE.replace('2.0', '4.0'))
+    edited(file, SOURCE.replace('2.0', '4.0'))
     monkeypatch.delitem(sys.modules, place.split(':')[0])  # as in a new process
     after = resolve(method=place, **QUICK)
     assert after.method_code != before.method_code
@@ -252,7 +260,7 @@ def test_a_method_that_would_fail_is_told_before_anything_is_written(place, monk
         ("{'loss': h.square().mean()}", "called 'loss'"),
     ):
         terms = f'    def terms(self, h, y, index=None):\n        return {wrong}\n'
-        file.write_text('from dcwh.criterion import Criterion\nclass MyLoss(Criterion):\n' + terms)
+        edited(file, 'from dcwh.criterion import Criterion\nclass MyLoss(Criterion):\n' + terms)
         monkeypatch.delitem(sys.modules, place.split(':')[0], raising=False)
         done = shell('run', '--method', place, '--recipe', 'quick', '--detail', 'none')
         assert done.exit_code == 2 and len(done.stderr.splitlines()) == 1, done.output
