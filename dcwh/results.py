@@ -1374,6 +1374,14 @@ def paired(
     for one seed). Codes that are beginnings of longer ones have rows of their own.
 
     Raises ValueError if a method was run with several settings of its own."""
+    table = _differences(results, method, other)
+    table['compared'] = table['called'] + ' less ' + table['called_other']
+    names = ['dataset', 'protocol', 'compared', 'shared', 'bits', 'n', 'difference', 'interval']
+    return table[names]
+
+
+def _differences(results: 'pd.DataFrame', method: str, other: str) -> 'pd.DataFrame':
+    "See `paired`. The methods are in `called` and `called_other`."
     _check_frame(results, 'results', 'read_results')
     cell = ['dataset', 'protocol', 'shared', 'bits']
     needed = results[['method', *cell, 'seed', 'map', 'called', 'same', 'setting']]
@@ -1388,10 +1396,7 @@ def paired(
                 'keep the files of the one that was chosen'
             )
     column = rows['difference']
-    table = column.agg(n='size', difference='mean', interval=half_width).reset_index()
-    table['compared'] = table['called'] + ' less ' + table['called_other']
-    names = ['dataset', 'protocol', 'compared', 'shared', 'bits', 'n', 'difference', 'interval']
-    return table[names]
+    return column.agg(n='size', difference='mean', interval=half_width).reset_index()
 
 # %% ../nbs/15_results.ipynb #84d22ab4
 def standings(
@@ -1402,15 +1407,14 @@ def standings(
     "Compare a method with others, seed by seed. Verdicts are above, level, below and one seed."
     _check_frame(results, 'results', 'read_results')
     others = _names(others or sorted(set(results['method']) - {method}))
-    pairs = [paired(results, method, other) for other in others]
+    pairs = [_differences(results, method, other) for other in others]
     rows = pd.concat(pairs, ignore_index=True) if pairs else pd.DataFrame()
     if rows.empty:
         return rows
     low, high = rows['difference'] - rows['interval'], rows['difference'] + rows['interval']
     conditions = [rows['n'] < 2, low > 0, high < 0]
     standing = np.select(conditions, ['one seed', 'above', 'below'], 'level')
-    compared = rows['compared'].str.split(' less ', expand=True)
-    rows = rows.assign(method=compared[0], other=compared[1], standing=standing)
+    rows = rows.assign(method=rows['called'], other=rows['called_other'], standing=standing)
     names = ['dataset', 'protocol', 'shared', 'bits', 'method', 'other']
     return rows[[*names, 'n', 'difference', 'interval', 'standing']]
 

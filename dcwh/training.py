@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['SPACING', 'TYPES', 'LOOK', 'MEANT', 'log', 'schedule_factor', 'weights_hash', 'checkpoint_key', 'save_checkpoint',
-           'load_checkpoint', 'save_history', 'Checkpoint', 'Sessions', 'Trained', 'check_batches', 'build', 'numerics',
-           'accelerator_of', 'joined', 'gathered_outputs', 'join_statistics', 'Means', 'Epoch', 'set_rate',
-           'train_epoch', 'facts_of', 'try_out', 'own_faults', 'loader_of', 'share_state', 'tracking', 'train']
+           'load_checkpoint', 'save_history', 'Checkpoint', 'Sessions', 'Trained', 'smallest_batch', 'check_batches',
+           'build', 'numerics', 'accelerator_of', 'joined', 'gathered_outputs', 'join_statistics', 'Means', 'Epoch',
+           'set_rate', 'train_epoch', 'facts_of', 'try_out', 'own_faults', 'loader_of', 'share_state', 'tracking',
+           'train']
 
 # %% ../nbs/14_training.ipynb #f855a4c0
 import csv
@@ -191,11 +192,18 @@ class Trained:
     earlier: list[dict] = field(default_factory=list)  # sessions that were interrupted
 
 
+def smallest_batch(
+    config: Config,
+    images: int,  # that are trained on, at least 1
+) -> int:  # images
+    "Batches are cut evenly: the last one is no smaller than this."
+    return images // -(-images // config.batch_size)
+
+
 def check_batches(config: Config, model: HashModel, images: int) -> None:
     "Raises ValueError where a batch would have one image, and the network normalises batches."
-    smallest = images // -(-images // config.batch_size) if images else 0
-    norms = [part for part in model.modules() if isinstance(part, nn.BatchNorm2d)]
-    if smallest == 1 and norms:
+    norms = [part for part in model.modules() if isinstance(part, _BatchNorm)]
+    if norms and images and smallest_batch(config, images) == 1:
         raise ValueError(
             f'batch_size={config.batch_size} cuts {images} training images into batches down to '
             'one image, and batch normalisation needs two; give a larger one'
@@ -616,8 +624,7 @@ def own_faults(method: str, criterion: Criterion) -> Iterator[None]:
 def loader_of(config: Config, images: ImageSet, accelerator: Accelerator) -> Loader:
     "Batches of training images. Raises ValueError if a batch has fewer images than processes."
     processes = accelerator.num_processes
-    batches = -(-len(images) // config.batch_size)
-    smallest = len(images) // batches
+    smallest = smallest_batch(config, len(images))
     if smallest < processes:
         raise ValueError(
             f'batches have down to {smallest} images, too few for {processes} '
