@@ -35,6 +35,7 @@ from PIL import Image, ImageOps
 
 from .codes import Codes
 from .data import Content, on_white, open_image
+from .files import counted
 from .model import Encoder
 from .parts import Folder
 from .search import CodeIndex
@@ -339,7 +340,7 @@ def _note(
     lost: list[str],  # names of files that cannot be read
 ) -> str:
     "A sentence on what is shown."
-    found = f'{number} images nearest to' if number else 'No image is found for'
+    found = f'{counted(number, "image")} nearest to' if number else 'No image is found for'
     note = f'{found} {_short(name)}'
     chosen = [
         f'{_short(column)} {" or ".join(map(_short, values[:20]))}'
@@ -438,7 +439,7 @@ def described(index: CodeIndex) -> str:
     power = min(int(math.log(size, 1000)), 3)
     unit = ('bytes', 'kB', 'MB', 'GB')[power]
     parts = (
-        f'{len(index):,} images',
+        counted(len(index), 'image'),
         f'{index.bits} bits each, {size / 1000**power:.3g} {unit} of codes',
         f'index {index.kind}',
         f'model {index.model or "unknown"}',
@@ -951,7 +952,7 @@ def serve(
 ) -> Any:  # the gradio Blocks
     "Open the page on 127.0.0.1. Raises as `page` does, and OSError if the port is taken."
     check_port(port)
-    said = f'http://127.0.0.1:{port} searches {len(index):,} images'
+    said = f'http://127.0.0.1:{port} searches {counted(len(index), "image")}'
     if not wait:
         blocks = page(index, encoder, root)
         _launch(blocks, port, open_browser, largest)

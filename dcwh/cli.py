@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 import dcwh
+from .files import counted, folder_lock, unknown, writable, write_whole
 
 if TYPE_CHECKING:  # heavy: each command imports what it needs
     import numpy as np
@@ -373,6 +374,9 @@ def _meant(
     from dcwh import experiment
     from dcwh.config import resolve
 
+    for name in more.keys() & task.keys():
+        own = f'--{name} {more[name]}'
+        raise ValueError(f'{name} has an option of its own; give {own}, without --set')
     if not template:
         return resolve(more, **task), {**task, 'settings': more}
     known = experiment.template_parameters(template)
@@ -393,7 +397,7 @@ def _report_place(report: str, folder: Path, detail: str) -> Path:
     from dcwh.experiment import check_place
 
     if detail not in ('full', 'brief', 'none'):
-        raise ValueError(f'unknown detail {detail!r}; known are full, brief, none')
+        raise ValueError(unknown('detail', detail, ('full', 'brief', 'none')))
     if report:
         check_place(report)
     return Path(report or folder / 'report.ipynb')
@@ -514,8 +518,7 @@ def settings(
 
     rows = described(dataset, recipe, method)
     if name and name not in {row['name'] for row in rows}:
-        known = ', '.join(row['name'] for row in rows)
-        raise ValueError(f'unknown setting {name!r}; known are {known}')
+        raise ValueError(unknown('setting', name, [row['name'] for row in rows]))
     rows = [row for row in rows if name in ('', row['name'])]
     if name and not as_json:
         _show(rows[0] | {'default': _in_json(rows[0]['default'])})
@@ -756,9 +759,11 @@ def _show(table: dict) -> None:
 
 
 def _in_words(value: object) -> str:
-    "A value in a table: nothing for None, a float in four digits."
+    "A value in a table: nothing for None, none for an empty text, a float in four digits."
     if value is None:
         return ''
+    if value == '':
+        return 'none'
     return f'{value:.4f}' if isinstance(value, float) else str(value)
 
 # %% ../nbs/23_cli.ipynb #c1a00006
@@ -837,7 +842,7 @@ def fetch(
             'data/README.md says how to get others'
         )
     config = _config(name, data_dir=data_dir)
-    _say(f'{config.data_dir}: {len(_source(config).images)} images of {name}')
+    _say(f'{config.data_dir}: {counted(len(_source(config).images), "image")} of {name}')
 
 # %% ../nbs/23_cli.ipynb #1a7157dd
 MODEL = 'folder of a saved model, an .onnx file, or hf://owner/name on the hub'
@@ -890,8 +895,6 @@ def _check_places(
 ) -> None:
     """Raises ValueError or OSError where codes and table cannot be written, or would replace
     something else."""
-    from dcwh.files import writable
-
     if out.suffix != '.npz':
         raise ValueError(
             f'{out} does not end in .npz, which codes do; the table beside them ends in .csv'
@@ -1057,7 +1060,6 @@ def save_codes(
     out: Path,  # an .npz
 ) -> None:
     "The codes, and the table beside them. Raises ValueError or OSError."
-    from dcwh.files import folder_lock, write_whole
     from dcwh.sources import digest, write_table
 
     text = write_table({'id': codes.ids, **columns})
@@ -1246,7 +1248,6 @@ def build(
 # %% ../nbs/23_cli.ipynb #782da355
 def _check_new_index(where: str, kind: str) -> None:
     "Raises ValueError or OSError where an index of this kind cannot be put."
-    from dcwh.files import writable
     from dcwh.search import check_file
 
     if kind != 'lance':
@@ -1464,8 +1465,6 @@ MOST_PICTURES = 400  # of a contact sheet, across and down: a file has 65,535 pi
 def _check_sheet(sheet: Path, root: str, rows: int, columns: int) -> None:
     """Raises ValueError or OSError where a contact sheet cannot be drawn, or would replace
     anything but another one."""
-    from dcwh.files import writable
-
     if sheet.suffix.lower() not in ('.png', '.jpg', '.jpeg'):
         raise ValueError(f'{sheet} is neither .png nor .jpg')
     if max(rows, columns) > MOST_PICTURES:
@@ -1504,7 +1503,6 @@ def _draw(asked: list[Path], answers: list[list[dict]], root: str, sheet: Path) 
 
     from dcwh.app import below
     from dcwh.figures import contact_sheet, plt
-    from dcwh.files import write_whole
 
     rows = []
     for image, found in zip(asked, answers, strict=True):
@@ -1681,7 +1679,7 @@ def _names_of(codes: 'Codes', columns: dict, table: Path) -> list[list[str]] | N
     bare = [i for i, row in zip(codes.ids.tolist(), names, strict=True) if not all(row)]
     if bare:
         raise ValueError(
-            f'{table}: {len(bare)} images have an empty label, the first {bare[0]}; '
+            f'{table}: {counted(len(bare), "image")} with an empty label, the first {bare[0]}; '
             'leave them out of the codes'
         )
     return names
@@ -1802,8 +1800,8 @@ def _warn_of_codes(seen: 'Seen', same_file: bool) -> None:
         )
     if seen.again:
         warnings.warn(
-            f'{seen.again} images of the database have the id of another there: an image that '
-            'stands twice counts twice',
+            f'{counted(seen.again, "image")} of the database with the id of another there: '
+            'an image that stands twice counts twice',
             stacklevel=2,
         )
     if seen.images > 1 and seen.equal:
@@ -1832,7 +1830,6 @@ def export(
             f'{out} ends neither in .onnx nor in .pt2; its ending says what it will be'
         )
     from dcwh import sharing
-    from dcwh.files import writable
     from dcwh.model import HashModel
 
     writable(out)

@@ -21,7 +21,7 @@ from pydantic.fields import FieldInfo
 
 from .codes import LONGEST
 from .data import WORKERS
-from .files import shipped
+from .files import shipped, unknown
 from .methods import METHODS, NAME, PLACE, Method, method_of
 from .model import SIDE, check_backbone
 from .sources import BENCHMARKS, check_source
@@ -187,7 +187,7 @@ def _check_names(given: dict[str, Any]) -> None:
         raise ValueError(f'dataset is {reprlib.repr(dataset)}; give a name')
     method_of(given['method'])
     if not isinstance(recipe, str) or recipe not in RECIPES:
-        raise ValueError(f'unknown recipe {reprlib.repr(recipe)}; known are {", ".join(RECIPES)}')
+        raise ValueError(unknown('recipe', recipe, RECIPES))
     check_source(dataset)
 
 # %% ../nbs/13_config.ipynb #13c00008
@@ -197,7 +197,7 @@ def explain(
     "One line for an error of pydantic."
     name, kind = '.'.join(map(str, error['loc'])), error['type']
     if kind == 'extra_forbidden':
-        return f'unknown setting {name!r}; known are {", ".join(Config.model_fields)}'
+        return unknown('setting', name, Config.model_fields)
     if kind == 'missing':
         return f'{name} is missing'
     return f'{name} is {reprlib.repr(error["input"])}: {error["msg"][0].lower()}{error["msg"][1:]}'
@@ -218,11 +218,11 @@ def _check_method(config: Config, method: Method) -> None:
             f'method {config.method} has a setting of its own called {taken[0]}, '
             'as a field of Config is; give it another name'
         )
-    unknown = sorted(config.method_settings.keys() - method.defaults.keys())
-    if unknown:
+    others = sorted(config.method_settings.keys() - method.defaults.keys())
+    if others:
         fields = 'none' if method.code else 'none, it has fields of Config'
         raise ValueError(
-            f'unknown method_settings {", ".join(unknown)}; '
+            f'unknown method_settings {", ".join(others)}; '
             f'those of {config.method} are {", ".join(method.defaults) or fields}'
         )
     if config.method_code not in ('', method.code):

@@ -29,7 +29,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 from torch.utils.data import DataLoader, Dataset
 
-from .files import write_whole
+from .files import counted, unknown, write_whole
 from dcwh.sources import (
     UNREAD,
     Files,
@@ -216,7 +216,7 @@ PROTOCOLS: dict[str, _Protocol] = {
 def check_protocol(name: str) -> None:
     "Raises ValueError listing the known ones, if `name` is none."
     if name not in list(PROTOCOLS):
-        raise ValueError(f'unknown protocol {name!r}; known are {", ".join(PROTOCOLS)}')
+        raise ValueError(unknown('protocol', name, PROTOCOLS))
 
 # %% ../nbs/11_data.ipynb #d8abf8ea
 Image.init()
@@ -591,7 +591,7 @@ def decode(
             held[ids[n * 64 : n * 64 + len(batch)]] = np.stack(batch).transpose(0, 2, 3, 1)
     if broken:
         raise ValueError(
-            f'{len(broken)} images of {source.name} cannot be read; '
+            f'{counted(len(broken), "image")} of {source.name} cannot be read; '
             'mend or remove them:\n' + '\n'.join(broken)
         )
     return held if fits else None
@@ -895,7 +895,7 @@ def load(
     Raises ValueError, or OSError where files cannot be read, saying what is wrong."""
     check_protocol(protocol)
     if evaluate_on not in EVALUATE_ON:
-        raise ValueError(f'unknown evaluate_on {evaluate_on!r}; known are {", ".join(EVALUATE_ON)}')
+        raise ValueError(unknown('evaluate_on', evaluate_on, EVALUATE_ON))
     whole_number(seed, 'seed')
     whole_number(train_per_class, 'train_per_class')
     whole_number(train_images, 'train_images')
@@ -983,7 +983,7 @@ def check(
     wrong = _refused(source, protocol) + _unreadable(source, workers)
     wrong += [f'no image of class {source.classes[c]!r}' for c in np.flatnonzero(counts == 0)]
     if source.missing:
-        wrong.append(f'{source.missing} listed images are not there')
+        wrong.append(f'{counted(source.missing, "listed image")} not there')
     return _holdings(source, counts), wrong
 
 

@@ -43,7 +43,7 @@ from .config import Config, resolve
 from .criterion import Criterion
 from .data import ROLES, RetrievalSet, classes_in, load
 from .evaluation import Evaluation, ap_of_outputs, decisions, evaluate, kinship
-from .files import locked, remove_leftovers, shipped, shown, writable, write_whole
+from .files import locked, remove_leftovers, shipped, shown, unknown, writable, write_whole
 from .methods import BUILT_IN, Nested, shorter_lengths
 from .model import HashModel, first_line, threads_for
 from .results import check_result, read_result, result_of, row_of_config, run_name, table_of
@@ -845,9 +845,8 @@ def _check_names(given: dict, known: dict) -> None:
         raise ValueError(
             f'the template has no parameter {", ".join(lacking)}; take the one that comes with dcwh'
         )
-    unknown = sorted(given.keys() - known.keys())
-    if unknown:
-        raise ValueError(f'unknown parameters {", ".join(unknown)}; known are {", ".join(known)}')
+    for name in sorted(given.keys() - known.keys()):
+        raise ValueError(unknown('parameter', name, known))
 
 
 def _check_options(options: dict, known: dict) -> None:
@@ -859,7 +858,7 @@ def _check_options(options: dict, known: dict) -> None:
                 f'such as {known[name]!r}'
             )
     if options['detail'] not in ('full', 'brief'):
-        raise ValueError(f'unknown detail {options["detail"]!r}; known are full, brief')
+        raise ValueError(unknown('detail', options['detail'], ('full', 'brief')))
     for name in ('runs', 'reports'):
         if not options[name]:
             raise ValueError(f'{name} is empty; give a folder')

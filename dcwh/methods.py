@@ -41,7 +41,7 @@ from dcwh.baselines import (
     check_settings,
 )
 from .criterion import Criterion, Outputs, check_batch, check_outputs, full_precision
-from .files import shown
+from .files import shown, unknown
 from .loss import DCWHLoss, check_classes, least_distance
 from .optimizer import TwoStep, all_outputs, epoch_means
 
@@ -681,10 +681,8 @@ def method_of(
     if isinstance(name, str) and name in METHODS:
         return METHODS[name]
     if not isinstance(name, str) or not re.fullmatch(PLACE, name) or len(name) > 100:
-        raise ValueError(
-            f'unknown method {shown(name)}; known are {", ".join(METHODS)}, '
-            'or package.module:Class for one of your own'
-        )
+        own = 'package.module:Class for one of your own'
+        raise ValueError(f'{unknown("method", name, METHODS)}, or {own}')
     module, _, wanted = name.partition(':')
     found = getattr(_imported(module, name), wanted, None)
     if found is None:

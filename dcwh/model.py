@@ -32,7 +32,7 @@ from tqdm import tqdm
 
 from .codes import LONGEST, Codes, check_bits
 from .data import WORKERS, ImageSet, prepare, readable, sent, square
-from .files import as_path, file_is_there, shown, writable, write_whole
+from .files import as_path, file_is_there, shown, unknown, writable, write_whole
 from .sources import Files, Source
 
 # %% ../nbs/12_model.ipynb #c8985181
@@ -93,11 +93,8 @@ def check_backbone(
                 f'unknown backbone {shown(name)}; timm.list_models() lists {known} names'
             )
     elif name != 'small' and name not in CLASSIFIERS:
-        raise ValueError(
-            f'unknown backbone {shown(name)}; '
-            f'known are small, {", ".join(CLASSIFIERS)}, '
-            'timm/<name>, or give an nn.Module'
-        )
+        said = unknown('backbone', name, ['small', *CLASSIFIERS])
+        raise ValueError(f'{said}, timm/<name>, or give an nn.Module')
 
 # %% ../nbs/12_model.ipynb #6dbd598a
 _T = TypeVar('_T')
@@ -113,8 +110,8 @@ def downloaded(
     except Exception as e:  # each library, and each below it, has its own errors
         raise OSError(
             f"weights is 'default', and those of {name} cannot be downloaded "
-            f"({first_line(e)}); give weights='none', or a safetensors file, "
-            'or try again with a network'
+            f"({first_line(e)}); give weights='none' (then backbone='small' learns best), "
+            'or a safetensors file, or try again with a network'
         ) from e
 
 # %% ../nbs/12_model.ipynb #43682050

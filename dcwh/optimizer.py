@@ -22,7 +22,7 @@ from dcwh.criterion import (
     label_shares,
     widest,
 )
-from .files import shown
+from .files import shown, unknown
 from .loss import DCWHLoss, least_distance
 
 # %% ../nbs/04_optimizer.ipynb #347e0a2f
@@ -61,7 +61,7 @@ def check_rule(
     if not isinstance(loss, DCWHLoss):
         raise ValueError(f'loss is {type(loss).__name__}; give a DCWHLoss')
     if rule not in RULES:
-        raise ValueError(f'unknown rule of centres {shown(rule)}; known are {", ".join(RULES)}')
+        raise ValueError(unknown('rule of centres', rule, RULES))
     if isinstance(every, bool) or not isinstance(every, int) or every < 1:
         raise ValueError(f'every is {shown(every)}; centres are found every 1 or more epochs')
     check_above('hold', hold)

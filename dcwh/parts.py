@@ -34,7 +34,7 @@ from numba import set_num_threads
 from .codes import Codes, check_bits, read_codes
 from .counting import histograms_of_parts
 from .data import WORKERS, fitting
-from .files import file_is_there, shown, write_whole
+from .files import counted, file_is_there, shown, write_whole
 from .model import first_line
 from .search import CodeIndex, check_width, header_of, in_lance, types_of
 from .sources import split_labels
@@ -547,8 +547,8 @@ def _npz_parts(
     joint = _joint(forms, paths)
     again = sum(map(len, ids)) - len(np.unique(np.concatenate(ids)))
     if again:
-        said = f'{again} images stand in more than one of the files: they count as often'
-        warnings.warn(said, stacklevel=2)
+        said = f'{counted(again, "image")} in more than one of the files'
+        warnings.warn(f'{said}: each counts as often as it stands there', stacklevel=2)
     return list(pieces), joint
 
 

@@ -38,7 +38,7 @@ from filelock import Timeout
 from torch import Tensor
 
 from .codes import Codes, as_array, as_outputs, check_bits, check_flag, rounded, unpack
-from .files import locked, shown, writable, write_whole
+from .files import locked, shown, unknown, writable, write_whole
 from .sources import check_spelling
 
 # %% ../nbs/18_search.ipynb #cda9fd7b
@@ -419,7 +419,7 @@ def option_lines(
 def _options_of(kind: object) -> dict[str, Option]:
     "The options of a kind by name. Raises ValueError for an unknown kind."
     if not isinstance(kind, str) or kind not in OPTIONS:
-        raise ValueError(f'unknown kind of index {kind!r}; known are {", ".join(OPTIONS)}')
+        raise ValueError(unknown('kind of index', kind, OPTIONS))
     return OPTIONS[kind]
 
 # %% ../nbs/18_search.ipynb #5223210d

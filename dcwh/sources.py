@@ -36,7 +36,7 @@ import torch
 from torch import Tensor
 
 from .codes import as_array, as_labels, check_spelling
-from .files import file_is_there, locked, shipped, shown
+from .files import counted, file_is_there, locked, shipped, shown, unknown
 
 # %% ../nbs/10_sources.ipynb #d0982fcf
 @dataclass(frozen=True)
@@ -279,7 +279,8 @@ def _check_labels(source: Source) -> None:
     bare = ~labels.any(1)
     if bare.any():
         raise ValueError(
-            f'{name}: {bare.sum()} images without a label, the first at position {bare.argmax()}'
+            f'{name}: {counted(bare.sum(), "image")} without a label, '
+            f'the first at position {bare.argmax()}'
         )
 
 # %% ../nbs/10_sources.ipynb #62bdfe47
@@ -694,14 +695,14 @@ def _check_tree(root: Path, rows: list[tuple[str, ...]], parts: list[str]) -> No
     stray = [row for row in rows if len(row) != shape.count('/') + 1]
     if stray:
         raise ValueError(
-            f'{len(stray)} images of {said} are not at {shape}, '
+            f'{counted(len(stray), "image")} of {said} not at {shape}, '
             f'the first {printable("/".join(stray[0]))}'
         )
     held = {row[:-1] for row in rows}
     bare = [row for row in _class_folders(root, parts) if row not in held]
     if bare:
         raise ValueError(
-            f'{len(bare)} class folders of {said} hold no image of their own, '
+            f'{counted(len(bare), "class folder")} of {said} without an image of its own, '
             f'the first {printable("/".join(bare[0]))}; add images '
             f'({", ".join(sorted(IMAGES))}), or remove it'
         )
@@ -721,8 +722,8 @@ def _check_roles(root: str, rows: list[tuple[str, ...]], parts: list[str]) -> No
     if beside:
         n = sum(row[0] in beside for row in rows)
         raise ValueError(
-            f'{root} holds {n} images in {printable(", ".join(beside[:3]))} beside '
-            f'{", ".join(parts)}, which have no role; move them into one of '
+            f'{root} holds {counted(n, "image")} in {printable(", ".join(beside[:3]))} beside '
+            f'{", ".join(parts)}, without a role; move what is there into one of '
             f'these, or out of {root}'
         )
 
@@ -1742,10 +1743,8 @@ def check_source(
     is_own = kind in KINDS and bool(own.strip())
     if name not in [*SOURCES, *BENCHMARKS] and not is_own:
         kinds = ', '.join(f'{kind}/<name of yours>' for kind in KINDS)
-        raise ValueError(
-            f'unknown dataset {reprlib.repr(name)}; known are '
-            f'{", ".join([*SOURCES, *BENCHMARKS])}, and {kinds} with data_dir'
-        )
+        said = unknown('dataset', name, [*SOURCES, *BENCHMARKS])
+        raise ValueError(f'{said}, and {kinds} with data_dir')
     last = own.rpartition('/')[2]  # results and runs are called so
     if kind in KINDS and (last != last.strip() or not last or last.startswith('.')):
         raise ValueError(
@@ -1773,7 +1772,7 @@ def find_source(
     Raises ValueError, or OSError where files cannot be read."""
     check_source(name)
     if missing not in MISSING:
-        raise ValueError(f'unknown missing {missing!r}; known are {", ".join(MISSING)}')
+        raise ValueError(unknown('missing', missing, MISSING))
     for argument, where in {'data_dir': data_dir, 'lists_dir': lists_dir}.items():
         named_path(where, argument)
     source = _source_of(name, data_dir, lists_dir, missing)

@@ -798,9 +798,7 @@ def test_an_odd_place_is_said_in_one_line(place):
     (place / 'a\nb').mkdir()
     assert refused(do('data', 'check', 'folder/x', '--data-dir', 'a\nb'), 'a\\nb holds no image')
     tree(place / 'a\nb', '0.png')
-    assert refused(
-        do('data', 'check', 'folder/x', '--data-dir', 'a\nb'), 'images of a\\nb are not at'
-    )
+    assert refused(do('data', 'check', 'folder/x', '--data-dir', 'a\nb'), 'images of a\\nb not at')
     odd = (
         ['evaluate', 'a\nb', 'c.npz'],
         ['index', 'show', 'a\nb'],
@@ -891,6 +889,9 @@ def test_settings_are_those_of_the_configuration():
     lines = do('settings', 'flip', '--dataset', 'folder/x').stdout.splitlines()
     assert ['default', 'true'] in [line.split() for line in lines]
     assert refused(do('settings', 'learning_rate'), 'learning_rate', 'known are dataset')
+    assert refused(do('settings', 'epoch'), "unknown setting 'epoch' (did you mean epochs?); known")
+    assert refused(do('run', '--set', 'epoch=3'), 'did you mean epochs?')
+    assert refused(do('run', '--set', 'bits=12'), 'give --bits 12, without --set')
     assert refused(do('settings', '--dataset', 'nowhere'), 'nowhere')
 
 

@@ -141,10 +141,10 @@ def test_an_image_that_would_count_twice_is_said(place):
         (['d1.npz', 'link.npz'], 'link.npz is given twice, as d1.npz; give each file once'),
     ):
         assert said in do('q.npz', *dataset, code=2)
-    assert '10 images stand in more than one' in do('q.npz', 'd0.npz', 'd2.npz')[1]
+    assert '10 images in more than one of the files' in do('q.npz', 'd0.npz', 'd2.npz')[1]
     database[[*range(300), 7, 7, 8]].save('twice.npz')
     said = do('q.npz', 'twice.npz', '--database-table', 'd.csv')[1]
-    assert '3 images of the database have the id of another' in said
+    assert '3 images of the database with the id of another' in said
 
 
 def test_files_in_folders_of_a_folder_are_not_passed_by(place):

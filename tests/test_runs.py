@@ -183,7 +183,7 @@ def test_reports_are_whole_and_identical(tmp_path):
 @pytest.mark.parametrize(
     'wrong, message',
     [
-        ({'bitz': 8}, 'unknown parameters bitz'),
+        ({'bitz': 8}, r"unknown parameter 'bitz' .did you mean bits\?"),
         ({'bits': '16'}, 'bits is'),
         ({'bits': 0}, 'bits is'),
         ({'method': 'dhn'}, 'unknown method'),
