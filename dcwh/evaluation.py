@@ -729,7 +729,9 @@ def _superclass_numbers(superclasses: Sequence[Any]) -> np.ndarray:  # int, shap
         names = np.asarray(superclasses)
     except ValueError:  # ragged
         names = np.empty((0, 0))
-    if names.ndim != 1 or names.dtype.kind not in 'iuU':
+    kinds = {type(name) for name in superclasses} if isinstance(superclasses, list | tuple) else ()
+    lacking = len(kinds) > 1 or np.ma.is_masked(superclasses)  # an array makes text of a NaN
+    if lacking or names.ndim != 1 or names.dtype.kind not in 'iuU' or '' in names.tolist():
         raise ValueError(
             f'superclasses are {shown(superclasses)}; give a name or a number for each class'
         )
