@@ -550,7 +550,7 @@ def _text_of(module: ModuleType) -> str:
     return _LOADED[name][1]
 
 # %% ../nbs/09_methods.ipynb #b14ceb1e
-_CONSTANTS = int | float | complex | str | bytes | Tensor | np.ndarray
+_CONSTANTS = int | float | complex | str | bytes | Tensor | np.ndarray | np.generic
 
 
 def _texts(part: Any, seen: dict[int, Any], told: list[str]) -> Iterator[str]:
