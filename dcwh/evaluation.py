@@ -139,8 +139,9 @@ def tie_groups(
     top_k: int | None,  # length of the ranking
 ) -> tuple[np.ndarray, np.ndarray]:  # N0 and m, both of shape (Q, G)
     "How many items come before each group of ties, and how many of its ranks the cut leaves."
+    items = items.astype(np.int64, copy=False)  # unsigned ones do not go below 0
     N0 = items.cumsum(1) - items
-    return N0, items if top_k is None else np.clip(top_k - N0, 0, items)
+    return N0, items if top_k is None else np.clip(int(top_k) - N0, 0, items)
 
 # %% ../nbs/06_evaluation.ipynb #8865db8d
 def divisor(
@@ -243,8 +244,8 @@ def average_precision(
     by_found = top_k is not None and normaliser == 'found'
     items, relevant = (each.astype(np.int64, copy=False) for each in (items, relevant))
     items, relevant = split_ties(items, relevant, ties)
-    gains = relevant if gains is None else gains
-    score = _precisions(items, relevant, gains, top_k or 2**62, by_found)
+    gains = relevant if gains is None else gains.astype(np.float64, copy=False)
+    score = _precisions(items, relevant, gains, int(top_k or 2**62), by_found)
     if by_found:
         return score
     R = relevant.sum(1)  # without a cut, all are found
@@ -422,7 +423,8 @@ def _given_gains(levels: np.ndarray, gains: ArrayLike) -> np.ndarray:  # both (Q
     "The same gains for each query. Raises ValueError where they are none."
     given = as_array(gains, 'gains')
     fits = given.dtype.kind in 'iuf' and given.shape == levels.shape[1:]
-    if not fits or given[0] < 0 or not np.isfinite(given).all() or (np.diff(given) < 0).any():
+    fits = fits and given[0] >= 0 and bool(np.isfinite(given).all())
+    if not fits or (given[1:] < given[:-1]).any():  # a difference of unsigned ones never falls
         raise ValueError(
             f'gains are {shown(given.tolist())}; give {levels.shape[1]} numbers from 0 up, '
             'for 0, 1, … shared labels, none less than the one before'
@@ -727,7 +729,9 @@ def _superclass_numbers(superclasses: Sequence[Any]) -> np.ndarray:  # int, shap
         names = np.asarray(superclasses)
     except ValueError:  # ragged
         names = np.empty((0, 0))
-    if names.ndim != 1 or names.dtype.kind not in 'iuU':
+    kinds = {type(name) for name in superclasses} if isinstance(superclasses, list | tuple) else ()
+    lacking = len(kinds) > 1 or np.ma.is_masked(superclasses)  # an array makes text of a NaN
+    if lacking or names.ndim != 1 or names.dtype.kind not in 'iuU' or '' in names.tolist():
         raise ValueError(
             f'superclasses are {shown(superclasses)}; give a name or a number for each class'
         )

@@ -550,7 +550,7 @@ def _text_of(module: ModuleType) -> str:
     return _LOADED[name][1]
 
 # %% ../nbs/09_methods.ipynb #b14ceb1e
-_CONSTANTS = int | float | complex | str | bytes | Tensor | np.ndarray
+_CONSTANTS = int | float | complex | str | bytes | Tensor | np.ndarray | np.generic
 
 
 def _texts(part: Any, seen: dict[int, Any], told: list[str]) -> Iterator[str]:
@@ -592,10 +592,10 @@ def _inner(part: Any) -> list[Any] | None:
 
 
 def _is_told(value: Any) -> bool:
-    "Whether `_texts` tells all of a value."
+    "Whether `_texts` tells something of a value."
     inner = _inner(value)
     if inner is not None:
-        return all(map(_is_told, inner))
+        return not inner or any(map(_is_told, inner))
     return value is None or isfunction(value) or isinstance(value, _CONSTANTS | type)
 
 # %% ../nbs/09_methods.ipynb #3deb23ff
@@ -624,7 +624,7 @@ def _texts_of_function(part: Any, seen: dict[int, Any], told: list[str]) -> Iter
         yield getsource(part.__code__)
         names = sorted({*_names(part.__code__)} & part.__globals__.keys())
         named = [(name, part.__globals__[name]) for name in names]
-        yield from _texts([pair for pair in named if _is_told(pair)], seen, told)
+        yield from _texts([pair for pair in named if _is_told(pair[1])], seen, told)
         yield from _texts([part.__defaults__, part.__kwdefaults__], seen, told)
     closure = [cell.cell_contents for cell in part.__closure__ or ()]
     yield from _texts([getattr(part, '__wrapped__', None), *closure], seen, told)

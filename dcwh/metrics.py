@@ -189,10 +189,11 @@ class TwoSides(_JoinedWhole):
             'labels': known_labels(codes),
             'ids': _checked_ids(self, ids, len(codes), side),
         }
-        getattr(self, f'{side}_form').fill_(_form_of(self, kept['labels'], side))
-        self.bits.fill_(codes.bits)
+        numbers = {f'{side}_form': _form_of(self, kept['labels'], side), 'bits': codes.bits}
         if codes.model:
-            self.model.fill_(_number_of(codes.model))
+            numbers['model'] = _number_of(codes.model)
+        for name, number in numbers.items():  # not in place: one of inference mode stays as it is
+            setattr(self, name, torch.full_like(getattr(self, name), number))
         for part, rows in kept.items():
             flat = rows.reshape(-1).view(np.int64 if part == 'ids' else np.uint8)
             copied = torch.tensor(flat, device=self.device)  # the caller may fill its own anew
