@@ -341,7 +341,8 @@ def check_column(
     "Raises ValueError if there is no such column."
     known = [column for column in types if column != 'id']
     if name not in known:
-        raise ValueError(f'no column {name}; there are {", ".join(known) or "none"}')
+        there = f'there are {", ".join(known)}' if known else 'its codes came without a table'
+        raise ValueError(f'no column {name}; {there}')
 
 # %% ../nbs/18_search.ipynb #795b560c
 _BY_SIZE = {

@@ -299,9 +299,10 @@ def accelerator_of(
 
 def _not_computed(precision: str, reason: str) -> str:
     device = 'GPU' if torch.cuda.is_available() else 'processor'
+    ours = 'train without autocast, and with float32 as the default dtype of torch'
     return (
         f'precision is {precision!r}, which this {device} does not compute in ({reason}); '
-        'give bf16 or fp32'
+        f'{ours if precision == "fp32" else "give bf16 or fp32"}'
     )
 
 # %% ../nbs/14_training.ipynb #7c0de005

@@ -7,6 +7,7 @@ import shlex
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -297,6 +298,14 @@ def test_an_empty_label_and_queries_in_the_database_are_said(tmp_path, monkeypat
     assert refused(
         do('evaluate', 'q.npz', 'd.npz'), 'q.csv is not there, and the table of the other side'
     )
+    bare = do('evaluate', 'q.npz', 'd.npz', '--database-table', 'none')
+    assert refused(bare, 'q.npz has no labels, so nothing is relevant; encode images in folders')
+    for file in 'qd':  # with numbers inside both, names are not needed
+        codes = Codes.load(f'{file}.npz')
+        replace(codes, labels=np.arange(len(codes)) % 3).save(f'n{file}.npz')
+    own = ['evaluate', 'nq.npz', 'nd.npz', '--database-table', 'd.csv']
+    assert refused(do(*own), 'nq.csv is not there', 'or say none for both')
+    assert 'none for both' not in do('evaluate', 'q.npz', 'd.npz').stderr
     tables(labels, sides)
     assert '20 of 20 queries are in the database too' in do('evaluate', 'q.npz', 'q.npz').stderr
     assert do('evaluate', 'q.npz', 'd.npz').stderr == ''
@@ -883,6 +892,8 @@ def test_settings_are_those_of_the_configuration():
     lines = do('settings').stdout.splitlines()
     names = [line.split()[0] for line in lines[1:] if not line.startswith(' ')]
     assert names == list(Config.model_fields)
+    (row,) = asked_as_json('settings', 'bits')['settings']
+    assert (row['default'], row['origin']) == (16, 'dcwh run')
     (row,) = asked_as_json('settings', 'lr', '--method', 'dtsh')['settings']
     assert row['default'] == dcwh.resolve(bits=8, method='dtsh').lr
     assert row['origin'] == 'digits.yaml, dtsh'

@@ -185,9 +185,10 @@ def findings(results: pd.DataFrame) -> str:
     n = rows['standing'].value_counts()
     pairs = maps_of(results, 'digit-pairs', 48)
     against = f'`dcwh` is above in {n["above"]} of {len(rows)} cells, level in {n["level"]}'
-    return f"""- **Against {len(RIVALS)} rivals** (not its kin), with all classes and training \
-images, {against} and below in {n['below']}. A cell is a task, a code length and a rival, with \
-three seeds or more. *Level*: the 95 % interval of the difference contains 0.
+    return f"""- **Against {len(RIVALS)} rivals** (`idcwh` and our `dcwh-…` are kin), with all \
+classes and training images, {against} and below in {n['below']}. A cell is a task, a code \
+length and a rival, with three seeds or more. *Level*: the 95 % interval of the difference \
+contains 0.
 - **Several labels per image.** On `digit-pairs` at 48 bits `dcwh` has an mAP of \
 {pairs['dcwh']:.3f} and `{pairs.idxmax()}` {pairs.max():.3f}, the highest."""
 
