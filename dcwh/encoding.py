@@ -130,7 +130,7 @@ def _files(place: str) -> Listing:
 
 def _paths_in(file: Path) -> list[str]:
     "The paths of a list, a line each."
-    lines = [line.strip() for line in read_text(file).splitlines()]
+    lines = [line.strip() for line in re.split('\r\n|\n|\r', read_text(file))]
     return names_below([line for line in lines if line], file.parent)
 
 
