@@ -938,6 +938,8 @@ def _check_call(
             f'{to} cannot be a dataset of codes; give a name that ends in .lance, or the name '
             'of a folder for Parquet files, without an ending'
         )
+    if to.startswith('file:'):
+        raise ValueError(f'{to} is on this machine; give its path, without file://')
     files_at(to, settings)  # which raises where there is no such place
     if engine == 'ray':
         ray_library(address)
