@@ -425,6 +425,8 @@ def _read_files(reader: Reader, settings: Mapping[str, Any]) -> Items:
         place, listed = folder.path(row['id']), (row[_AT[0]], row[_AT[1]])
         if listed[0] == _NO_NAME:
             raise ValueError(f'{place}: its name is not UTF-8; rename it')
+        if folder.remote and '' in row['id'].split('/'):  # which arrow does not read
+            raise ValueError(f'{printable(place)}: a part of its key is empty; rename it')
         try:
             data = folder.read(row['id']) if folder.remote else None
         except FileNotFoundError as e:
