@@ -65,7 +65,8 @@ def files_at(
     try:
         if scheme == 's3':
             return _s3(storage_options or {}), path.strip('/')
-        return arrow.fs.FileSystem.from_uri(where)
+        calm = '?retry_limit_seconds=20' if scheme == 'gs' and '?' not in where else ''  # not 900
+        return arrow.fs.FileSystem.from_uri(where + calm)
     except (ValueError, OSError) as e:
         kind = ValueError if isinstance(e, ValueError) else OSError
         raise kind(
