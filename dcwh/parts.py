@@ -184,9 +184,7 @@ class Folder:
         with in_words(self.place, 'read'):
             found = system.get_file_info(selector(top, allow_not_found=True, recursive=deep))
         files = sorted((f for f in found if f.is_file), key=attrgetter('path'))
-        return {
-            f.path.removeprefix(top).removeprefix('/'): (f.size, f.mtime_ns or 0) for f in files
-        }
+        return {f.path[len(top) :].removeprefix('/'): (f.size, f.mtime_ns or 0) for f in files}
 
     def check(self) -> None:
         "Raises FileNotFoundError where the folder, or all that was below it, is gone."
