@@ -71,6 +71,7 @@ benchmark: venv  ## measure beside what people use, on a quiet machine; writes b
 	$(if $(ARGS),,$(BIN)/python benchmarks/scaling.py)
 	$(if $(ARGS),,$(BIN)/python benchmarks/parts.py)
 	$(if $(ARGS),,$(BIN)/python benchmarks/precision.py)
+	$(if $(ARGS),,$(BIN)/python benchmarks/on_ray.py)
 
 lab: allowed venv  ## open the notebooks in JupyterLab, reachable from this machine only
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/jupyter lab --ServerApp.ip=127.0.0.1 --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/nbs $(ARGS)

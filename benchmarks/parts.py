@@ -137,11 +137,11 @@ def rows(most):
     for way, counting in zip(('whole', 'parts'), seconds, strict=True):
         yield [n, f'{way}, in turn', counting, '', '', '', '', 'yes']
     yield [n, 'whole', *said(n, 'whole'), 'yes']
-    with TemporaryDirectory() as folder:
-        store(SIZES[0], folder)
-        for kind in ('lance', 'parquet'):
-            found = said(SIZES[0], f'{folder}/codes.{kind}')
-            yield [SIZES[0], f'parts, read from {kind}', *found, 'yes']
+    for n in sorted({SIZES[0], min(COMPARED, most)}):
+        with TemporaryDirectory() as folder:
+            store(n, folder)
+            for kind in ('lance', 'parquet'):
+                yield [n, f'parts, read from {kind}', *said(n, f'{folder}/codes.{kind}'), 'yes']
     for n in SIZES:
         if n <= most:
             row = [n, 'parts', *said(n, 'parts'), 'yes']
