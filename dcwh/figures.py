@@ -809,14 +809,17 @@ def _plain_name(method: str) -> str:
     return method.partition(', ')[0]
 
 
-def _looks(methods: Iterable[str]) -> dict[str, dict[str, Any]]:
-    "A colour and a symbol for each method, in their order."
-    found: dict[str, dict[str, Any]] = {}
-    for name in map(_plain_name, methods):
-        n = len(found)
-        colour, marker = LINES[n % len(LINES)], MARKERS[n % len(MARKERS)]
-        found.setdefault(name, {'color': colour, 'marker': marker})
-    return found
+def _looks(panels: Sequence[Iterable[str]]) -> dict[str, dict[str, Any]]:
+    "A colour and a symbol for each method: the same in all panels, and two alike in none."
+    drawn = [dict.fromkeys(map(_plain_name, names)) for names in panels]
+    place: dict[str, int] = {}
+    for name in [name for names in drawn for name in names]:
+        taken = {place.get(other) for names in drawn if name in names for other in names}
+        place.setdefault(name, next(n for n in range(len(taken) + 1) if n not in taken))
+    return {
+        name: {'color': LINES[n % len(LINES)], 'marker': MARKERS[n % len(MARKERS)]}
+        for name, n in place.items()
+    }
 
 
 def map_by_bits(
@@ -829,7 +832,7 @@ def map_by_bits(
     if not found:
         return None
     coloured = [_foremost(ours, main, most) for _, ours, _ in found]
-    looks = _looks([main, *(name for names in coloured for name in names)])
+    looks = _looks([[main], *coloured])
     size = (8, 3 * len(found))
     fig, axes = plt.subplots(len(found), 1, figsize=size, squeeze=False, layout='constrained')
     for n, (title, ours, theirs) in enumerate(found):

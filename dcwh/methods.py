@@ -391,7 +391,7 @@ _PAIRS = 'similar where one is shared'
 _MAJORITY = 'majority of their centres'
 
 
-def _kin(summary: str, settings: dict[str, Any] | None = None, **built: Any) -> Method:
+def _ours(summary: str, settings: dict[str, Any] | None = None, **built: Any) -> Method:
     "The paper's method, or with a difference, in settings or in how `two_step` builds it."
     build = partial(two_step, **built) if built else two_step
     reference = _OURS if settings or built else _PAPER
@@ -399,17 +399,17 @@ def _kin(summary: str, settings: dict[str, Any] | None = None, **built: Any) -> 
 
 
 METHODS: dict[str, Method] = {  # every method by its name
-    'dcwh': _kin('class-wise loss, cube and vertices; centres in closed form'),
-    'dcwh-fixed': _kin('dcwh with centres that stay where they start', {'centres': 'fixed'}),
-    'dcwh-sparse': _kin(
+    'dcwh': _ours('class-wise loss, cube and vertices; centres in closed form'),
+    'dcwh-fixed': _ours('dcwh with centres that stay where they start', {'centres': 'fixed'}),
+    'dcwh-sparse': _ours(
         'dcwh for several labels: centres start with a quarter of their bits at +1',
         {'centres_start': 'sparse'},
     ),
-    'dcwh-learned': _kin('dcwh with centres learned by gradient', {'centres': 'gradient'}),
-    'dcwh-tanh': _kin('dcwh on tanh of the outputs, to see gradients vanish', squash=1.0),
-    'dcwh-sigmoid': _kin('dcwh on a sigmoid of the outputs, to see gradients vanish', squash=0.5),
-    'dcwh-cube': _kin('dcwh, with the gradients at its outputs logged', squash=0.0),
-    'dcwh-balanced': _kin(
+    'dcwh-learned': _ours('dcwh with centres learned by gradient', {'centres': 'gradient'}),
+    'dcwh-tanh': _ours('dcwh on tanh of the outputs, to see gradients vanish', squash=1.0),
+    'dcwh-sigmoid': _ours('dcwh on a sigmoid of the outputs, to see gradients vanish', squash=0.5),
+    'dcwh-cube': _ours('dcwh, with the gradients at its outputs logged', squash=0.0),
+    'dcwh-balanced': _ours(
         'dcwh whose centres are balanced class means from the first epoch, so that kin stay near',
         {'centres': 'running', 'centres_hold': 0.0},
         steps=Balanced,

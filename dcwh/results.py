@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['SETTING_KINDS', 'PROTOCOL', 'METRICS', 'REPEATED', 'FACTS', 'PHASES', 'PACKAGES', 'MANIFEST', 'COLUMNS', 'LATER',
-           'OTHER_TABLES', 'ELSEWHERE', 'LIMITED', 'ALIKE', 'T975', 'PUBLISHED', 'SHORT', 'MARKS', 'parts_of',
-           'length_of', 'check_result', 'read_result', 'run_name', 'facts', 'row_of', 'rows_of', 'result_of',
-           'table_of', 'read_row', 'check_study', 'check_columns', 'lines_of', 'read_table', 'row_of_config',
-           'write_rows', 'record', 'completed', 'setting', 'changed', 'tables_in', 'result_files', 'tables_hash',
-           'read_results', 'check_alike', 'other_numbers', 'protocols', 'student', 'half_width', 'summary', 'paired',
-           'standings', 'published', 'beside', 'mean_text', 'comparison', 'as_html', 'measured_on', 'widths',
-           'standing_cells']
+           'OTHER_TABLES', 'ELSEWHERE', 'LIMITED', 'ALIKE', 'T975', 'PUBLISHED', 'SEVERAL', 'SHORT', 'MARKS',
+           'parts_of', 'length_of', 'check_result', 'read_result', 'run_name', 'facts', 'row_of', 'rows_of',
+           'result_of', 'table_of', 'read_row', 'check_study', 'check_columns', 'lines_of', 'read_table',
+           'row_of_config', 'write_rows', 'record', 'completed', 'setting', 'changed', 'tables_in', 'result_files',
+           'tables_hash', 'read_results', 'check_alike', 'other_numbers', 'protocols', 'student', 'half_width',
+           'summary', 'paired', 'standings', 'published', 'beside', 'mean_text', 'comparison', 'as_html', 'measured_on',
+           'widths', 'standing_cells']
 
 # %% ../nbs/15_results.ipynb #9fc30f29
 import hashlib
@@ -1580,6 +1580,7 @@ def _cell_names(row: dict) -> dict:
     }
 
 # %% ../nbs/15_results.ipynb #619a1b75
+SEVERAL = 3  # seeds: the best in a column is one of these, where it has some
 _CELLS = (
     'dataset',
     'protocol',
@@ -1603,9 +1604,12 @@ def _our_cells(table: 'pd.DataFrame') -> 'pd.DataFrame':
     named = pd.DataFrame([_cell_names(row) for row in table.to_dict('records')], columns=names)
     ours = table.reset_index(drop=True).assign(**named, source='')
     ours['text'] = list(map(mean_text, ours['map'], ours['interval']))
-    column = ours.groupby(['dataset', 'group', 'column'])['map']
+    keys = ['dataset', 'group', 'column']
+    sure = ours['n'] >= SEVERAL
+    sure |= ~sure.groupby([ours[key] for key in keys]).transform('any')
+    column = ours.assign(map=ours['map'].where(sure)).groupby(keys)['map']
     highest = ours['map'].round(3) == column.transform('max').round(3)  # equal as they are read
-    ours['best'] = highest & (column.transform('size') > 1)
+    ours['best'] = sure & highest & (column.transform('size') > 1)
     alike = ours.groupby(['dataset', 'group'])['n'].transform('nunique') == 1
     n = ours['n'].astype(str)
     ours.loc[~alike, 'text'] += ' (n=' + n + ')'
