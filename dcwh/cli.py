@@ -1602,6 +1602,11 @@ def evaluate(
     found = evaluation.Evaluation(counts, k)
     same = any(os.path.isfile(d) and query.samefile(d) for d in database)
     _warn_of_codes(seen, same_file=same and query_codes == database_codes)
+    if found.queries_without_relevant == found.queries:
+        warnings.warn(
+            'no query has a relevant image in the database: are classes named, or numbered, alike?',
+            stacklevel=2,
+        )
     _answer(_scores(found, k, normaliser), as_json)
 
 # %% ../nbs/23_cli.ipynb #23a90002

@@ -40,6 +40,7 @@ from dcwh.parts import (
     Folder,
     arrow_library,
     check_address,
+    distinct_names,
     files_at,
     folder_of,
     in_words,
@@ -130,7 +131,7 @@ def _files(place: str) -> Listing:
 
 def _paths_in(file: Path) -> list[str]:
     "The paths of a list, a line each."
-    lines = [line.strip() for line in read_text(file).splitlines()]
+    lines = [line.strip() for line in re.split('\r\n|\n|\r', read_text(file))]
     return names_below([line for line in lines if line], file.parent)
 
 
@@ -195,6 +196,12 @@ def _rows_listed(place: str, reader: Reader, rows: Any, at: np.ndarray) -> Listi
     values = {name: rows[name].to_pylist() for name in rows.column_names}
     key = next((name for name in ('id', 'path') if name in values), None)
     ids = values.pop(key) if key else np.arange(len(at))
+    for name in {'label', 'labels'} & values.keys():
+        try:
+            distinct_names(rows[name], name)  # which raises where an image has none
+        except ValueError as e:
+            raise ValueError(f'{place}: {e}') from e
+        values[name] = [v.strip() if isinstance(v, str) else v for v in values[name]]
     return _listed(place, reader, ids, at, values)
 
 # %% ../nbs/21_encoding.ipynb #6fa89b50
@@ -210,6 +217,18 @@ def _is_parquet(place: str) -> bool:
     return bool(seen) and all(map(_is_part, seen))
 
 
+def _check_alike(schemas: list[tuple[str, Any]]) -> None:
+    "Raises ValueError naming two files of one dataset whose columns differ: arrow would cast them."
+    columns = [{(one.name, str(one.type)) for one in schema} for _, schema in schemas]
+    for (file, _), held in zip(schemas, columns, strict=True):
+        differ = sorted({name for name, _ in held ^ columns[0]})
+        if differ:
+            raise ValueError(
+                f'{printable(file)} and {printable(schemas[0][0])} differ in the columns '
+                f'{", ".join(differ)}; write all files with the same columns and types'
+            )
+
+
 def _rows_of_parquet(place: str, settings: Mapping[str, Any]) -> Listing:
     "Rows of Parquet files. Raises FileNotFoundError, OSError or ValueError."
     from pyarrow import dataset as of_arrow
@@ -222,13 +241,21 @@ def _rows_of_parquet(place: str, settings: Mapping[str, Any]) -> Listing:
         stamps = {name: at for name, at in folder.files().items() if _is_part(name)}
     if not stamps:
         raise FileNotFoundError(f'{place} is not there, or holds no Parquet file')
+    parted = next((name for name in stamps if '=' in os.path.dirname(name)), '')
+    if parted:
+        raise ValueError(
+            f'{place} holds {printable(parted)}: columns that names of folders tell are not read; '
+            'write them into the files'
+        )
     files = tuple((name, *at) for name, at in stamps.items())
     system, top = folder.system
     with in_words(place, 'read'):
         found = of_arrow.dataset([f'{top}/{f}' for f, *_ in files], filesystem=system)
+        parts = list(found.get_fragments())
+        _check_alike([(part.path, part.physical_schema) for part in parts])
         column = _image_column(found.schema, place)
         rows = found.to_table(columns=_known_columns(found.schema, place))
-        counts = [part.count_rows() for part in found.get_fragments()]
+        counts = [part.count_rows() for part in parts]
     file = np.repeat(np.arange(len(counts)), counts)
     row = np.concatenate([np.arange(n) for n in counts])
     reader = Reader('parquet', folder.place, column, 0, files)
@@ -398,6 +425,8 @@ def _read_files(reader: Reader, settings: Mapping[str, Any]) -> Items:
         place, listed = folder.path(row['id']), (row[_AT[0]], row[_AT[1]])
         if listed[0] == _NO_NAME:
             raise ValueError(f'{place}: its name is not UTF-8; rename it')
+        if folder.remote and '' in row['id'].split('/'):  # which arrow does not read
+            raise ValueError(f'{printable(place)}: a part of its key is empty; rename it')
         try:
             data = folder.read(row['id']) if folder.remote else None
         except FileNotFoundError as e:
@@ -911,6 +940,8 @@ def _check_call(
             f'{to} cannot be a dataset of codes; give a name that ends in .lance, or the name '
             'of a folder for Parquet files, without an ending'
         )
+    if to.startswith('file:'):
+        raise ValueError(f'{to} is on this machine; give its path, without file://')
     files_at(to, settings)  # which raises where there is no such place
     if engine == 'ray':
         ray_library(address)

@@ -10,6 +10,7 @@ __all__ = ['SHIPPED', 'shown', 'unknown', 'counted', 'as_path', 'file_is_there',
 import fcntl
 import io
 import os
+import re
 import stat
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
@@ -88,6 +89,8 @@ def writable(
     where the file could not be written."""
     place = Path(os.path.realpath(as_path(path)))
     try:
+        if re.match('[a-z][a-z0-9]*:/', str(path)):  # of which a Path keeps one /
+            raise OSError('it is a URI, and this can be on a disk only')
         if place.is_dir():
             raise OSError('it is a folder')
         if place.exists() and not place.is_file():

@@ -65,7 +65,8 @@ def files_at(
     try:
         if scheme == 's3':
             return _s3(storage_options or {}), path.strip('/')
-        return arrow.fs.FileSystem.from_uri(where)
+        calm = '?retry_limit_seconds=20' if scheme == 'gs' and '?' not in where else ''  # not 900
+        return arrow.fs.FileSystem.from_uri(where + calm)
     except (ValueError, OSError) as e:
         kind = ValueError if isinstance(e, ValueError) else OSError
         raise kind(
@@ -183,7 +184,9 @@ class Folder:
         with in_words(self.place, 'read'):
             found = system.get_file_info(selector(top, allow_not_found=True, recursive=deep))
         files = sorted((f for f in found if f.is_file), key=attrgetter('path'))
-        return {f.path[len(top) :].lstrip('/'): (f.size, f.mtime_ns or 0) for f in files}
+        return {
+            f.path.removeprefix(top).removeprefix('/'): (f.size, f.mtime_ns or 0) for f in files
+        }
 
     def check(self) -> None:
         "Raises FileNotFoundError where the folder, or all that was below it, is gone."

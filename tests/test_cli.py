@@ -541,6 +541,30 @@ def test_means_over_answerable_queries_follow_the_normaliser(tmp_path):
         ] == pytest.approx(found['map'] * 4 / 3)
 
 
+def test_a_file_is_not_written_below_a_folder_called_s3(tmp_path, monkeypatch):
+    "A Path of s3://bucket/codes.npz is s3:/bucket/codes.npz, on this machine."
+    monkeypatch.chdir(tmp_path)
+    Codes.from_outputs(np.random.default_rng(0).normal(size=(6, 16))).save('q.npz')
+    for command in (
+        ('encode', 'model', '.', '--out', 's3://bucket/codes.npz'),
+        ('compare', '.', '--out', 's3://bucket/compare.ipynb'),
+        ('export', 'model', 's3://bucket/model.onnx'),
+        ('run', '--runs', 's3://bucket/runs', '--detail', 'none'),
+    ):
+        assert refused(do(*command), 'it is a URI')
+    assert os.listdir() == ['q.npz']
+
+
+def test_classes_that_no_query_shares_with_the_database_are_said(tmp_path):
+    "Such as names on one side, and their numbers on the other: the mAP is 0."
+    bits = np.random.default_rng(0).normal(size=(6, 16))
+    for file, labels in (('q', [0] * 6), ('one', [1, 1, 1, 1, 1, 0]), ('none', [1, 2, 1, 2, 1, 2])):
+        Codes.from_outputs(bits, np.array(labels)).save(tmp_path / f'{file}.npz')
+    for database, warned in (('one', False), ('none', True)):
+        done = do('evaluate', tmp_path / 'q.npz', tmp_path / f'{database}.npz')
+        assert ('no query has a relevant image in the database' in done.stderr) == warned
+
+
 def test_over_the_whole_database_the_normaliser_is_all(tmp_path):
     "There every normaliser divides by all that is relevant, and `to_dict` says so too."
     bits = np.random.default_rng(0).normal(size=(6, 16))

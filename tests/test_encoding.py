@@ -269,6 +269,21 @@ def test_parquet_in_a_bucket_and_what_is_said_of_one_that_is_not_there(home, buc
     says(photos, 's3://closed/new.lance', OSError, 'closed/new.plan/plan.json cannot .*DENIED')
 
 
+@pytest.mark.whole
+def test_keys_with_an_empty_part_are_left_out_and_named(home, bucket, tmp_path):
+    "Arrow lists such keys and does not read them: one must not end the call, nor hide another."
+    options, client = bucket
+    image = (home / 'photos/0/000.png').read_bytes()
+    for key in ('a/1.png', 'a//2.png', '/a/1.png'):
+        client.put_object(Bucket='photos', Key=f'odd/{key}', Body=image)
+    call = {'engine': 'here', 'storage_options': options}
+    made = encode_dataset(str(home / 'model'), 's3://photos/odd', str(tmp_path / 'codes'), **call)
+    assert made.images == 1 and made.left_out == [
+        f's3://photos/odd/{key}: a part of its key is empty; rename it'
+        for key in ('/a/1.png', 'a//2.png')
+    ]
+
+
 def test_ray_that_is_missing_names_its_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, 'ray', None)
     with pytest.raises(ImportError, match=r"pip install '\.\[ray\]'"):
