@@ -15,6 +15,7 @@ import shutil
 import tempfile
 import warnings
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Generator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, closing, nullcontext
@@ -576,6 +577,9 @@ def _blocks(plan: Plan, rows: Any, parts: list[int]) -> list:
     return list(map(block, parts))
 
 # %% ../nbs/21_encoding.ipynb #21e00038
+_TRIES = 3  # how often a part is begun: it may hold an image that ends its worker
+
+
 @dataclass(frozen=True)
 class Work:
     "What a worker has to know."
@@ -593,10 +597,11 @@ class PartEncoder:
         self,
         files: Any,  # of `model_files`, or where Ray has them
         work: Work,
+        begun: Any = None,  # a Counter that Ray has: how often each part was begun
     ) -> None:
         if not isinstance(files, dict):
             files = ray_library().get(files)
-        self.work, self.encoder = work, model_of(files)
+        self.work, self.begun, self.encoder = work, begun, model_of(files)
         if self.encoder.identity() != work.plan.model:
             raise ValueError('the model is another one here; install the same version of dcwh')
         if isinstance(self.encoder, HashModel):
@@ -607,9 +612,19 @@ class PartEncoder:
         self,
         parts: Any,  # as `_blocks` makes them
     ) -> Any:  # an arrow table: number, positions, codes and lines of each part
-        "Encode parts."
-        done = [self._encoded(**part) for part in parts.to_pylist()]
-        return arrow_library().Table.from_pylist(done)
+        "Encode parts, but none that has been begun too often."
+        done = [self._encoded(**one) for one in parts.to_pylist() if self._begin(one['part'])]
+        kinds = {'part': 'int64', 'kept': 'binary', 'packed': 'binary', 'left_out': 'string'}
+        arrow = arrow_library()
+        return arrow.Table.from_pylist(done, arrow.schema(kinds))
+
+    def _begin(self, part: int) -> bool:
+        "Whether to begin a part: not where it has ended its worker each time."
+        if self.begun is None:
+            return True
+        get = ray_library().get
+        get(self.begun.update.remote([part]))
+        return dict(get(self.begun.most_common.remote()))[part] <= _TRIES
 
     def _encoded(self, part: int, sizes: list[int], rows: bytes) -> dict[str, Any]:
         "A part: its number, the sizes of its batches, its rows of the list."
@@ -829,10 +844,13 @@ def _on_ray(
         work = replace(work, device='cuda' if gpus else 'cpu')
         if address:
             _check_machines(ray, work, blocks[0])
-        ray.data.DataContext.get_current().enable_progress_bars = False
+        context = ray.data.DataContext.get_current()
+        context.enable_progress_bars = False
+        context.execution_no_progress_timeout_s = -1  # a part may take hours
+        begun = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Counter).remote()
         done = ray.data.from_arrow(blocks).map_batches(
             PartEncoder,
-            fn_constructor_args=(ray.put(files), work),
+            fn_constructor_args=(ray.put(files), work, begun),
             batch_size=None,
             batch_format='pyarrow',
             compute=ray.data.ActorPoolStrategy(size=min(actors or free, len(blocks))),
@@ -1006,7 +1024,18 @@ def _add_all(
                 bar.update(dataset.add(**result))
                 missing.remove(result['part'])
     if missing:
-        raise OSError(f'{len(missing)} parts have not been encoded; the same call goes on')
+        raise OSError(_not_done(dataset, missing))
+
+
+def _not_done(dataset: Dataset, missing: set[int]) -> str:
+    "Names the first part that has not come, and its images."
+    ids = dataset.plan.of(dataset.rows, min(missing))['id']
+    more = f', and so have {len(missing) - 1} more parts' if len(missing) > 1 else ''
+    return (
+        f'part {min(missing)} has ended {_TRIES} workers{more}. An image of its {len(ids)}, '
+        f'{ids[0]} to {ids[-1]}, may crash its reader, or memory is short. The other parts are '
+        'done; take that image out of the source, and the same call goes on'
+    )
 
 
 def _summary(dataset: Dataset, found: int, changes: str) -> Encoded:

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -44,14 +45,14 @@ def home(tmp_path_factory):
 
 def encode(home, *words, source='photos', env=None):
     "`dcwh encode` at work."
-    source = source if '://' in source else home / source
+    source = source if '://' in str(source) else home / source
     command = [DCWH, 'encode', home / 'model', source, '--batch-size', '4', *words]
     process = subprocess.Popen(
         list(map(str, command)),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        env=os.environ | (env or {}),
+        env=os.environ | {'RAY_worker_niceness': '0'} | (env or {}),
     )
     STARTED.append(process)
     return process
@@ -166,6 +167,41 @@ def test_killed_workers_and_a_killed_driver_lose_nothing(home, tmp_path):
         and len(index.versions()) == versions + parts - before
     )
     assert said.count('left out: ') == 2 and '0/broken.png: it is no image' in said
+
+
+CRASH = """
+import os, sys
+if any(word.endswith('default_worker.py') for word in sys.orig_argv):
+    import PIL.Image
+    read = PIL.Image.open
+    PIL.Image.open = lambda file, **more: os.abort() if 'deadly' in str(file) else read(file, **more)
+"""
+
+
+@pytest.mark.whole
+def test_an_image_that_ends_its_worker_ends_three_and_no_more(home, tmp_path):
+    """All other parts are done. The call ends with one error that names the part; without the image
+    the same call goes on. Nothing comes for longer than Ray Data would wait."""
+    photos = tmp_path / 'photos'
+    shutil.copytree(home / 'photos/1', photos / '1')
+    names = sorted(p.name for p in (photos / '1').iterdir())
+    deadly = photos / '1' / f'{names[4][:-4]}-deadly.png'  # in part 1
+    shutil.copy(photos / '1' / names[4], deadly)
+    (tmp_path / 'sitecustomize.py').write_text(CRASH)
+    paths = tmp_path, os.environ.get('PYTHONPATH', '')
+    env = {'PYTHONPATH': os.pathsep.join(filter(None, map(str, paths)))}
+    env['RAY_DATA_EXECUTION_NO_PROGRESS_TIMEOUT_S'] = '1'
+    words = '--out', tmp_path / 'codes', '--engine', 'ray', '--actors', '1', '--part', '4'
+    done = encode(home, *words, source=photos, env=env)
+    said = done.stdout.read()
+    assert done.wait() == 2 and said.count('part 1 has ended 3 workers. ') == 1, said
+    assert f'1/{deadly.name} to 1/{names[6]}, may crash' in said, said
+    parts = len(list((tmp_path / 'codes').iterdir()))
+    call = {'engine': 'here', 'batch_size': 4, 'part': 4}
+    deadly.unlink()
+    made = encode_dataset(str(home / 'model'), photos, tmp_path / 'codes', **call)
+    assert (made.images, made.found, made.parts) == (len(names), parts, parts + 1)
+    assert made.left_out == [f'{deadly}: No such file or directory']
 
 
 @pytest.fixture(scope='module')
