@@ -792,12 +792,16 @@ class LanceDataset(Dataset):
         return len(self.index) - self.others
 
 # %% ../nbs/21_encoding.ipynb #21e00047
-def _trial(version: str, work: Work, rows: list[dict[str, Any]]) -> str:
+def _trial(version: str, files: dict[str, bytes], work: Work, rows: list[dict[str, Any]]) -> str:
     "What is wrong on the machine where this runs; empty: nothing."
     if version != dcwh.__version__:
         return f'dcwh is {dcwh.__version__} there and {version} here'
     try:
-        READERS[work.plan.reader.kind](work.plan.reader, work.settings)(rows)[0]()
+        item = PartEncoder(files, work).items(rows)[0]
+    except (OSError, ImportError, ValueError) as e:
+        return first_line(e)
+    try:
+        item()
     except ValueError:
         return ''  # this image will be left out
     except (OSError, ImportError) as e:
@@ -805,7 +809,7 @@ def _trial(version: str, work: Work, rows: list[dict[str, Any]]) -> str:
     return ''
 
 
-def _check_machines(ray: Any, work: Work, block: Any) -> None:
+def _check_machines(ray: Any, files: Any, work: Work, block: Any) -> None:
     "Raises OSError naming a machine of the cluster that cannot do the work."
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -815,7 +819,7 @@ def _check_machines(ray: Any, work: Work, block: Any) -> None:
     for node in [node for node in ray.nodes() if node['Alive']]:
         there = NodeAffinitySchedulingStrategy(node['NodeID'], soft=False)
         on_it = trial.options(scheduling_strategy=there)
-        asked[node['NodeManagerAddress']] = on_it.remote(dcwh.__version__, work, rows)
+        asked[node['NodeManagerAddress']] = on_it.remote(dcwh.__version__, files, work, rows)
     for machine, answer in asked.items():
         try:
             said = ray.get(answer, timeout=600)
@@ -841,16 +845,17 @@ def _on_ray(
         free = gpus or int(held.get('CPU', 0))
         if max(1, actors) > free:
             raise ValueError(f'actors is {actors}, and there are {free} GPUs or cores for them')
-        work = replace(work, device='cuda' if gpus else 'cpu')
+        sent = ray.put(files)
         if address:
-            _check_machines(ray, work, blocks[0])
+            _check_machines(ray, sent, work, blocks[0])
+        work = replace(work, device='cuda' if gpus else 'cpu')
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
         context.execution_no_progress_timeout_s = -1  # a part may take hours
         begun = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Counter).remote()
         done = ray.data.from_arrow(blocks).map_batches(
             PartEncoder,
-            fn_constructor_args=(ray.put(files), work, begun),
+            fn_constructor_args=(sent, work, begun),
             batch_size=None,
             batch_format='pyarrow',
             compute=ray.data.ActorPoolStrategy(size=min(actors or free, len(blocks))),
