@@ -18,7 +18,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Generator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, closing, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext, suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from functools import cached_property, lru_cache, partial
@@ -919,6 +919,9 @@ def encode_dataset(
     _check_call(to, settings, numbers, engine, address)
     encoder = OnnxModel(model) if _is_onnx(model) else HashModel.from_pretrained(model)
     _check_encoder(encoder, first, precision)
+    beside = Folder(f'{to.removesuffix(".lance")}.plan', settings)
+    if beside.remote:
+        _check_written(beside)
     reader, rows = list_images(str(source), settings)
     asked = Plan(
         source=str(source).rstrip('/') if '://' in str(source) else os.path.realpath(source),
@@ -931,7 +934,6 @@ def encode_dataset(
         reader=reader,
         made=datetime.now().astimezone().isoformat(timespec='seconds'),
     )
-    beside = Folder(f'{to.removesuffix(".lance")}.plan', settings)
     with nullcontext() if beside.remote else _alone(beside):
         plan, rows, changes = _planned(beside, to, asked, rows, part)
         kind = LanceDataset if to.endswith('.lance') else ParquetDataset
@@ -978,6 +980,14 @@ def _check_encoder(encoder: HashModel | OnnxModel, first: int, precision: str) -
         raise ValueError(f'precision is {shown(precision)}; known are fp32, bf16')
     if precision == 'bf16' and isinstance(encoder, OnnxModel):
         raise ValueError("precision is 'bf16'; an .onnx file computes in fp32 only")
+
+
+def _check_written(beside: Folder) -> None:
+    "Raises OSError where nothing can be written into an object store."
+    beside.write('trial', b'')
+    system, top = beside.system
+    with suppress(OSError):
+        system.delete_file(f'{top}/trial')
 
 
 def _alone(beside: Folder) -> AbstractContextManager[None]:
