@@ -50,6 +50,7 @@ from dcwh.parts import (
 )
 from dcwh.search import (
     INDEX_KINDS,
+    LISTED,
     CodeIndex,
     alone,
     append_codes,
@@ -665,6 +666,9 @@ class Dataset(ABC):
     def put(self, part: int, codes: Codes, columns: Mapping[str, Any]) -> None:
         "Add the codes of a part, all at once."
 
+    def finish(self) -> None:
+        "When all parts are there."
+
     @property
     def columns(self) -> tuple[str, ...]:
         "Names of what is kept beside ids and codes."
@@ -790,6 +794,11 @@ class LanceDataset(Dataset):
     def count(self) -> int:
         "See `Dataset.count`."
         return len(self.index) - self.others
+
+    def finish(self) -> None:
+        "Lists of the codes, where a search needs them."
+        if len(self.index) >= LISTED:
+            self.index.optimize()
 
 # %% ../nbs/21_encoding.ipynb #21e00047
 def _trial(version: str, files: dict[str, bytes], work: Work, rows: list[dict[str, Any]]) -> str:
@@ -944,6 +953,7 @@ def encode_dataset(
             work = Work(plan, settings, threads)
             given = _blocks(plan, rows, left), model_files(model), work
             _add_all(dataset, ENGINES[engine](*given, actors, address), left, progress)
+        dataset.finish()
     return _summary(dataset, len(done), changes)
 
 # %% ../nbs/21_encoding.ipynb #21e00051
