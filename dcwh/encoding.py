@@ -29,7 +29,6 @@ from uuid import uuid4
 
 import numpy as np
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 import dcwh
@@ -206,6 +205,18 @@ def _rows_listed(place: str, reader: Reader, rows: Any, at: np.ndarray) -> Listi
         values[name] = [v.strip() if isinstance(v, str) else v for v in values[name]]
     return _listed(place, reader, ids, at, values)
 
+# %% ../nbs/21_encoding.ipynb #21e00081
+def _check_alike(schemas: list[tuple[str, Any]]) -> None:
+    "Raises ValueError naming two files of one dataset whose columns differ: arrow would cast them."
+    columns = [{(one.name, str(one.type)) for one in schema} for _, schema in schemas]
+    for (file, _), held in zip(schemas, columns, strict=True):
+        differ = sorted({name for name, _ in held ^ columns[0]})
+        if differ:
+            raise ValueError(
+                f'{printable(file)} and {printable(schemas[0][0])} differ in the columns '
+                f'{", ".join(differ)}; write all files with the same columns and types'
+            )
+
 # %% ../nbs/21_encoding.ipynb #6fa89b50
 def _is_part(name: str) -> bool:
     "Whether the name of a file is that of a part of a Parquet dataset."
@@ -217,18 +228,6 @@ def _is_parquet(place: str) -> bool:
     names = os.listdir(place) if os.path.isdir(place) else []
     seen = [name for name in names if not name.startswith(('.', '_'))]
     return bool(seen) and all(map(_is_part, seen))
-
-
-def _check_alike(schemas: list[tuple[str, Any]]) -> None:
-    "Raises ValueError naming two files of one dataset whose columns differ: arrow would cast them."
-    columns = [{(one.name, str(one.type)) for one in schema} for _, schema in schemas]
-    for (file, _), held in zip(schemas, columns, strict=True):
-        differ = sorted({name for name, _ in held ^ columns[0]})
-        if differ:
-            raise ValueError(
-                f'{printable(file)} and {printable(schemas[0][0])} differ in the columns '
-                f'{", ".join(differ)}; write all files with the same columns and types'
-            )
 
 
 def _rows_of_parquet(place: str, settings: Mapping[str, Any]) -> Listing:
@@ -502,7 +501,7 @@ READERS = {
 }
 
 # %% ../nbs/21_encoding.ipynb #21e00033
-def _attempt(item: Item, side: int) -> Tensor | str:
+def _attempt(item: Item, side: int) -> torch.Tensor | str:
     "An image, uint8 (3, side, side), or why it is left out. Raises OSError from an object store."
     try:
         return square(item(), side)
