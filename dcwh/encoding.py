@@ -665,6 +665,7 @@ class Dataset(ABC):
     def put(self, part: int, codes: Codes, columns: Mapping[str, Any]) -> None:
         "Add the codes of a part, all at once."
 
+    @abstractmethod
     def finish(self) -> None:
         "When all parts are there."
 
@@ -741,6 +742,9 @@ class ParquetDataset(Dataset):
     def put(self, part: int, codes: Codes, columns: Mapping[str, Any]) -> None:
         "See `Dataset.put`."
         self.to.write(_file_of(part), _as_parquet(as_arrow(codes, columns, self.plan.root)))
+
+    def finish(self) -> None:
+        "Nothing is left to do."
 
 
 def _file_of(part: int) -> str:
