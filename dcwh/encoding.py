@@ -25,7 +25,6 @@ from functools import cached_property, lru_cache, partial
 from io import BytesIO
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import numpy as np
 import torch
@@ -49,7 +48,6 @@ from dcwh.parts import (
 )
 from dcwh.search import (
     INDEX_KINDS,
-    LISTED,
     CodeIndex,
     alone,
     append_codes,
@@ -651,7 +649,7 @@ class Dataset(ABC):
     plan: Plan
     rows: Any  # the list
     left_out: dict[int, list[str]] = field(default_factory=dict)  # lines, by part
-    writer: bytes = field(default_factory=lambda: uuid4().hex.encode())  # this call
+    writer: bytes = field(default_factory=lambda: os.urandom(16).hex().encode())  # this call
 
     @abstractmethod
     def there(self) -> set[int]:
@@ -800,7 +798,7 @@ class LanceDataset(Dataset):
 
     def finish(self) -> None:
         "Lists of the codes, where a search needs them."
-        if len(self.index) >= LISTED:
+        if len(self.index) >= dcwh.search.LISTED:
             self.index.optimize()
 
 # %% ../nbs/21_encoding.ipynb #21e00047
