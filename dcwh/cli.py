@@ -376,8 +376,8 @@ def _meant(
     from dcwh.config import resolve
 
     for name in more.keys() & task.keys():
-        own = f'--{name} {more[name]}'
-        raise ValueError(f'{name} has an option of its own; give {own}, without --set')
+        option = f'--{name} {more[name]}'
+        raise ValueError(f'{name} has an option of its own; give {option}, without --set')
     if not template:
         return resolve(more, **task), {**task, 'settings': more}
     known = experiment.template_parameters(template)
@@ -1628,14 +1628,14 @@ def _counted(
     cut = [codes.first(first) if first else codes for codes in sides]
     columns = list(map(columns_of, cut, files, tables))
     places = list(map(_table_of, files, tables))
-    sides = labelled(cut, columns, places)
-    for codes, file in zip(sides, files, strict=True):
+    both = labelled(cut, columns, places)
+    for codes, file in zip(both, files, strict=True):
         if codes.labels is None:
             raise ValueError(
                 f'{file} has no labels, so nothing is relevant; encode images in folders of '
                 'classes, or give it a table with a column label, or a file of labels'
             )
-    asked, held = sides
+    asked, held = both
     counts = histograms(asked, held)
     seen = Seen(asked)
     seen.add(held)
