@@ -15,9 +15,10 @@ import shutil
 import tempfile
 import warnings
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Generator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, closing, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext, suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from functools import cached_property, lru_cache, partial
@@ -48,6 +49,7 @@ from dcwh.parts import (
 )
 from dcwh.search import (
     INDEX_KINDS,
+    LISTED,
     CodeIndex,
     alone,
     append_codes,
@@ -575,6 +577,9 @@ def _blocks(plan: Plan, rows: Any, parts: list[int]) -> list:
     return list(map(block, parts))
 
 # %% ../nbs/21_encoding.ipynb #21e00038
+_TRIES = 3  # how often a part is begun: it may hold an image that ends its worker
+
+
 @dataclass(frozen=True)
 class Work:
     "What a worker has to know."
@@ -592,10 +597,11 @@ class PartEncoder:
         self,
         files: Any,  # of `model_files`, or where Ray has them
         work: Work,
+        begun: Any = None,  # a Counter that Ray has: how often each part was begun
     ) -> None:
         if not isinstance(files, dict):
             files = ray_library().get(files)
-        self.work, self.encoder = work, model_of(files)
+        self.work, self.begun, self.encoder = work, begun, model_of(files)
         if self.encoder.identity() != work.plan.model:
             raise ValueError('the model is another one here; install the same version of dcwh')
         if isinstance(self.encoder, HashModel):
@@ -606,9 +612,19 @@ class PartEncoder:
         self,
         parts: Any,  # as `_blocks` makes them
     ) -> Any:  # an arrow table: number, positions, codes and lines of each part
-        "Encode parts."
-        done = [self._encoded(**part) for part in parts.to_pylist()]
-        return arrow_library().Table.from_pylist(done)
+        "Encode parts, but none that has been begun too often."
+        done = [self._encoded(**one) for one in parts.to_pylist() if self._begin(one['part'])]
+        kinds = {'part': 'int64', 'kept': 'binary', 'packed': 'binary', 'left_out': 'string'}
+        arrow = arrow_library()
+        return arrow.Table.from_pylist(done, arrow.schema(kinds))
+
+    def _begin(self, part: int) -> bool:
+        "Whether to begin a part: not where it has ended its worker each time."
+        if self.begun is None:
+            return True
+        get = ray_library().get
+        get(self.begun.update.remote([part]))
+        return dict(get(self.begun.most_common.remote()))[part] <= _TRIES
 
     def _encoded(self, part: int, sizes: list[int], rows: bytes) -> dict[str, Any]:
         "A part: its number, the sizes of its batches, its rows of the list."
@@ -648,6 +664,9 @@ class Dataset(ABC):
     @abstractmethod
     def put(self, part: int, codes: Codes, columns: Mapping[str, Any]) -> None:
         "Add the codes of a part, all at once."
+
+    def finish(self) -> None:
+        "When all parts are there."
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -775,13 +794,22 @@ class LanceDataset(Dataset):
         "See `Dataset.count`."
         return len(self.index) - self.others
 
+    def finish(self) -> None:
+        "Lists of the codes, where a search needs them."
+        if len(self.index) >= LISTED:
+            self.index.optimize()
+
 # %% ../nbs/21_encoding.ipynb #21e00047
-def _trial(version: str, work: Work, rows: list[dict[str, Any]]) -> str:
+def _trial(version: str, files: dict[str, bytes], work: Work, rows: list[dict[str, Any]]) -> str:
     "What is wrong on the machine where this runs; empty: nothing."
     if version != dcwh.__version__:
         return f'dcwh is {dcwh.__version__} there and {version} here'
     try:
-        READERS[work.plan.reader.kind](work.plan.reader, work.settings)(rows)[0]()
+        item = PartEncoder(files, work).items(rows)[0]
+    except (OSError, ImportError, ValueError) as e:
+        return first_line(e)
+    try:
+        item()
     except ValueError:
         return ''  # this image will be left out
     except (OSError, ImportError) as e:
@@ -789,7 +817,7 @@ def _trial(version: str, work: Work, rows: list[dict[str, Any]]) -> str:
     return ''
 
 
-def _check_machines(ray: Any, work: Work, block: Any) -> None:
+def _check_machines(ray: Any, files: Any, work: Work, block: Any) -> None:
     "Raises OSError naming a machine of the cluster that cannot do the work."
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -799,7 +827,7 @@ def _check_machines(ray: Any, work: Work, block: Any) -> None:
     for node in [node for node in ray.nodes() if node['Alive']]:
         there = NodeAffinitySchedulingStrategy(node['NodeID'], soft=False)
         on_it = trial.options(scheduling_strategy=there)
-        asked[node['NodeManagerAddress']] = on_it.remote(dcwh.__version__, work, rows)
+        asked[node['NodeManagerAddress']] = on_it.remote(dcwh.__version__, files, work, rows)
     for machine, answer in asked.items():
         try:
             said = ray.get(answer, timeout=600)
@@ -825,13 +853,17 @@ def _on_ray(
         free = gpus or int(held.get('CPU', 0))
         if max(1, actors) > free:
             raise ValueError(f'actors is {actors}, and there are {free} GPUs or cores for them')
-        work = replace(work, device='cuda' if gpus else 'cpu')
+        sent = ray.put(files)
         if address:
-            _check_machines(ray, work, blocks[0])
-        ray.data.DataContext.get_current().enable_progress_bars = False
+            _check_machines(ray, sent, work, blocks[0])
+        work = replace(work, device='cuda' if gpus else 'cpu')
+        context = ray.data.DataContext.get_current()
+        context.enable_progress_bars = False
+        context.execution_no_progress_timeout_s = -1  # a part may take hours
+        begun = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Counter).remote()
         done = ray.data.from_arrow(blocks).map_batches(
             PartEncoder,
-            fn_constructor_args=(ray.put(files), work),
+            fn_constructor_args=(sent, work, begun),
             batch_size=None,
             batch_format='pyarrow',
             compute=ray.data.ActorPoolStrategy(size=min(actors or free, len(blocks))),
@@ -895,6 +927,9 @@ def encode_dataset(
     _check_call(to, settings, numbers, engine, address)
     encoder = OnnxModel(model) if _is_onnx(model) else HashModel.from_pretrained(model)
     _check_encoder(encoder, first, precision)
+    beside = Folder(f'{to.removesuffix(".lance")}.plan', settings)
+    if beside.remote:
+        _check_written(beside)
     reader, rows = list_images(str(source), settings)
     asked = Plan(
         source=str(source).rstrip('/') if '://' in str(source) else os.path.realpath(source),
@@ -907,7 +942,6 @@ def encode_dataset(
         reader=reader,
         made=datetime.now().astimezone().isoformat(timespec='seconds'),
     )
-    beside = Folder(f'{to.removesuffix(".lance")}.plan', settings)
     with nullcontext() if beside.remote else _alone(beside):
         plan, rows, changes = _planned(beside, to, asked, rows, part)
         kind = LanceDataset if to.endswith('.lance') else ParquetDataset
@@ -918,6 +952,7 @@ def encode_dataset(
             work = Work(plan, settings, threads)
             given = _blocks(plan, rows, left), model_files(model), work
             _add_all(dataset, ENGINES[engine](*given, actors, address), left, progress)
+        dataset.finish()
     return _summary(dataset, len(done), changes)
 
 # %% ../nbs/21_encoding.ipynb #21e00051
@@ -954,6 +989,14 @@ def _check_encoder(encoder: HashModel | OnnxModel, first: int, precision: str) -
         raise ValueError(f'precision is {shown(precision)}; known are fp32, bf16')
     if precision == 'bf16' and isinstance(encoder, OnnxModel):
         raise ValueError("precision is 'bf16'; an .onnx file computes in fp32 only")
+
+
+def _check_written(beside: Folder) -> None:
+    "Raises OSError where nothing can be written into an object store."
+    beside.write('trial', b'')
+    system, top = beside.system
+    with suppress(OSError):
+        system.delete_file(f'{top}/trial')
 
 
 def _alone(beside: Folder) -> AbstractContextManager[None]:
@@ -1005,7 +1048,18 @@ def _add_all(
                 bar.update(dataset.add(**result))
                 missing.remove(result['part'])
     if missing:
-        raise OSError(f'{len(missing)} parts have not been encoded; the same call goes on')
+        raise OSError(_not_done(dataset, missing))
+
+
+def _not_done(dataset: Dataset, missing: set[int]) -> str:
+    "Names the first part that has not come, and its images."
+    ids = dataset.plan.of(dataset.rows, min(missing))['id']
+    more = f', and so have {len(missing) - 1} more parts' if len(missing) > 1 else ''
+    return (
+        f'part {min(missing)} has ended {_TRIES} workers{more}. An image of its {len(ids)}, '
+        f'{ids[0]} to {ids[-1]}, may crash its reader, or memory is short. The other parts are '
+        'done; take that image out of the source, and the same call goes on'
+    )
 
 
 def _summary(dataset: Dataset, found: int, changes: str) -> Encoded:

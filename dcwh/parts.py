@@ -912,14 +912,15 @@ def _start(ray: ModuleType, address: str, workers: int) -> None:
     "Start Ray here, or connect to a cluster. Raises OSError."
     here: dict[str, Any] = {'num_cpus': workers or fitting(WORKERS), 'include_dashboard': False}
     where = {'address': address} if address else here
-    for left in (0,) if address else (2, 1, 0):  # it gives a busy machine 30 seconds to start
+    for left in (0,) if address else (2, 1, 0):  # Ray waits 30 seconds, and no longer
         try:
             ray.init(**where, log_to_driver=False, logging_level=logging.CRITICAL)
             return
         except Exception as e:  # of the network, of other versions
             ray.shutdown()
             if not left:
-                said = f'no Ray cluster answers at {address}' if address else 'Ray does not start'
+                failed = f'no Ray cluster answers at {address}'
+                said = failed if address else 'Ray does not start, tried three times'
                 token = '; one with a token wants RAY_AUTH_MODE=token' if address else ''
                 raise OSError(f'{said} ({first_line(e)}){token}') from e
 
