@@ -25,7 +25,6 @@ from functools import cached_property, lru_cache, partial
 from io import BytesIO
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import numpy as np
 import torch
@@ -49,7 +48,6 @@ from dcwh.parts import (
 )
 from dcwh.search import (
     INDEX_KINDS,
-    LISTED,
     CodeIndex,
     alone,
     append_codes,
@@ -651,7 +649,7 @@ class Dataset(ABC):
     plan: Plan
     rows: Any  # the list
     left_out: dict[int, list[str]] = field(default_factory=dict)  # lines, by part
-    writer: bytes = field(default_factory=lambda: uuid4().hex.encode())  # this call
+    writer: bytes = field(default_factory=lambda: os.urandom(16).hex().encode())  # this call
 
     @abstractmethod
     def there(self) -> set[int]:
@@ -665,6 +663,7 @@ class Dataset(ABC):
     def put(self, part: int, codes: Codes, columns: Mapping[str, Any]) -> None:
         "Add the codes of a part, all at once."
 
+    @abstractmethod
     def finish(self) -> None:
         "When all parts are there."
 
@@ -742,6 +741,9 @@ class ParquetDataset(Dataset):
         "See `Dataset.put`."
         self.to.write(_file_of(part), _as_parquet(as_arrow(codes, columns, self.plan.root)))
 
+    def finish(self) -> None:
+        "Nothing is left to do."
+
 
 def _file_of(part: int) -> str:
     return f'part-{part:05}.parquet'
@@ -796,7 +798,7 @@ class LanceDataset(Dataset):
 
     def finish(self) -> None:
         "Lists of the codes, where a search needs them."
-        if len(self.index) >= LISTED:
+        if len(self.index) >= dcwh.search.LISTED:
             self.index.optimize()
 
 # %% ../nbs/21_encoding.ipynb #21e00047
