@@ -315,7 +315,7 @@ def test_results_are_those_of_the_tables(site):
     rows = pd.read_csv(ROOT / 'reports/digit-pairs.csv')
     maps = rows.loc[(rows['method'] == 'greedyhash') & (rows['bits'] == 48), 'map']
     (shown,) = re.findall(
-        r'digit-pairs, full .*? greedyhash (.*?) csq', text_of(site.text('results.html'))
+        r'digit-pairs, full, .*? greedyhash (.*?) csq', text_of(site.text('results.html'))
     )[:1]
     assert f'{maps.mean():.3f} ± ' in shown and f'({len(maps)})' in shown
 

@@ -1,5 +1,5 @@
 // Search on this site: titles first, no terms of one letter, and no TeX in summaries.
-if (typeof Search !== 'undefined') {
+if (typeof splitQuery !== 'undefined') { // on another page, `Search` may be the id of a heading
   const termsOf = splitQuery;
   splitQuery = query => termsOf(query).filter(term => term.length > 1);
   const titlesFirst = 100; // more than any other score
