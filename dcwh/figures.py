@@ -274,8 +274,8 @@ def headline(
         return text
     return text + (
         f'\n\nThe row of this run in the table has {row["map"]:.4f}. It was made by commit '
-        f'`{(row["commit"] or "unknown")[:12]}` on {row["device"]}; where code or processor '
-        'round otherwise, a training ends elsewhere.'
+        f'`{(row["commit"] or "unknown")[:12]}` on {row["device"]}. Other code or another '
+        'processor rounds differently, so the trained model differs.'
     )
 
 # %% ../nbs/16_figures.ipynb #d773c00f
@@ -514,6 +514,9 @@ def diagnostics(
     return fig
 
 # %% ../nbs/16_figures.ipynb #42060cd7
+_COLLIDE = 'images that collide'  # a number; `collisions` of a result is a share
+
+
 def class_table(
     codes: Codes,  # with labels
     classes: Sequence[str] = (),  # names
@@ -522,12 +525,12 @@ def class_table(
     """Images, distinct codes, collisions and median margin of each class.
 
     Raises ValueError for codes without labels."""
-    table = pd.DataFrame(collisions(codes))
+    table = pd.DataFrame(collisions(codes)).rename(columns={'collisions': _COLLIDE})
     if len(classes):
         table['class'] = [classes[c] for c in table['class']]
     images, labels = memberships(codes)
     table['margin'] = pd.Series(margins(codes)[images]).groupby(labels).median().to_numpy()
-    share = table['collisions'] / table['images']
+    share = table[_COLLIDE] / table['images']
     worst = share.sort_values(ascending=False, kind='stable').index[:most]
     return table.loc[sorted(worst)].set_index('class')
 

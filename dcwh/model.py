@@ -620,7 +620,7 @@ def model_folder(
         return _fetched(where, **hub)
     if not isinstance(where, str | Path):
         raise ValueError(f'{shown(where)} is no folder of a saved model')
-    folder, hint = Path(where), 'give the folder of a saved model (runs/<set>/<run>/model)'
+    folder, hint = Path(where), 'give the folder of a saved model (runs/<set>-<recipe>/<run>/model)'
     if not file_is_there(folder / 'config.json'):
         if not folder.exists():
             raise FileNotFoundError(f'{where} is not there; {hint}, or {HUB}<owner>/<name>')

@@ -67,6 +67,7 @@ class Site:
                 ROOT / 'reports/claims.csv', ROOT / 'nbs/experiments/claims.ipynb'
             ),
             'docs/gallery.md': self.gallery,
+            'docs/index.md': self.findings,
         }
         self.files: dict[str, bytes] = {}
 
@@ -97,11 +98,16 @@ class Site:
         for module in self.modules:
             self.add(f'reference/{module.title}.md', reference.module_page(module, place))
 
+    def findings(self) -> str:
+        unseen = result_tables.unseen_finding(ROOT / 'reports')
+        return f'{result_tables.findings(self.results)}\n{unseen}'
+
     def results_tables(self) -> str:
-        parts = []
+        parts = ['## What to see', result_tables.findings(self.results)]
         for task, run in result_tables.tasks(self.results).items():
             protocol, *what = result_tables.facts(*task[1:], run)
-            parts += [f'## {task[0]}, {protocol}', ' · '.join(what)]
+            heading = f'## {task[0]}, {protocol}, {run["image_size"]} px'
+            parts += [heading, ' · '.join(what)]
             parts += [result_tables.task_table(self.results, task)]
         return '\n\n'.join(parts)
 
@@ -109,21 +115,20 @@ class Site:
         "Cards for each set, and the list of pages for the navigation."
         cards, pages = [], []
         for name, task in result_tables.REPORTS.items():
-            maps = result_tables.reported(self.results, name).set_index('bits')['map']
-            paths = {bits: f'reports/{name}/dcwh-{bits}.ipynb' for bits in maps.index.sort_values()}
+            paths = {bits: f'reports/{name}/dcwh-{bits}.ipynb' for bits in result_tables.LENGTHS}
             made = {bits: path for bits, path in paths.items() if path in self.notebooks}
             if not made:
                 continue
             heading = ', '.join([name, *filter(None, task)])
             cards.append(f'## {heading}\n\n::::::{{container}} cards small')
-            cards += [self.card(path, f'{maps[b]:.3f}', f'{b} bits') for b, path in made.items()]
+            cards += [self.card(path, f'{bits} bits') for bits, path in made.items()]
             cards.append('::::::')
             pages += map(place, made.values())
         tree = ['```{toctree}', ':hidden:', '', *pages, '```']
         return '\n\n'.join(cards) + '\n\n' + '\n'.join(tree)
 
-    def card(self, path: str, value: str, bits: str) -> str:
-        "A report in the gallery: the last of its pictures, its code length, its mAP."
+    def card(self, path: str, bits: str) -> str:
+        "A report in the gallery: the last of its pictures, its code length, its own mAP."
         report = nbformat.read(ROOT / path, as_version=4)
         image, kind = notebooks.pictures(report)[-1]
         name = f'gallery/{path.split("/")[1]}-{Path(path).stem}.{kind}'
@@ -131,7 +136,7 @@ class Site:
         said = f'{title_of(path)}: queries and what they find'
         return (
             f':::::{{container}} card\n[![{said}]({name})]({place(path)})\n\n'
-            f'[`dcwh`, {bits}]({place(path)})\n\nmAP {value}\n:::::'
+            f'[`dcwh`, {bits}]({place(path)})\n\nmAP {stated(report)}\n:::::'
         )
 
     def add_pictures(self) -> None:
@@ -151,6 +156,17 @@ class Site:
         for file in folder.rglob('*'):
             if file.is_file() and file.relative_to(folder).as_posix() not in self.files:
                 file.unlink()
+
+
+def stated(report: nbformat.NotebookNode) -> str:
+    "The mAP in the headline of a report."
+    shown = [output.get('data', {}) for cell in report.cells for output in cell.get('outputs', [])]
+    (number,) = re.findall(
+        r'^\*\*mAP[^*]* (\d\.\d+)\*\*',
+        '\n'.join(data.get('text/markdown', '') for data in shown),
+        re.MULTILINE,
+    )
+    return number
 
 
 def title_of(path: str) -> str:

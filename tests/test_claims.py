@@ -110,6 +110,25 @@ def test_reports_are_listed_with_what_the_tables_say():
             assert cell in {'', *(f'[{text}]{link}' if link else text for text in maps)}
 
 
+def test_the_best_of_three_seeds_or_more_is_bold():
+    results = result_tables.recorded(ROOT / 'reports')
+    marked = 0
+    for task in result_tables.tasks(results):
+        _, rows = rows_of(result_tables.task_table(results, task))
+        for column in list(zip(*rows, strict=True))[1:]:
+            told = [re.match(r'(\**)([\d.]+).*?\((\d+)\)', cell) for cell in column if cell]
+            means = [float(mean) for _, mean, n in (t.groups() for t in told) if int(n) >= 3]
+            bold = [float(t[2]) for t in told if t[1]]
+            assert {*bold} == {*sorted(means)[-1:]}
+            marked += len(bold)
+    assert marked > 10
+
+
+def test_settings_of_a_method_alone_stand_as_code():
+    shown = result_tables.cells(result_tables.recorded(ROOT / 'reports'), 'bits')
+    assert any('(1), `lr=0.001`, `head_lr=1`' in cell for cell in shown.values())
+
+
 def test_a_dagger_marks_runs_whose_centres_stayed():
     rows = result_tables.recorded(ROOT / 'reports')
     shown = result_tables.cells(rows, 'bits')

@@ -50,6 +50,8 @@ const look = () => done({
     i => !/\w+ \w+/.test(i.alt)).map(i => [i.src, i.alt]),
   blank: [...document.images].filter(i => !i.complete || !i.naturalWidth).map(i => i.src),
   width: document.documentElement.scrollWidth,
+  long: [...document.querySelectorAll('mjx-container:not([display])')].filter(
+    e => e.getBoundingClientRect().width > 350).map(e => e.closest('p, li').textContent),
 });
 const set = e => e.querySelector('mjx-container') && wide(e.querySelector('mjx-container'));
 const wait = left => left && ![...document.querySelectorAll('.math')].every(set)
@@ -169,6 +171,10 @@ def test_formulas_stand(seen):
     assert only(seen, 'missing') == {} and only(seen, 'raw') == {}
 
 
+def test_formulas_in_lines_are_no_wider_than_a_phone(seen):
+    assert only(seen, 'long') == {}
+
+
 def test_tables_are_tables(seen):
     assert only(seen, 'torn') == {}
 
@@ -213,12 +219,30 @@ def test_search_finds(word, page, site, chromium):
     until(chromium, lambda: any(page in link for link in chromium.execute_script(links)))
 
 
+def found(site, browser, words):
+    "The links that a search lists, once it has ended."
+    show(browser, *DESK)
+    browser.get(f'{site.url}search.html?q={words}')
+    summary = 'return document.querySelector(".search-summary")?.textContent || ""'
+    until(browser, lambda: re.search('found [0-9]+ pages', browser.execute_script(summary)))
+    links = 'return [...document.querySelectorAll("#search-results li > a")].map(a => a.href)'
+    return [link.removeprefix(site.url) for link in browser.execute_script(links)]
+
+
+def test_search_lists_matching_titles_first(site, chromium):
+    assert found(site, chromium, 'own images')[0].startswith('guides/own_images.html')
+
+
+def test_search_ignores_terms_of_one_letter(site, chromium):
+    assert found(site, chromium, 't-interval')
+    marked = 'return [...document.querySelectorAll(".highlighted")].map(e => e.textContent)'
+    until(chromium, lambda: chromium.execute_script(marked))
+    assert {text.lower() for text in chromium.execute_script(marked)} == {'interval'}
+
+
 @pytest.mark.parametrize('word', ['quantile', 'spread', 'margin'])
 def test_summaries_of_the_search_have_no_tex(word, site, chromium):
-    show(chromium, *DESK)
-    chromium.get(f'{site.url}search.html?q={word}')
-    summary = 'return document.querySelector(".search-summary")?.textContent || ""'
-    until(chromium, lambda: re.search('found [0-9]+ pages', chromium.execute_script(summary)))
+    assert found(site, chromium, word)
     until(chromium, lambda: chromium.find_elements('css selector', 'p.context'))
     said = [p.text for p in chromium.find_elements('css selector', 'p.context')]
     assert said and [text for text in said if re.search(r'\\[a-zA-Z]{2,}|\\[([]', text)] == []
@@ -291,9 +315,23 @@ def test_results_are_those_of_the_tables(site):
     rows = pd.read_csv(ROOT / 'reports/digit-pairs.csv')
     maps = rows.loc[(rows['method'] == 'greedyhash') & (rows['bits'] == 48), 'map']
     (shown,) = re.findall(
-        r'digit-pairs, full .*? greedyhash (.*?) csq', text_of(site.text('results.html'))
+        r'digit-pairs, full, .*? greedyhash (.*?) csq', text_of(site.text('results.html'))
     )[:1]
     assert f'{maps.mean():.3f} ± ' in shown and f'({len(maps)})' in shown
+
+
+def test_cards_show_the_numbers_of_their_reports(site):
+    said = text_of(site.text('gallery.html'))
+    shown = re.findall(r'dcwh , (\d+) bits mAP (0\.\d{4})', said)
+    reports = [*(ROOT / 'reports').glob('*/*.ipynb')]
+    headlines = [re.search(r'\*\*mAP (\S+)\*\* for (\d+) bits', p.read_text()) for p in reports]
+    assert sorted(shown) == sorted((h[2], h[1]) for h in headlines)
+
+
+def test_the_front_page_says_what_we_found(site):
+    said = text_of(site.text('index.html'))
+    assert 'Against 9 rivals' in said and 'is not reproduced' in said
+    assert 'has never run on a GPU' in said and 'What we could reproduce' in said
 
 
 def test_the_loop_of_the_front_page_trains():

@@ -91,18 +91,27 @@ def tasks(results: pd.DataFrame) -> dict[tuple, pd.Series]:
     return {task: rows.iloc[0] for task, rows in ordered.groupby(TASK, sort=False)}
 
 
+def best(results: pd.DataFrame, by: str) -> set[tuple]:
+    "The keys of `cells`, and a setting, that show the highest mean of three seeds or more."
+    maps = results.groupby([*TASK, 'method', by, 'setting'])['map'].agg(['mean', 'size'])
+    means = maps.loc[maps['size'] >= 3, 'mean'].round(3)
+    return {*means.index[means == means.groupby([*TASK, by]).transform('max')]}
+
+
 def cells(
     results: pd.DataFrame,
     by: str,  # beside the method: a column, such as bits
 ) -> dict[tuple, str]:  # (*task, method, value of the column) -> what stands there
-    "Mean over seeds, half its 95 % interval, how many seeds, and settings of a method alone."
+    """Mean over seeds, half its 95 % interval, how many seeds, and settings of a method alone. The
+    best of a task and a column are bold."""
     held = results[(results['epochs_held'] > 0) & (results['centres_found'] == 0)]
     stood = set(held[[*TASK, 'method']].itertuples(index=False, name=None))
-    shown = {}
+    shown, bold = {}, best(results, by)
     for (*key, value, setting), maps in results.groupby([*TASK, 'method', by, 'setting'])['map']:
         shared = key[2].split(', ')
-        own = [part for part in setting.split(', ') if part not in shared]
-        text = f'{mean_text(maps.mean(), half_width(maps))} ({len(maps)})'
+        own = [f'`{part}`' for part in setting.split(', ') if part not in shared]
+        mark = '**' * ((*key, value, setting) in bold)
+        text = f'{mark}{mean_text(maps.mean(), half_width(maps))}{mark} ({len(maps)})'
         shown[*key, value] = ', '.join([text + STOOD * (tuple(key) in stood), *own])
     return shown
 
