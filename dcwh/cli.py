@@ -694,11 +694,14 @@ def _check_compared(folders: list[str]) -> None:
 
 
 def _warn_of_results(folders: list[str]) -> None:
-    "Warn of tables without rows, and of runs that contradict theirs."
+    "Warn of folders and tables without rows, and of runs that contradict theirs."
     from dcwh import results
 
     for folder in folders:
-        for table in results.tables_in(folder):
+        tables = results.tables_in(folder)
+        if not tables and not results.result_files(folder):
+            warnings.warn(f'{folder} has no table and no result', stacklevel=2)
+        for table in tables:
             if not any(results.lines_of(table)):
                 warnings.warn(f'{table} has no row', stacklevel=2)
     other = len(results.other_numbers(*folders))

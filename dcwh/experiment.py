@@ -932,6 +932,7 @@ def execute(
     shown = {
         'kernel_name': 'python3',
         'progress_bar': False,
+        'start_timeout': 600,  # seconds; a busy machine takes more than papermill's 60
         'stderr_file': heard,
         'extra_arguments': ['--log-level=50'],
     }  # of the kernel: what it says of itself

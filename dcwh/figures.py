@@ -74,6 +74,11 @@ def pictures(
     return batch.permute(0, 2, 3, 1).numpy()
 
 # %% ../nbs/16_figures.ipynb #716433f4
+def _as_is(name: str) -> str:
+    "A name of a class or a file, as matplotlib takes it: `$` begins no formula."
+    return name.replace('$', r'\$')
+
+
 def _spread(number: int, most: int) -> np.ndarray:
     "At most so many of the numbers from 0 on, evenly spread."
     return np.linspace(0, number - 1, min(most, number)).round().astype(int)
@@ -92,7 +97,7 @@ def _draw_strip(ax: Axes, strip: np.ndarray, share: float, title: str) -> None:
     "A row of images that takes this share of its place."
     ax.imshow(strip, aspect='equal')
     ax.set_xlim(-0.5, strip.shape[1] / share - 0.5)
-    ax.set_title(title, loc='left', fontsize=9, pad=2)
+    ax.set_title(_as_is(title), loc='left', fontsize=9, pad=2)
 
 
 def samples(
@@ -557,7 +562,12 @@ def _first_labels(codes: Codes) -> np.ndarray:
 
 
 def _class_name(c: int, classes: Sequence[str]) -> str:
-    return classes[c] if len(classes) else str(c)
+    return _as_is(classes[c]) if len(classes) else str(c)
+
+
+def _in_legend(name: str) -> str:
+    "A name that a legend shows: it leaves out those that begin with an underscore."
+    return '\u200b' + name if name.startswith('_') else name
 
 
 def _draw_points(
@@ -572,7 +582,7 @@ def _draw_points(
         here = points[points['label'] == c].sort_values('images', ascending=False)
         x, y = xy[here['place']].T
         area, colour = 10 * here['images'] ** 0.75, colours.get(c, '0.75')
-        label = _class_name(c, classes) if c in colours else '_'
+        label = _in_legend(_class_name(c, classes)) if c in colours else '_'
         ax.scatter(x, y, area, color=colour, alpha=0.7, lw=0.4, edgecolor='white', label=label)
 
 
@@ -668,7 +678,7 @@ def _frame(ax: Axes, picture: np.ndarray, text: str, look_of: dict[str, Any]) ->
     "A picture in a frame, with a line of text below."
     ax.imshow(picture)
     ax.set(xticks=[], yticks=[])
-    ax.set_xlabel(text, fontsize=7.5, labelpad=3)
+    ax.set_xlabel(_as_is(text), fontsize=7.5, labelpad=3)
     ax.spines[:].set(capstyle='butt', visible=True, **look_of)
 
 
@@ -884,7 +894,12 @@ def _draw_tree(
         return to_hex(marks[below[node]]['color'] if below[node] else '0.7')
 
     drawn = dendrogram(
-        tree, labels=classes, orientation='left', link_color_func=colour, leaf_font_size=8, ax=ax
+        tree,
+        labels=[*map(_as_is, classes)],
+        orientation='left',
+        link_color_func=colour,
+        leaf_font_size=8,
+        ax=ax,
     )
     for place, leaf in enumerate(drawn['leaves']):
         look_of: dict[str, Any] = {'ls': 'none', 'ms': 6, 'clip_on': False, 'zorder': 3}
@@ -907,7 +922,10 @@ def class_trees(
     for ax, (title, apart) in zip(axes.flat, distances.items(), strict=True):
         _draw_tree(ax, apart, classes, superclasses, marks)
         ax.set_title(title, loc='left')
-    handles = [Line2D([], [], ls='none', label=name, **look_of) for name, look_of in marks.items()]
+    handles = [
+        Line2D([], [], ls='none', label=_in_legend(_as_is(name)), **look_of)
+        for name, look_of in marks.items()
+    ]
     columns = min(4, 2 * len(distances))  # as many long names as there is room for
     fig.legend(
         handles=handles, loc='outside lower center', ncols=columns, frameon=False, fontsize=8

@@ -1086,6 +1086,7 @@ def _split_of(rows: Rows) -> Split | None:
     """The official split that a column `split` makes. None where all is train.
 
     Raises ValueError if a part is unknown or a role is left empty."""
+    _check_spelled(rows)
     parts = np.array(rows.columns.get('split', ('train',)))
     known = np.isin(parts, list(_ROLES))
     if not known.all():
@@ -1100,6 +1101,16 @@ def _split_of(rows: Rows) -> Split | None:
         _positions(rows, parts, 'train'),
         _positions(rows, parts, 'database'),
     )
+
+
+def _check_spelled(rows: Rows) -> None:
+    "Raise ValueError where there is a column Split: it would be no split, without a word."
+    other = [name for name in rows.columns if name.lower() == 'split' != name]
+    if other and 'split' not in rows.columns:
+        raise ValueError(
+            f'{at_line(rows.file, 1)}: the column {other[0]} is not read; '
+            'call it split, in small letters, or take it out'
+        )
 
 
 def _positions(rows: Rows, parts: np.ndarray, role: str) -> np.ndarray:

@@ -826,6 +826,14 @@ def test_a_column_split_gives_every_role_an_image_or_is_refused(zoo, parts, role
         find_source('csv/x', zoo / 'mine.csv')
 
 
+@pytest.mark.parametrize('name', ('Split', 'SPLIT'))
+def test_a_split_of_another_spelling_is_not_passed_by(zoo, name):
+    rows = [f'{c}/{i}.png,{c},{("train", "test")[i % 2]}' for c in ('cat', 'dog') for i in range(4)]
+    (zoo / 'mine.csv').write_text('\n'.join([f'path,label,{name}', *rows]))
+    with pytest.raises(ValueError, match=f'line 1: the column {name} is not read; call it split'):
+        find_source('csv/x', zoo / 'mine.csv')
+
+
 def test_text_of_a_table_stays_text(zoo):
     names = ['1.1', '1.10', '1_1', '11', '1e3', '1000', '007', '7', ' 7']
     files = [f'{c}/{i}.png' for c in ('cat', 'dog', 'owl') for i in range(3)]

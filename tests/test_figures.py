@@ -16,8 +16,9 @@ import matplotlib.pyplot as plt
 
 from dcwh import figures
 from dcwh.codes import Codes
-from dcwh.data import load
+from dcwh.data import ImageSet, load
 from dcwh.results import comparison
+from dcwh.sources import Source
 
 ROOT = Path(__file__).parents[1]
 
@@ -45,6 +46,25 @@ def test_figures_of_files_and_of_many_classes(tmp_path):
     query, database = codes(data.query), codes(data.database)
     shown = figures.gallery(data.query, data.database, query, database, 3, 5)
     assert len(shown.axes) == 18
+
+
+def test_names_are_shown_as_they_are():
+    names = ('$5_$10', '_background', 'a$', 'plain')
+    pixels, labels = np.zeros((8, 4, 4, 3), np.uint8), np.arange(8) % 4
+    images = ImageSet(Source('prices', pixels, labels, names), np.arange(8))
+    codes = Codes.from_outputs(np.random.default_rng(0).normal(size=(8, 8)), labels, images.ids)
+    drawn = [
+        figures.samples(images),
+        figures.gallery(images, images, codes, codes, 4, 3),
+        figures.code_map(codes, np.ones((4, 8)), names),
+        figures.class_trees({'all alike': 1 - np.eye(4)}, names, ('_a', '_a', '$b_$', 'c')),
+        figures.contact_sheet([[pixels[0], pixels[1]]], [['$x_$.jpg', 'y']]),
+    ]
+    for figure in drawn:
+        figures.as_image(figure)
+    legends = [*drawn[2].axes[0].get_legend().get_texts(), *drawn[3].legends[0].get_texts()]
+    shown = [text.get_text().lstrip('\u200b').replace(r'\$', '$') for text in legends]
+    assert sorted(shown) == sorted([*names, '_a', '$b_$', 'c'])
 
 
 def test_the_map_of_codes_is_the_same_each_time():

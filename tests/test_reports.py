@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from dcwh.config import resolve
-from dcwh.experiment import finished
+from dcwh.experiment import execute, finished
 from dcwh.results import read_table, record, table_of
 
 pytestmark = pytest.mark.usefixtures('begun')
@@ -37,6 +37,13 @@ def reports(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(script, 'BITS', (16,))
     return script
+
+
+def test_a_kernel_may_take_minutes_to_start(tmp_path, monkeypatch):
+    asked = {}
+    monkeypatch.setattr('papermill.execute_notebook', lambda *given, **more: asked.update(more))
+    execute(ROOT / 'nbs/templates/run.ipynb', tmp_path / 'report.ipynb', {})
+    assert asked['start_timeout'] >= 600
 
 
 def test_reports_are_made_where_images_are(reports, capsys):

@@ -463,6 +463,16 @@ def test_a_table_without_rows_is_said(tmp_path, monkeypatch):
     assert done.exit_code == 0 and done.stderr == f'{file} has no row\n', done.output
 
 
+def test_a_folder_without_results_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr('dcwh.experiment.execute', lambda *given, **more: None)
+    made(tmp_path / 'reports', 0.9)
+    model = tmp_path / 'runs/digits-default/a-run/model'  # a folder too deep
+    model.mkdir(parents=True)
+    out = str(tmp_path / 'out.ipynb')
+    done = CliRunner().invoke(app, ['compare', str(tmp_path / 'reports'), str(model), '--out', out])
+    assert done.exit_code == 0 and done.stderr == f'{model} has no table and no result\n'
+
+
 def test_a_run_with_other_numbers_than_its_row_is_told(tmp_path, monkeypatch):
     monkeypatch.setattr('dcwh.experiment.execute', lambda *given, **more: None)
     reports, runs = tmp_path / 'reports', tmp_path / 'runs'
