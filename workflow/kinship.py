@@ -4,10 +4,10 @@ reports/<set>/kinship-<name>.csv, distances between classes for `dcwh.figures.cl
 
     .venv/bin/python workflow/kinship.py runs/cifar100-jpeg-gpu/dcwh-48-seed0-* [more runs]
 
-All runs are of one set, which has superclasses (data/README.md), and of one backbone. Images and
-codes of a run have to be at hand. Distances between classes are Hamming distances of class codes,
-or one less the cosine of class means of features, which have length 1 before the mean is taken.
-Both are of the database.
+All runs are of one set, which has superclasses (data/README.md), and of one backbone, whose
+features are those of the images of the first run. Images and codes of a run have to be at hand.
+Distances between classes are Hamming distances of class codes, or one less the cosine of class
+means of features, which have length 1 before the mean is taken. Both are of the database.
 """
 
 import sys
@@ -107,12 +107,12 @@ def write_tables(folders: list[Path], reports: str | Path = 'reports') -> Path: 
     begun = {(config.dataset, config.backbone, config.weights) for config in configs}
     if len(begun) != 1:
         raise ValueError(f'{len(begun)} sets or backbones; give runs of one')
-    data = retrieval_set(configs[0])
     out = Path(reports) / table_of(reports, configs[0].dataset).stem
+    found = [of_run(*pair) for pair in zip(folders, map(retrieval_set, configs), strict=True)]
+    data = retrieval_set(configs[0])
     row, distances = of_backbone(configs[0], data)
     rows, named = [row], {'backbone': distances}
-    for folder in folders:
-        row, distances = of_run(folder, data)
+    for row, distances in found:
         rows.append(row)
         named.setdefault(f'{row["method"].replace(":", ".")}-{row["bits"]}', distances)
     table = pd.DataFrame(rows, columns=[*COLUMNS]).astype({'bits': 'Int64', 'seed': 'Int64'})

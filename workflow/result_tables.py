@@ -210,8 +210,9 @@ def unseen_finding(
     rows = rows[rows['dataset'] == 'folder/cifar100-jpeg']
     rows = rows[(rows['part'] == 'unseen@unseen') & (rows['unseen'] == 0.05) & (rows['bits'] == 32)]
     maps = rows.groupby('method')['map'].mean()[rows.groupby('method').size() >= 3]
-    own, given, balanced = (maps[name] for name in ('dcwh', 'ce', 'dcwh-balanced'))
+    said = [f'`{name}` {maps[name]:.3f}' for name in ('dcwh', 'greedyhash', 'ce')]
+    verdict = pd.read_csv(Path(reports) / 'claims.csv').set_index('number').loc[7, 'verdict']
     return f"""- **Classes never seen.** Hold 5 of the 100 classes of CIFAR-100 back, and train on \
-2,000 images of the others. Among the 5, at 32 bits, `dcwh` has an mAP@1000 of {own:.3f} and \
-cross-entropy {given:.3f}, means of three seeds. The claim of the paper's title is not reproduced. \
-Our `dcwh-balanced` has {balanced:.3f}."""
+2,000 images of the others. Means of three seeds among the 5, mAP@1000 at 32 bits: \
+{', '.join(said)}. By our rule, the claim of the paper's title is {verdict}. Our `dcwh-balanced` \
+has {maps['dcwh-balanced']:.3f}."""
