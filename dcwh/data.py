@@ -861,7 +861,7 @@ def _check_learned(data: RetrievalSet) -> None:
     bare = class_sizes(data.train.labels, seen) == 0
     if bare.any():
         raise ValueError(
-            f'{bare.sum()} classes have no training image, the first '
+            f'no training image of {bare.sum()} of {len(bare)} classes, the first '
             f'{data.seen[bare.argmax()]!r}; every class needs one, '
             'besides those that ask'
         )

@@ -453,7 +453,7 @@ def test_a_class_without_training_images_is_named(tmp_path):
             for i, name in enumerate(names)
         )
     )
-    with pytest.raises(ValueError, match="1 classes have no training image, the first 'only'"):
+    with pytest.raises(ValueError, match="no training image of 1 of 3 classes, the first 'only'"):
         load('csv/mine', data_dir=tmp_path / 'mine.csv')
 
 
