@@ -6,7 +6,7 @@ nice .venv/bin/python benchmarks/parts.py [largest database]
 Codes are made part by part from a seed, so that a database of any size takes no memory; making
 them is timed apart. Times are those of the processor, of all threads, so a busy machine changes
 them little; the load beside them says how busy it was. Whole and parts alternate in one process,
-and the least of three counts. Memory is the peak beyond what was there before the codes (read from
+and the least of seven counts. Memory is the peak beyond what was there before the codes (read from
 /proc, so on Linux only). The last row is no measurement: ten times the row before."""
 
 import os
@@ -118,7 +118,7 @@ def compare(n):
     query, database = codes(QUERIES, 1), whole(n)
     evaluate(query[:10], codes(100, 3)).to_dict()
     slices = [database[start : start + PART] for start in range(0, n, PART)]
-    turns = [(timed(query, database), timed(query, slices)) for _ in range(3)]
+    turns = [(timed(query, database), timed(query, slices)) for _ in range(7)]
     assert len({score for turn in turns for _, score in turn}) == 1
     return [f'{min(turn[i][0] for turn in turns):.2f}' for i in (0, 1)]
 
