@@ -1,6 +1,6 @@
 """What Ray costs where two plain processes would do: writes benchmarks/ray.csv.
 
-.venv/bin/python benchmarks/on_ray.py [codes, at least 100]
+.venv/bin/python benchmarks/on_ray.py [images, at least 200]
 
 JPEGs of 256 pixels in one folder, ResNet-18 at 224 pixels with random weights, one thread for
 each process. In turn, three times, two processes encode half of the folder each, and Ray encodes
@@ -27,7 +27,7 @@ from dcwh.encoding import encode_dataset
 from dcwh.model import HashModel
 
 COLUMNS = ['what', 'images', 'start-up (s)', 'images a second', 'of two processes', 'load']
-PART, ROUNDS = 64, 3
+PART = 64
 HALF = """
 import sys
 from dcwh.model import HashModel
@@ -83,7 +83,7 @@ def by_ray(model, photos, images, to):
 
 
 if __name__ == '__main__':
-    images = most_of(sys.argv[1:], 100, 2_000)
+    images = most_of(sys.argv[1:], 200, 2_000)
     with tempfile.TemporaryDirectory() as name:
         home = Path(name)
         draw_photos(home / 'photos', images)
@@ -91,7 +91,7 @@ if __name__ == '__main__':
         HashModel('resnet18', 48, 'none').save_pretrained(home / 'model')
         model, photos = home / 'model', home / 'photos'
         found = {'two processes': [], 'Ray, two actors': []}
-        for n in range(ROUNDS):
+        for n in range(3 if images >= 1000 else 1):  # few are a try of this program
             found['two processes'].append(by_processes(model, photos, images))
             found['Ray, two actors'].append(by_ray(model, photos, images, home / f'codes-{n}'))
     medians = {

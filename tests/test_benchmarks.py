@@ -88,7 +88,7 @@ def test_reranking_writes_its_table(script, tmp_path):
 def test_ray_beside_two_processes_writes_its_table(tmp_path):
     for name in ('on_ray.py', 'tables.py'):
         shutil.copy(ROOT / 'benchmarks' / name, tmp_path)
-    subprocess.run([sys.executable, tmp_path / 'on_ray.py', '100'], check=True)
+    subprocess.run([sys.executable, tmp_path / 'on_ray.py', '200'], check=True)
     with open(tmp_path / 'ray.csv') as file:
         rows = list(csv.DictReader(file))
     assert [row['what'] for row in rows] == ['two processes', 'Ray, two actors']
