@@ -46,7 +46,7 @@ def script(tmp_path, monkeypatch):
         ('search', ['many'], 'many is no number'),
         ('search', [10], 'give 100000 or more'),
         ('on_ray', ['many'], 'many is no number'),
-        ('on_ray', [10], 'give 100 or more'),
+        ('on_ray', [10], 'give 200 or more'),
     ],
 )
 def test_a_benchmark_that_cannot_measure_says_so_and_leaves_its_table(

@@ -831,7 +831,7 @@ def test_an_odd_place_is_said_in_one_line(place):
     (place / 'a\nb').mkdir()
     assert refused(do('data', 'check', 'folder/x', '--data-dir', 'a\nb'), 'a\\nb holds no image')
     tree(place / 'a\nb', '0.png')
-    assert refused(do('data', 'check', 'folder/x', '--data-dir', 'a\nb'), 'images of a\\nb not at')
+    assert refused(do('data', 'check', 'folder/x', '--data-dir', 'a\nb'), 'image of a\\nb not at')
     odd = (
         ['evaluate', 'a\nb', 'c.npz'],
         ['index', 'show', 'a\nb'],

@@ -579,7 +579,7 @@ def test_linked_class_folders_are_classes(zoo, tmp_path):
 def test_a_class_folder_is_never_counted_twice(zoo):
     (zoo / 'puma').symlink_to('cat')
     assert len(catalogue(zoo)[0]) == 12
-    with pytest.raises(ValueError, match='no image of their own, the first puma'):
+    with pytest.raises(ValueError, match='without an image of its own, the first puma'):
         find_source('folder/x', zoo)
 
 

@@ -563,7 +563,7 @@ def test_folders_that_are_no_image_set(tmp_path, folder):
     gap = tmp_path / 'gap'
     subprocess.run(['cp', '-r', folder, gap], check=True)
     subprocess.run(['rm', '-r', gap / 'train' / '3'], check=True)
-    fails(gap, "no training image, the first '3'")
+    fails(gap, "no training image of 1 of 10 classes, the first '3'")
 
 
 @pytest.mark.parametrize(
