@@ -73,6 +73,16 @@ def test_writes_the_tables_of_runs(zoo, tmp_path):
     assert table['map_kin'].isna().tolist() == [True, False]
 
 
+def test_each_seed_is_read_with_its_own_split(zoo, tmp_path):
+    name_kin(zoo, 'mmbb')
+    for seed in (0, 1):
+        run(of_zoo(zoo, seed=seed), tmp_path / 'runs')
+    folders = [file.parent for file in sorted((tmp_path / 'runs').rglob('result.json'))]
+    out = SCRIPT['write_tables'](folders, tmp_path / 'reports')
+    table = pd.read_csv(out / 'kinship.csv')
+    assert table['seed'].dropna().tolist() == [0, 1]
+
+
 def test_a_result_knows_its_superclasses(zoo, tmp_path):
     runs, reports, config = tmp_path / 'runs', tmp_path / 'reports', of_zoo(zoo)
     bare = run(config, runs)
