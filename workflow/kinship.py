@@ -108,8 +108,9 @@ def write_tables(folders: list[Path], reports: str | Path = 'reports') -> Path: 
     if len(begun) != 1:
         raise ValueError(f'{len(begun)} sets or backbones; give runs of one')
     out = Path(reports) / table_of(reports, configs[0].dataset).stem
-    found = [of_run(*pair) for pair in zip(folders, map(retrieval_set, configs), strict=True)]
-    data = retrieval_set(configs[0])
+    sets = [retrieval_set(config) for config in configs]
+    found = [of_run(folder, data) for folder, data in zip(folders, sets, strict=True)]
+    data = sets[0]
     row, distances = of_backbone(configs[0], data)
     rows, named = [row], {'backbone': distances}
     for row, distances in found:
