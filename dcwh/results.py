@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['SETTING_KINDS', 'PROTOCOL', 'METRICS', 'REPEATED', 'FACTS', 'PHASES', 'PACKAGES', 'MANIFEST', 'COLUMNS', 'LATER',
-           'OTHER_TABLES', 'ELSEWHERE', 'LIMITED', 'ALIKE', 'T975', 'PUBLISHED', 'SEVERAL', 'SHORT', 'MARKS',
+           'OTHER_TABLES', 'ELSEWHERE', 'LIMITED', 'ALIKE', 'T975', 'STOOD', 'PUBLISHED', 'SEVERAL', 'SHORT', 'MARKS',
            'parts_of', 'length_of', 'check_result', 'read_result', 'run_name', 'facts', 'row_of', 'rows_of',
            'result_of', 'table_of', 'read_row', 'check_study', 'check_columns', 'lines_of', 'read_table',
            'row_of_config', 'write_rows', 'record', 'completed', 'setting', 'changed', 'tables_in', 'result_files',
-           'tables_hash', 'read_results', 'check_alike', 'other_numbers', 'protocols', 'student', 'half_width',
+           'tables_hash', 'read_results', 'check_alike', 'other_numbers', 'protocols', 'student', 'half_width', 'stood',
            'summary', 'paired', 'standings', 'published', 'beside', 'mean_text', 'comparison', 'as_html', 'measured_on',
            'widths', 'standing_cells']
 
@@ -1186,6 +1186,7 @@ def read_results(
     rows = [_named_row(row) for row in _rows_once([*tables, *runs]) if row['study'] in asked]
     names = [*COLUMNS, 'file', 'setting', 'shared', 'same', 'called']
     table = pd.DataFrame(rows, columns=names).astype({'top_k': 'Int64'})
+    table = table.copy()  # in one piece, or a further column warns
     check_alike(table)
     return table
 
@@ -1232,7 +1233,7 @@ def other_numbers(
 # %% ../nbs/15_results.ipynb #d6beb019
 _OF_EACH = {  # what makes a table: columns that it has, among others
     'read_results': {'dataset', 'protocol', 'map', 'seed', 'same', 'called'},
-    'summary': {'dataset', 'protocol', 'map', 'n', 'interval'},
+    'summary': {'dataset', 'protocol', 'map', 'n', 'interval', 'stood'},
     'published': {'dataset', 'protocol', 'map', 'source', 'note'},
     'standings': {'dataset', 'protocol', 'other', 'standing'},
 }
@@ -1335,10 +1336,21 @@ def half_width(
     return float(student(n - 1) * np.std(values, ddof=1) / n**0.5)
 
 # %% ../nbs/15_results.ipynb #a3b09bab
+STOOD = ' †'  # beside an mAP: a run held its centres to the end
+
+
+def stood(
+    results: 'pd.DataFrame',  # from `read_results`
+) -> 'pd.Series':  # bool, one a row
+    "Which runs held their centres to the end: updates were due, and none was taken."
+    _check_frame(results, 'results', 'read_results')
+    return (results['epochs_held'] > 0) & (results['centres_found'] == 0)
+
+
 def summary(
     results: 'pd.DataFrame',  # from `read_results`
 ) -> 'pd.DataFrame':  # one row a data set, protocol, method, setting and code length
-    """Mean mAP over seeds, and half of its 95 % interval (NaN for one seed).
+    """Mean mAP over seeds, half of its 95 % interval (NaN for one seed), and whether a run `stood`.
 
     Each setting has a row of its own."""
     names = [
@@ -1354,15 +1366,17 @@ def summary(
         'bits',
     ]
     _check_frame(results, 'results', 'read_results')
-    rows = results.assign(method=results['called']).groupby([*names, 'same'], dropna=False)
+    rows = results.assign(method=results['called'], stood=stood(results))
+    cells = rows.groupby([*names, 'same'], dropna=False)
     numbers = {
         'n': ('map', 'size'),
         'map': ('map', 'mean'),
         'interval': ('map', half_width),
         'map_pessimistic': ('map_pessimistic', 'mean'),
         'map_optimistic': ('map_optimistic', 'mean'),
+        'stood': ('stood', 'any'),
     }
-    return rows.agg(**numbers).reset_index().drop(columns='same')
+    return cells.agg(**numbers).reset_index().drop(columns='same')
 
 # %% ../nbs/15_results.ipynb #de913250
 def paired(
@@ -1604,6 +1618,7 @@ def _our_cells(table: 'pd.DataFrame') -> 'pd.DataFrame':
     named = pd.DataFrame([_cell_names(row) for row in table.to_dict('records')], columns=names)
     ours = table.reset_index(drop=True).assign(**named, source='')
     ours['text'] = list(map(mean_text, ours['map'], ours['interval']))
+    ours.loc[ours['stood'], 'text'] += STOOD
     keys = ['dataset', 'group', 'column']
     sure = ours['n'] >= SEVERAL
     sure |= ~sure.groupby([ours[key] for key in keys]).transform('any')

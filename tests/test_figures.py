@@ -95,6 +95,7 @@ def test_at_most_six_lines_have_a_colour(number):
                 'n': 2,
                 'map': (m + 1) / 21,
                 'interval': 0.1,
+                'stood': False,
             }
             for m in range(number)
             for bits in (16, 32)

@@ -9,7 +9,16 @@ from pathlib import Path
 import pandas as pd
 
 from dcwh.methods import METHODS
-from dcwh.results import changed, half_width, mean_text, read_results, standings, table_of
+from dcwh.results import (
+    STOOD,
+    changed,
+    half_width,
+    mean_text,
+    read_results,
+    standings,
+    stood,
+    table_of,
+)
 
 LENGTHS = 16, 24, 32, 48
 REPORTS = {  # data set: protocol, what is changed in the recipe
@@ -21,7 +30,6 @@ REPORTS = {  # data set: protocol, what is changed in the recipe
     'corel5k': ('full', ''),
 }
 TASK = ['dataset', 'protocol', 'shared']
-STOOD = ' †'  # beside a number: its centres were held to the end
 
 
 def recorded(
@@ -104,15 +112,15 @@ def cells(
 ) -> dict[tuple, str]:  # (*task, method, value of the column) -> what stands there
     """Mean over seeds, half its 95 % interval, how many seeds, and settings of a method alone. The
     best of a task and a column are bold."""
-    held = results[(results['epochs_held'] > 0) & (results['centres_found'] == 0)]
-    stood = set(held[[*TASK, 'method']].itertuples(index=False, name=None))
     shown, bold = {}, best(results, by)
-    for (*key, value, setting), maps in results.groupby([*TASK, 'method', by, 'setting'])['map']:
+    for (*key, value, setting), runs in results.groupby([*TASK, 'method', by, 'setting']):
         shared = key[2].split(', ')
         own = [f'`{part}`' for part in setting.split(', ') if part not in shared]
         mark = '**' * ((*key, value, setting) in bold)
+        maps = runs['map']
         text = f'{mark}{mean_text(maps.mean(), half_width(maps))}{mark} ({len(maps)})'
-        shown[*key, value] = ', '.join([text + STOOD * (tuple(key) in stood), *own])
+        dagger = STOOD if stood(runs).any() else ''
+        shown[*key, value] = ', '.join([text + dagger, *own])
     return shown
 
 
