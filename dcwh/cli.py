@@ -357,7 +357,7 @@ def run(
         return  # one of several processes speaks for all
     if known:
         result, file = known
-        _say(_known(result, file))
+        _say(_known(result, file, folder / 'model'))
     else:
         result, file = results.read_result(folder / 'result.json'), folder / 'result.json'
     if record and file.suffix == '.json':
@@ -434,12 +434,17 @@ def _check_record(table: Path, study: str, modified: bool) -> None:
         )
 
 # %% ../nbs/23_cli.ipynb #c1a00005
-def _known(result: dict, file: Path) -> str:
-    "That nothing was run, and where the result is."
-    commit = result['manifest']['commit']
+def _known(result: dict, file: Path, model: Path) -> str:
+    "That nothing was run, where the result is, and whether the model is here."
+    from dcwh.experiment import commit
+
+    made_by, here = result['manifest']['commit'], commit()
     what = 'recorded' if file.suffix == '.csv' else 'finished'
-    by = f', commit {commit}' if commit else ''
-    return f'{what}: mAP {result["metrics"]["map"]:.4f}, in {file}{by}; --force runs it again'
+    by = f', commit {made_by}' if made_by else ''
+    other = f' (the code here is {here})' if here and made_by and here != made_by else ''
+    bare = '' if model.is_dir() else '; its model is not here'
+    number = f'{what}: mAP {result["metrics"]["map"]:.4f}, in {file}{by}{other}'
+    return f'{number}{bare}; --force runs it again'
 
 
 def _tell(
@@ -1143,6 +1148,9 @@ TableFile = Annotated[
 ]
 
 # %% ../nbs/23_cli.ipynb #c1a00009
+_BY_TABLE = 'give --table, or --query-table and --database-table of dcwh evaluate'
+
+
 def columns_of(
     codes: 'Codes',
     file: Path,  # where the codes are
@@ -1178,7 +1186,7 @@ def _check_bond(bond: str, file: Path, place: Path) -> None:
     gone = 'was changed, or was written with others' if place.is_file() else 'is not there'
     raise ValueError(
         f'{place}, the table of {file}, {gone}; '
-        f'encode again, or say --table {place} (as it is) or --table none'
+        f'encode again, or take {place} as it is, or none: {_BY_TABLE}'
     )
 
 
@@ -1187,12 +1195,11 @@ def _check_unbound(codes: 'Codes', file: Path, place: Path, rows: int) -> None:
     if rows != len(codes):
         raise ValueError(
             f'{place} names {rows} images and {file} holds {len(codes)}; '
-            f'say --table {place} if it is the table of these codes, or --table none'
+            f'take {place} if it is the table of these codes, or none: {_BY_TABLE}'
         )
     if codes.labels is not None:
         raise ValueError(
-            f'{file} holds labels, and {place} lies beside it; say which to take: '
-            f'--table {place} (--query-table, --database-table), or --table none'
+            f'{file} holds labels, and {place} lies beside it; take {place}, or none: {_BY_TABLE}'
         )
 
 # %% ../nbs/23_cli.ipynb #68786c3a
@@ -1410,6 +1417,8 @@ def search(
     else:
         distances, ids = found.search(codes, k, filters)
     answers = [_answers(found, *row) for row in zip(distances, ids, strict=True)]
+    if only and not any(answers):
+        warnings.warn(f'no image of the index has {", ".join(only)}', stacklevel=2)
     asked = [images[row] for row in rows]
     if sheet:
         _draw(asked, answers, found.root, sheet)
@@ -1806,12 +1815,15 @@ def _scores(found: 'Evaluation', k: int | None, normaliser: str) -> dict[str, An
 
 # %% ../nbs/23_cli.ipynb #9efb2c1b
 def _warn_of_codes(seen: 'Seen', same_file: bool) -> None:
-    "Warn where queries are in the database too, or where all its codes are equal."
+    "Warn where queries seem to be in the database too, or where all its codes are equal."
     queries = len(seen.query)
     again = queries if same_file else seen.in_both
     if again:
+        alike = 'are in the database too: '
+        if not same_file:
+            alike = 'have name and code of an image in the database: if it is the same image, '
         warnings.warn(
-            f'{again} of {queries} queries are in the database too: '
+            f'{again} of {queries} queries {alike}'
             'each finds itself at distance 0, and the mAP is too high',
             stacklevel=2,
         )

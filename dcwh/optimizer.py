@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RULES', 'class_sums', 'class_means', 'check_rule', 'all_outputs', 'exact_sums', 'epoch_means', 'take_or_hold',
-           'count_collapse', 'Alternation', 'TwoStep']
+           'check_begun', 'count_collapse', 'Alternation', 'TwoStep']
 
 # %% ../nbs/04_optimizer.ipynb #a643e04f
 import logging
@@ -136,6 +136,17 @@ def take_or_hold(
     return False
 
 # %% ../nbs/04_optimizer.ipynb #af531d61
+def check_begun(
+    over: bool,  # whether the last epoch is over
+) -> None:
+    "Raises RuntimeError where a batch comes between two epochs."
+    if over:
+        raise RuntimeError(
+            'a batch came after end_epoch; call begin_epoch(epoch, epochs) before the batches of '
+            'each epoch: it sets the step, establish or refine'
+        )
+
+
 def count_collapse(
     collapsed: Tensor,  # int64 (), epochs in a row, written in place
     apart: float,  # distance of the two closest centres in use
@@ -171,7 +182,7 @@ class Alternation(Criterion):
         check_rule(loss, rule, every, hold)
         self.loss, self.rule, self.every, self.hold = loss, rule, every, hold
         self.num_classes, self.bits = loss.num_classes, loss.bits
-        self.epoch, self.epochs = 0, 1
+        self.epoch, self.epochs, self.over = 0, 1, False
         loss.centres.requires_grad_(rule == 'gradient')
         self.register_buffer('collapsed', torch.tensor(0))
         self.sums = torch.zeros(loss.num_classes, loss.bits + 1, dtype=torch.float64)
@@ -184,8 +195,7 @@ class Alternation(Criterion):
     @property
     def due(self) -> bool:
         "Whether this epoch ends with an update of the centres in closed form."
-        done = self.epoch + 1
-        closed_form = self.rule in ('running', 'exact')
+        closed_form, done = self.rule in ('running', 'exact'), self.epoch + 1
         return closed_form and done % self.every == 0 and done > self.hold * self.epochs
 
     def logits(self, h: Tensor) -> Tensor:
@@ -199,11 +209,12 @@ class Alternation(Criterion):
     def begin_epoch(self, epoch: int, epochs: int) -> None:
         "The sums start from zero. Raises ValueError beyond the epochs."
         super().begin_epoch(epoch, epochs)
-        self.epoch, self.epochs = epoch, epochs
+        self.epoch, self.epochs, self.over = epoch, epochs, False
         self.sums.zero_()
 
     def remember(self, h: Tensor, y: Tensor, index: Tensor | None = None) -> None:
         "Add to the sums behind the class means, in place: replicas of DataParallel share them."
+        check_begun(self.over)
         if self.rule == 'running':
             self.sums.add_(class_sums(h, y, self.loss.num_classes).to(self.sums.device))
 
@@ -218,7 +229,7 @@ class Alternation(Criterion):
 
         Raises ValueError as `exact_sums` and `epoch_means`, RuntimeError as `count_collapse`."""
         sigma = self.loss.classwise.sigma
-        held = False
+        held, self.over = False, True
         if self.due:
             means = epoch_means(self.epoch_sums(outputs), self.centres)
             held = take_or_hold(self.centres, means, sigma, self.epoch)

@@ -787,17 +787,14 @@ class Seen:
 
     @property
     def in_both(self) -> int:
-        "Queries that are in the database too."
+        "Queries that seem to be in the database too: an image there has their name and code."
         ids = self.query.ids.tolist()
         numbered = [ids == list(range(len(ids))), self.continues or self.restarts]
-        again = [row for row, name in enumerate(ids) if name in self.last]
         if all(numbered):
             return 0
-        if any(numbered):
-            codes = [self.query.packed[row].tobytes() for row in again]
-            if codes != [self.last[ids[row]] for row in again]:
-                return 0
-        return len(again)
+        known = [row for row, name in enumerate(ids) if name in self.last]
+        alike = sum(self.query.packed[row].tobytes() == self.last[ids[row]] for row in known)
+        return 0 if any(numbered) and alike < len(known) else alike
 
 # %% ../nbs/19_parts.ipynb #457a293f
 class Tally(NamedTuple):

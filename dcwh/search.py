@@ -803,7 +803,10 @@ def _fitted(values: np.ndarray, kind: str) -> np.ndarray:
 
 def _already_there(ids: list) -> str:
     "What is said of ids that come again."
-    return f'{len(ids)} ids are in the index already, the first {ids[0]!r}; delete them first'
+    return (
+        f'{len(ids)} ids are in the index already, the first {ids[0]!r}; delete them first, '
+        'or encode other images of these names from a folder above both'
+    )
 
 # %% ../nbs/18_search.ipynb #7584b5e9
 def _read_where(pairs: Sequence[str], types: dict[str, str]) -> dict[str, list]:

@@ -589,13 +589,16 @@ def test_a_text_is_not_the_number_of_a_row(tmp_path):
     labels = np.arange(6) % 2
     names = [str(i) for i in range(6)]
     Codes.from_outputs(bits, labels, np.array(names)).save(tmp_path / 'named.npz')
-    Codes.from_outputs(-bits, labels, np.array(names[::-1])).save(tmp_path / 'same.npz')
+    Codes.from_outputs(bits[::-1], labels, np.array(names[::-1])).save(tmp_path / 'same.npz')
+    Codes.from_outputs(-bits, labels, np.array(names)).save(tmp_path / 'other.npz')
     np.savez(tmp_path / 'bare.npz', codes=-bits, labels=labels)
     for pair in (('named', 'bare'), ('bare', 'named')):
         done = do('evaluate', *(tmp_path / f'{name}.npz' for name in pair))
         assert done.exit_code == 0 and done.stderr == '', done.output
     done = do('evaluate', tmp_path / 'named.npz', tmp_path / 'same.npz')
-    assert '6 of 6 queries are in the database too' in done.stderr
+    assert '6 of 6 queries have name and code of an image in the database' in done.stderr
+    done = do('evaluate', tmp_path / 'named.npz', tmp_path / 'other.npz')
+    assert done.exit_code == 0 and done.stderr == ''  # names of files in two folders
 
 
 def test_whole_numbers_as_ids_are_names_in_any_order(tmp_path):
@@ -618,7 +621,7 @@ def test_whole_numbers_as_ids_are_names_in_any_order(tmp_path):
     assert done.stderr == '' and json.loads(done.stdout)['map'] == right, done.output
     Codes.from_outputs(base[ids], of_base[ids], ids).save(tmp_path / 'part.npz')  # it is
     done = do('evaluate', tmp_path / 'part.npz', tmp_path / 'bare.npz')
-    assert '3 of 3 queries are in the database too' in done.stderr
+    assert '3 of 3 queries have name and code of an image in the database' in done.stderr
 
 
 def test_the_version_is_printed_and_nothing_heavy_is_imported(tmp_path):

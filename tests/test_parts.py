@@ -117,7 +117,7 @@ def test_queries_in_the_database_and_equal_codes_are_said(place):
     twins = database[195:205]
     save_codes(twins, names_of(twins), Path('twins.npz'))
     said = do('twins.npz', 'd.npz')[1]
-    assert '10 of 10 queries are in the database too' in said
+    assert '10 of 10 queries have name and code of an image in the database' in said
     for dataset in DATASETS:
         assert do('twins.npz', *dataset)[1] == said
     again = do('d0.npz', 'd0.npz', 'd1.npz')[1]

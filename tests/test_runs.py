@@ -22,13 +22,14 @@ from safetensors.torch import save_file
 from sklearn.datasets import load_digits
 from typer.testing import CliRunner
 
-from dcwh.cli import app
+from dcwh.cli import _known, app
 from dcwh.codes import Codes
 from dcwh.config import resolve
 from dcwh.evaluation import evaluate
 from dcwh.experiment import (
     _MADE,
     _cells_hash,
+    commit,
     execute,
     finished,
     is_changed,
@@ -698,8 +699,11 @@ def test_a_recorded_run_is_not_made_again_and_its_row_stays(tmp_path, uninterrup
     assert done.exit_code == 0 and not runs.exists()
     assert (
         done.stdout.startswith(f'recorded: mAP 0.5000, in {reports}/digits.csv, commit ')
-        and '--force runs it again' in done.stdout
+        and 'its model is not here; --force runs it again' in done.stdout
     )
+    earlier = {**other, 'manifest': {**other['manifest'], 'commit': '0' * 40}}
+    said = _known(earlier, reports / 'digits.csv', tmp_path)
+    assert f'commit {"0" * 40} (the code here is {commit()}); --force' in said
     forced = CliRunner().invoke(app, [*words, '--force'])
     assert (
         forced.exit_code == 0
@@ -767,7 +771,7 @@ def test_two_processes_on_one_run(tmp_path):
 
 FORCED = """
 import os, sys
-from dcwh.cli import app
+from dcwh.cli import _known, app
 app(['run', '--recipe', 'quick', '--detail', 'none', '--runs', sys.argv[1], *sys.argv[2:]])
 """
 STOP_IN_EPOCH = f"""

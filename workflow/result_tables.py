@@ -222,5 +222,6 @@ def unseen_finding(
     verdicts = pd.read_csv(Path(reports) / 'claims.csv').set_index('number')['verdict']
     return f"""- **Classes never seen.** Hold 5 of the 100 classes of CIFAR-100 back, and train on \
 2,000 images of the others. Means of three seeds among the 5, mAP@1000 at 32 bits: \
-{', '.join(said)}, our `dcwh-balanced` {maps['dcwh-balanced']:.3f}. By our rules, the claim of the \
-paper's title is {verdicts[7]} here, and {verdicts[8]} for kindred classes."""
+{', '.join(said)}, our `dcwh-balanced` {maps['dcwh-balanced']:.3f}. The paper's \
+title claims that codes preserve semantics. By our rules, this is {verdicts[7]} for classes never \
+seen, and {verdicts[8]} for kindred ones, such as dolphin and whale."""
