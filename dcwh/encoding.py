@@ -929,7 +929,7 @@ def encode_dataset(
     _check_call(to, settings, numbers, engine, address)
     encoder = OnnxModel(model) if _is_onnx(model) else HashModel.from_pretrained(model)
     _check_encoder(encoder, first, precision)
-    beside = Folder(f'{to.removesuffix(".lance")}.plan', settings)
+    beside = Folder(f'{to}.plan', settings)
     if beside.remote:
         _check_written(beside)
     reader, rows = list_images(str(source), settings)
