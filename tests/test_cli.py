@@ -1091,3 +1091,27 @@ def test_a_run_is_published(tmp_path, monkeypatch):
     assert HashModel.from_pretrained('out').bits == 8
     assert refused(do('publish', run, 'out'), 'is there already')
     assert 'names no licence' in do('publish', run, 'bare').stderr
+
+
+@pytest.mark.parametrize('module', ['typer', 'torch.autograd'])
+def test_ctrl_c_in_an_import_stops_the_command_in_a_line(module, tmp_path):
+    "Also in that of torch, which catches some interrupts and breaks later."
+    program = f"""
+import os, runpy, signal, sys
+class Finder:
+    def find_spec(name, *more):
+        if name == {module!r}:
+            try:
+                os.kill(os.getpid(), signal.SIGINT)
+            except KeyboardInterrupt:
+                raise ImportError('made of an interrupt')
+signal.signal(signal.SIGINT, signal.default_int_handler)  # also where the tests ignore it
+sys.meta_path.insert(0, Finder)
+sys.argv = ['dcwh', 'run', '--recipe', 'quick', '--detail', 'none']
+runpy.run_module('dcwh', run_name='__main__')
+"""
+    done = subprocess.run(
+        [sys.executable, '-c', program], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout) == (130, '')
+    assert done.stderr in ('stopped\n', 'stopped; the same command goes on\n')
