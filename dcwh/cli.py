@@ -206,10 +206,13 @@ def _again(command: str, options: dict[str, Any]) -> str:
 
 
 def _check_text(name: str, value: object) -> None:
-    "Raise ValueError where an option holds a zero byte, which no name of a file does."
+    """Raise ValueError where an option holds a zero byte, which no name of a file does, or a ~
+    that the shell has left."""
     for text in _texts(value):
         if '\0' in text:
             raise ValueError(f'{name} is {text!r}; leave the zero byte out')
+        if re.match('~(/|$)', text):
+            raise ValueError(f'{name} is {text!r}, and ~ is not your home here; give the whole path')
 
 
 def _warn(

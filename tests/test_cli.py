@@ -784,6 +784,14 @@ def test_names_that_no_file_can_have_are_said(place):
         assert refused(do(*words), 'zero byte'), words
 
 
+def test_a_home_that_the_shell_has_left_is_refused(place):
+    "As in --out=~/codes.npz, which made a folder called ~ here."
+    done = do('encode', 'model', 'photos', '--out=~/codes.npz')
+    assert refused(done, "out is '~/codes.npz', and ~ is not your home here; give the whole path")
+    assert not (place / '~').exists()
+    assert encode(out='~codes.npz').exit_code == 0
+
+
 def test_a_model_without_a_name_is_refused(place):
     assert encode().exit_code == 0 and do('index', 'build', 'x.index', 'c.npz').exit_code == 0
     for words in (
