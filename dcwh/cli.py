@@ -212,7 +212,7 @@ def _check_text(name: str, value: object) -> None:
         if '\0' in text:
             raise ValueError(f'{name} is {text!r}; leave the zero byte out')
         if re.match('~(/|$)', text):
-            raise ValueError(f'{name} is {text!r}, and ~ is not your home here; give the whole path')
+            raise ValueError(f'{name} is {text!r}, and ~ is no home here; give the whole path')
 
 
 def _warn(
@@ -994,6 +994,8 @@ def encode(
     dcwh encode hf://me/my-hash-model s3://bucket/photos \\
       --out s3://bucket/photos.lance --engine ray
     """
+    if not images:  # as of a variable that is not set; a Path makes this folder of it
+        raise ValueError("images is ''; give a folder of images or a CSV")
     if engine or address or actors or part:
         parts = {'engine': engine, 'address': address, 'actors': actors, 'part': part}
         given = {'first': first, 'precision': precision, 'batch_size': batch_size}

@@ -784,10 +784,16 @@ def test_names_that_no_file_can_have_are_said(place):
         assert refused(do(*words), 'zero byte'), words
 
 
+@pytest.mark.parametrize('more', [('--workers', '0'), ('--engine', 'here')])
+def test_images_of_an_empty_name_are_not_those_of_this_folder(place, more):
+    done = do('encode', 'model', '', '--out', 'c.npz', *more)
+    assert refused(done, "images is ''; give a folder of images or a CSV")
+
+
 def test_a_home_that_the_shell_has_left_is_refused(place):
     "As in --out=~/codes.npz, which made a folder called ~ here."
     done = do('encode', 'model', 'photos', '--out=~/codes.npz')
-    assert refused(done, "out is '~/codes.npz', and ~ is not your home here; give the whole path")
+    assert refused(done, "out is '~/codes.npz', and ~ is no home here; give the whole path")
     assert not (place / '~').exists()
     assert encode(out='~codes.npz').exit_code == 0
 
