@@ -436,7 +436,7 @@ def _inside(
 def described(index: CodeIndex) -> str:
     "What an index is: images, bits, size, kind and model."
     size = len(index) * -(-index.bits // 8)
-    power = min(int(math.log(size, 1000)), 3)
+    power = min(int(math.log(size / 0.9995, 1000)), 3)  # 999.5 kB is 1 MB in three digits
     unit = ('bytes', 'kB', 'MB', 'GB')[power]
     parts = (
         counted(len(index), 'image'),

@@ -206,10 +206,13 @@ def _again(command: str, options: dict[str, Any]) -> str:
 
 
 def _check_text(name: str, value: object) -> None:
-    "Raise ValueError where an option holds a zero byte, which no name of a file does."
+    """Raise ValueError where an option holds a zero byte, which no name of a file does, or a ~
+    that the shell has left."""
     for text in _texts(value):
         if '\0' in text:
             raise ValueError(f'{name} is {text!r}; leave the zero byte out')
+        if re.match('~(/|$)', text):
+            raise ValueError(f'{name} is {text!r}, and ~ is no home here; give the whole path')
 
 
 def _warn(
@@ -996,6 +999,8 @@ def encode(
     dcwh encode hf://me/my-hash-model s3://bucket/photos \\
       --out s3://bucket/photos.lance --engine ray
     """
+    if not images:  # as of a variable that is not set; a Path makes this folder of it
+        raise ValueError("images is ''; give a folder of images or a CSV")
     if engine or address or actors or part:
         parts = {'engine': engine, 'address': address, 'actors': actors, 'part': part}
         given = {'first': first, 'precision': precision, 'batch_size': batch_size}

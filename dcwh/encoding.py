@@ -182,7 +182,9 @@ def _known_columns(schema: Any, place: str) -> list[str]:
     "Columns that can be kept beside codes. Warns of the others."
     of = arrow_library().types
     kinds = of.is_string, of.is_large_string, of.is_integer, of.is_floating, of.is_boolean
-    kept = [one.name for one in schema if any(is_one(one.type) for is_one in kinds)]
+    types = {one.name: one.type for one in schema}
+    types |= {name: t.value_type for name, t in types.items() if of.is_dictionary(t)}  # categories
+    kept = [name for name, kind in types.items() if any(is_one(kind) for is_one in kinds)]
     others = {*schema.names} - {*kept, _image_column(schema, place)}
     if others:
         said = ', '.join(sorted(others))
@@ -929,7 +931,7 @@ def encode_dataset(
     _check_call(to, settings, numbers, engine, address)
     encoder = OnnxModel(model) if _is_onnx(model) else HashModel.from_pretrained(model)
     _check_encoder(encoder, first, precision)
-    beside = Folder(f'{to.removesuffix(".lance")}.plan', settings)
+    beside = Folder(f'{to}.plan', settings)
     if beside.remote:
         _check_written(beside)
     reader, rows = list_images(str(source), settings)

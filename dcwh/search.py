@@ -154,7 +154,7 @@ def check_width(
     taken = 4 * rows * longest
     if taken > 2**30 and taken > 32 * max(1, characters):
         raise ValueError(
-            f'{what} would take {taken / 1e9:.3g} GB, since one text has {longest} '
+            f'{what} would take {taken / 1e9:,.1f} GB, since one text has {longest} '
             'characters and the others few; shorten it'
         )
 
@@ -758,7 +758,7 @@ def _check_answers(queries: int, k: int, width: int) -> None:
     taken = queries * k * (width + 4)
     if taken > MOST_BYTES:
         raise ValueError(
-            f'{k} answers to each of {queries} queries take {taken / 1e9:.3g} GB; '
+            f'{k} answers to each of {queries} queries take {taken / 1e9:,.0f} GB; '
             'ask for fewer, or ask in several calls'
         )
 

@@ -787,6 +787,20 @@ def test_names_that_no_file_can_have_are_said(place):
         assert refused(do(*words), 'zero byte'), words
 
 
+@pytest.mark.parametrize('more', [('--workers', '0'), ('--engine', 'here')])
+def test_images_of_an_empty_name_are_not_those_of_this_folder(place, more):
+    done = do('encode', 'model', '', '--out', 'c.npz', *more)
+    assert refused(done, "images is ''; give a folder of images or a CSV")
+
+
+def test_a_home_that_the_shell_has_left_is_refused(place):
+    "As in --out=~/codes.npz, which made a folder called ~ here."
+    done = do('encode', 'model', 'photos', '--out=~/codes.npz')
+    assert refused(done, "out is '~/codes.npz', and ~ is no home here; give the whole path")
+    assert not (place / '~').exists()
+    assert encode(out='~codes.npz').exit_code == 0
+
+
 def test_a_model_without_a_name_is_refused(place):
     assert encode().exit_code == 0 and do('index', 'build', 'x.index', 'c.npz').exit_code == 0
     for words in (
@@ -1094,3 +1108,27 @@ def test_a_run_is_published(tmp_path, monkeypatch):
     assert HashModel.from_pretrained('out').bits == 8
     assert refused(do('publish', run, 'out'), 'is there already')
     assert 'names no licence' in do('publish', run, 'bare').stderr
+
+
+@pytest.mark.parametrize('module', ['typer', 'torch.autograd'])
+def test_ctrl_c_in_an_import_stops_the_command_in_a_line(module, tmp_path):
+    "Also in that of torch, which catches some interrupts and breaks later."
+    program = f"""
+import os, runpy, signal, sys
+class Finder:
+    def find_spec(name, *more):
+        if name == {module!r}:
+            try:
+                os.kill(os.getpid(), signal.SIGINT)
+            except KeyboardInterrupt:
+                raise ImportError('made of an interrupt')
+signal.signal(signal.SIGINT, signal.default_int_handler)  # also where the tests ignore it
+sys.meta_path.insert(0, Finder)
+sys.argv = ['dcwh', 'run', '--recipe', 'quick', '--detail', 'none']
+runpy.run_module('dcwh', run_name='__main__')
+"""
+    done = subprocess.run(
+        [sys.executable, '-c', program], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout) == (130, '')
+    assert done.stderr in ('stopped\n', 'stopped; the same command goes on\n')

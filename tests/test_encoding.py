@@ -269,7 +269,7 @@ def test_a_killed_driver_loses_nothing(home, bucket, tmp_path):
         return is_there and stopped(file) and len(opened())
 
     def writer():
-        return client.get_object(Bucket='codes', Key='killed.plan/writer')['Body'].read()
+        return client.get_object(Bucket='codes', Key='killed.lance.plan/writer')['Body'].read()
 
     driver = encode(home, *words, env=env)
     wait_for(begun, driver)
@@ -356,7 +356,7 @@ def test_parquet_in_a_bucket_and_what_is_said_of_one_that_is_not_there(home, buc
     photos = str(home / 'photos')
     says('s3://nowhere/in', 's3://codes/new.lance', (OSError, ValueError), 's3://nowhere/in ')
     says('s3://photos/out', 's3://codes/new.lance', FileNotFoundError, 's3://photos/out holds no')
-    says(photos, 's3://nowhere/new.lance', OSError, 's3://nowhere/new.plan/trial cannot be')
+    says(photos, 's3://nowhere/new.lance', OSError, 's3://nowhere/new.lance.plan/trial cannot be')
     says(photos, 's3://codes/parquet', ValueError, 'was begun with source s3://photos/in')
     nobody = {'storage_options': options | {'endpoint': 'http://127.0.0.1:9'}}
     here = str(home / 'new.lance')
@@ -376,7 +376,7 @@ def test_parquet_in_a_bucket_and_what_is_said_of_one_that_is_not_there(home, buc
         Bucket='closed', Policy=f'{{"Statement": [{{{rule.replace("s3:*", "s3:PutObject")}}}]}}'
     )  # which can be read and not written; that is said before the source is listed
     for to in ('s3://closed/new.lance', 's3://closed/new'):
-        says('nowhere', to, OSError, 'closed/new.plan/trial cannot be written .*DENIED')
+        says('nowhere', to, OSError, f'{to}.plan/trial cannot be written .*DENIED')
     assert len(client.list_objects_v2(Bucket='closed')['Contents']) == 2
 
 
@@ -399,7 +399,7 @@ def test_ray_that_is_missing_names_its_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, 'ray', None)
     with pytest.raises(ImportError, match=r"pip install '\.\[ray\]'"):
         encode_dataset('nowhere', 'nowhere', tmp_path / 'new.lance')
-    assert not (tmp_path / 'new.plan').exists()
+    assert not (tmp_path / 'new.lance.plan').exists()
 
 
 def test_a_cluster_of_the_environment_that_does_not_answer(home, tmp_path, monkeypatch):
@@ -409,6 +409,16 @@ def test_a_cluster_of_the_environment_that_does_not_answer(home, tmp_path, monke
     with pytest.raises(OSError, match='no Ray cluster answers at 127.0.0.1:9'):
         encode_dataset(str(home / 'model'), home / 'photos', tmp_path / 'new.lance')
     assert not list(tmp_path.iterdir())
+
+
+def test_two_datasets_of_one_name_have_a_plan_each(home, tmp_path):
+    "Lance and Parquet beside each other: the list of one is not the list of the other."
+    photos = shutil.copytree(home / 'photos', tmp_path / 'photos')
+    call = partial(encode_dataset, str(home / 'model'), photos, engine='here')
+    assert call(tmp_path / 'codes.lance').images == IMAGES
+    shutil.copy(photos / '0/000.png', photos / '0/more.png')
+    made = call(tmp_path / 'codes')
+    assert (made.images, made.changes) == (IMAGES + 1, '')
 
 
 def test_a_dataset_gets_lists_when_it_is_large_and_done(home, tmp_path, monkeypatch):

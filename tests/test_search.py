@@ -24,6 +24,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from programs import Python, python
 
+from dcwh.app import described
 from dcwh.codes import Codes, hamming
 from dcwh.search import INDEX_KINDS, OPTIONS, STRUCTURES, CodeIndex, changing, option_lines
 
@@ -1031,3 +1032,16 @@ def test_an_index_never_holds_codes_of_two_models(tmp_path, kind):
     with pytest.raises(ValueError, match='of model bbbb cannot be compared'):
         named.add(of_model['bbbb'])
     assert named.model == 'aaaa' and len(named) == 55
+
+
+@pytest.mark.parametrize(
+    'images, said', [(125, '1 kB'), (124_999, '1 MB'), (125_000, '1 MB'), (60_000, '480 kB')]
+)
+def test_sizes_on_the_page_have_no_exponent(images, said):
+    class Index:
+        bits, kind, model = 64, 'flat', ''
+
+        def __len__(self):
+            return images
+
+    assert f', {said} of codes ' in described(Index())
