@@ -439,14 +439,16 @@ def _check_record(table: Path, study: str, modified: bool) -> None:
 # %% ../nbs/23_cli.ipynb #c1a00005
 def _known(result: dict, file: Path, model: Path) -> str:
     "That nothing was run, where the result is, and whether the model is here."
+    from dcwh.evaluation import measure_name
     from dcwh.experiment import commit
 
-    made_by, here = result['manifest']['commit'], commit()
+    m, made_by, here = result['metrics'], result['manifest']['commit'], commit()
+    measure = measure_name(result['protocol']['top_k'], m['normaliser'])
     what = 'recorded' if file.suffix == '.csv' else 'finished'
     by = f', commit {made_by}' if made_by else ''
     other = f' (the code here is {here})' if here and made_by and here != made_by else ''
     bare = '' if model.is_dir() else '; its model is not here'
-    number = f'{what}: mAP {result["metrics"]["map"]:.4f}, in {file}{by}{other}'
+    number = f'{what}: {measure} {m["map"]:.4f}, in {file}{by}{other}'
     return f'{number}{bare}; --force runs it again'
 
 
@@ -455,20 +457,20 @@ def _tell(
     places: dict[str, Path],  # of what may have been made, by name
 ) -> None:
     "Print what came out of a run, and where it is."
+    from dcwh.evaluation import measure_name
+
     c, p, m = (result[part] for part in ('config', 'protocol', 'metrics'))
-    cut = f'@{p["top_k"]}' if p['top_k'] else ''
-    if p['top_k'] and m['normaliser'] != 'found':
-        cut += f' (normaliser {m["normaliser"]})'
+    measure = measure_name(p['top_k'], m['normaliser'])
     _say(
         f'{p["source"]}, protocol {p["name"]}: {p["query"]} queries, {p["database"]} in the '
         f'database, {c["bits"]} bits, {c["method"]}, seed {c["seed"]}'
     )
     _say(
-        f'mAP{cut} {m["map"]:.4f} '
+        f'{measure} {m["map"]:.4f} '
         f'(ties put wrong {m["map_pessimistic"]:.4f}, put right {m["map_optimistic"]:.4f})'
     )
     for part, own in result.get('parts', {}).items():
-        _say(f'{part}: mAP{cut} {own["metrics"]["map"]:.4f}')
+        _say(f'{part}: {measure} {own["metrics"]["map"]:.4f}')
     for name, path in places.items():
         if path.exists():
             _say(f'{name}: {path}')

@@ -311,6 +311,8 @@ def square(
 ) -> Tensor:  # uint8, shape (3, side, side)
     """Turn an image upright, put transparency on white, scale the short side to `side` (bicubic,
     antialiased) and cut the centre. Files and PIL images are turned as their Exif orientation says.
+    Of a JPEG file that is twice as large or more, a smaller scale is decoded. As a PIL image it
+    has slightly other pixels.
 
     Raises ValueError or OSError."""
     whole_number(side, 'side', 1, LARGEST)

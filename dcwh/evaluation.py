@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['TIES', 'REPORTED', 'GRADED', 'harmonic', 'precision_sum', 'check_groups', 'split_ties', 'check_cut', 'tie_groups',
            'divisor', 'hypergeometric', 'average_precision', 'ap_in_order', 'within_radius', 'found_at', 'discounts',
-           'dcg', 'ndcg', 'Counts', 'Curves', 'GradedRelevance', 'Evaluation', 'CountsItself', 'evaluate', 'kinship',
-           'kinship_of_classes', 'ap_of_outputs', 'decisions']
+           'dcg', 'ndcg', 'Counts', 'Curves', 'GradedRelevance', 'Evaluation', 'measure_name', 'CountsItself',
+           'evaluate', 'kinship', 'kinship_of_classes', 'ap_of_outputs', 'decisions']
 
 # %% ../nbs/06_evaluation.ipynb #810349ca
 from collections.abc import Callable, Iterable, Sequence
@@ -663,6 +663,16 @@ class Evaluation(GradedRelevance):
     def to_dict(self) -> dict[str, Any]:
         "The numbers of a result file and their conventions, as plain floats, integers and names."
         return {name: getattr(self, name) for name in REPORTED + GRADED * self.graded}
+
+# %% ../nbs/06_evaluation.ipynb #45cf2845
+def measure_name(
+    top_k: int | None,  # length of the ranking; None: the whole database
+    normaliser: str = 'found',  # of AP@k
+) -> str:  # mAP, mAP@50, or mAP@50 (normaliser min)
+    "What the mAP of a ranking is called."
+    if top_k is None:
+        return 'mAP'
+    return f'mAP@{top_k}' + ('' if normaliser == 'found' else f' (normaliser {normaliser})')
 
 # %% ../nbs/06_evaluation.ipynb #21c39b21
 @runtime_checkable

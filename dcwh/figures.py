@@ -51,7 +51,7 @@ from dcwh.codes import (
     unpack,
 )
 from .data import ImageSet
-from .evaluation import Evaluation
+from .evaluation import Evaluation, measure_name
 
 # %% ../nbs/16_figures.ipynb #0092559a
 COLOURS: Any = sns.color_palette('colorblind')  # ten that all readers can tell apart
@@ -266,11 +266,9 @@ def headline(
 ) -> str:  # Markdown
     "The number of a run, and what it is of."
     config, protocol, m = (result[part] for part in ('config', 'protocol', 'metrics'))
-    cut = f'@{protocol["top_k"]}' if protocol['top_k'] else ''
-    if protocol['top_k'] and m.get('normaliser') not in (None, 'found'):
-        cut += f' (normaliser {m["normaliser"]})'
+    measure = measure_name(protocol['top_k'], m['normaliser'])
     text = (
-        f'**mAP{cut} {m["map"]:.4f}** for {config["bits"]} bits, method `{config["method"]}`, '
+        f'**{measure} {m["map"]:.4f}** for {config["bits"]} bits, method `{config["method"]}`, '
         f'seed {config["seed"]}, on {protocol["source"]}.\n\n'
         f'It is the expected value over the orders of tied images: {m["map_pessimistic"]:.4f} if '
         f'every tie fell wrong, {m["map_optimistic"]:.4f} if every tie fell right.'
@@ -354,7 +352,7 @@ def _by_name(
     several = evaluation if isinstance(evaluation, dict) else {'': evaluation}
     found = []
     for n, (name, e) in enumerate(several.items()):
-        label = f'{name}, mAP {e.map:.3f}'.lstrip(', ')
+        label = f'{name}, {measure_name(e.top_k, e.normaliser)} {e.map:.3f}'.lstrip(', ')
         colour, dash = COLOURS[n % len(COLOURS)], DASHES[n % len(DASHES)]
         found.append((e, {'color': colour, 'ls': dash, 'label': label}))
     return found

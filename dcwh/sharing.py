@@ -501,7 +501,9 @@ labels per image: {{ p.labels_per_image or 'one' }}. Split `{{ p.split_hash }}`.
 {{ counted }}
 
 mAP{{ '@%d' % p.top_k if p.top_k }} is the expectation over all orders of images at the \
-same distance. Relevant first and relevant last are the best and the worst order. \
+same distance. Relevant first and relevant last are \
+{{ 'two of these, and no bounds' if p.top_k and m.normaliser == 'found' \
+else 'the best and the worst order' }}. \
 {% if p.top_k %}The sum of precisions is divided by the \
 {{ divisors[m.normaliser] }} ({{ m.normaliser }}). \
 {% endif %}Queries without any relevant image count 0.

@@ -1042,14 +1042,19 @@ def test_named_runs_are_laid_over_each_other(tmp_path, monkeypatch):
     "By folder or result file, with tables beside them or without; a run without codes is told."
     monkeypatch.chdir(tmp_path)
     asked = {'dataset': 'digits', 'recipe': 'quick'}
-    for bits, method in ((8, 'dcwh'), (16, 'dcwh'), (8, 'csq')):
-        dcwh.run(dcwh.resolve({'epochs': 1}, bits=bits, method=method, **asked), 'runs')
+    for bits, method, k in ((8, 'dcwh', 0), (16, 'dcwh', 0), (8, 'csq', 5)):
+        settings = {'epochs': 1, 'map_top_k': k}
+        dcwh.run(dcwh.resolve(settings, bits=bits, method=method, **asked), 'runs')
     a, b, c = sorted(path.parent for path in Path('runs').glob('*/*/result.json'))  # csq first
     done = do('compare', a, b / 'result.json', c, '--out', 'over.ipynb')
     assert done.exit_code == 0 and done.stdout == 'over.ipynb\n', done.output
     said = Path('over.ipynb').read_text()
     assert 'csq, 8 bits, seed 0' in said and 'dcwh, 16 bits, seed 0' in said
     assert said.count('"image/png"') == 2  # one task: the curves, and mAP by length
+    assert '<td>mAP@5</td>' in said and '<td>mAP</td>' in said
+    given = '--method csq --bits 8 --recipe quick --set epochs=1 --set map_top_k=5 --detail none'
+    again = do('run', *given.split())
+    assert again.stdout.startswith('finished: mAP@5 '), again.output
     (c / 'query.npz').unlink()
     table = Path('tables/digits.csv')
     assert do('record', a, '--reports', table.parent, '--modified').exit_code == 0

@@ -124,6 +124,10 @@ def test_the_table_has_the_numbers_of_the_run(zoo, tmp_path):
     row = pd.read_csv(out / 'kinship.csv').set_index('method').loc['dcwh']
     for name in ('map', 'map_kin', 'ndcg_kin'):
         assert row[name] == pytest.approx(result['metrics'][name], abs=1e-6)
+    run(of_zoo(zoo), tmp_path / 'whole')
+    whole = next((tmp_path / 'whole').rglob('result.json')).parent
+    with pytest.raises(ValueError, match='the runs differ in map_top_k; give runs of one task'):
+        SCRIPT['write_tables']([folder, whole], tmp_path / 'reports')
     codes = Codes.load(folder / 'database.npz')
     replace(codes, model='another').save(folder / 'database.npz')
     with pytest.raises(ValueError, match='database.npz has codes of model another, .*--force'):

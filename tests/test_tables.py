@@ -332,6 +332,9 @@ def test_other_tasks_are_in_no_table_of_the_readme(tmp_path, monkeypatch):
         ('dcwh', ''),
         ('dcwh-nested', ''),
     ]
+    record(invented(seed=1, lr=0.5), tmp_path)
+    with pytest.raises(ValueError, match='dcwh was run on digits at .* bits with several settings'):
+        result_tables.recorded(tmp_path)
 
 
 def test_a_comparison_counts_runs_and_not_their_parts(tmp_path, capsys):

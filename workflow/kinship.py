@@ -4,10 +4,10 @@ reports/<set>/kinship-<name>.csv, distances between classes for `dcwh.figures.cl
 
     .venv/bin/python workflow/kinship.py runs/cifar100-jpeg-gpu/dcwh-48-seed0-* [more runs]
 
-All runs are of one set, which has superclasses (data/README.md), and of one backbone, whose
-features are those of the images of the first run. Images and codes of a run have to be at hand.
-Distances between classes are Hamming distances of class codes, or one less the cosine of class
-means of features, which have length 1 before the mean is taken. Both are of the database.
+All runs are of one task on one set, which has superclasses (data/README.md), and of one backbone,
+whose features are those of the images of the first run. Images and codes of a run have to be at
+hand. Distances between classes are Hamming distances of class codes, or one less the cosine of
+class means of features, which have length 1 before the mean is taken. Both are of the database.
 """
 
 import sys
@@ -34,6 +34,18 @@ from dcwh.model import HashModel, feature_model
 from dcwh.results import check_result, read_result, table_of
 
 COLUMNS = 'method', 'bits', 'seed', 'map', 'map_kin', 'ndcg_kin', 'map_kin_classes', 'run'
+ALIKE = (  # in all runs: numbers of others cannot stand in one column
+    'dataset',
+    'protocol',
+    'evaluate_on',
+    'unseen',
+    'map_top_k',
+    'map_normaliser',
+    'backbone',
+    'weights',
+    'image_size',
+    'resize',
+)
 
 
 def features_before(config: Config, images: ImageSet) -> torch.Tensor:
@@ -104,9 +116,9 @@ def write_tables(folders: list[Path], reports: str | Path = 'reports') -> Path: 
 
     Raises FileNotFoundError, or ValueError for runs that do not belong together."""
     configs = [check_result(read_result(folder / 'result.json')) for folder in folders]
-    begun = {(config.dataset, config.backbone, config.weights) for config in configs}
-    if len(begun) != 1:
-        raise ValueError(f'{len(begun)} sets or backbones; give runs of one')
+    differ = [name for name in ALIKE if len({getattr(config, name) for config in configs}) > 1]
+    if differ:
+        raise ValueError(f'the runs differ in {", ".join(differ)}; give runs of one task')
     out = Path(reports) / table_of(reports, configs[0].dataset).stem
     sets = [retrieval_set(config) for config in configs]
     found = [of_run(folder, data) for folder, data in zip(folders, sets, strict=True)]

@@ -35,10 +35,19 @@ TASK = ['dataset', 'protocol', 'shared']
 def recorded(
     reports: str | Path,  # the folder of tables
 ) -> pd.DataFrame:
-    "Rows of the task that a protocol gives: all classes and images are trained on, k is its own."
+    """Rows of the task that a protocol gives: all classes and images are trained on, k is its own.
+
+    Raises ValueError where a method was run with several settings of its own: a cell has one."""
     results = read_results(reports)
     changed_task = results[['train_per_class', 'train_images', 'map_top_k', 'unseen']].any(axis=1)
-    return results[~changed_task & (results['part'] == '')]
+    kept = results[~changed_task & (results['part'] == '')]
+    settings = kept.groupby([*TASK, 'method', 'bits'])['setting'].unique()
+    for (dataset, _, _, method, bits), several in settings[settings.map(len) > 1].items():
+        raise ValueError(
+            f'{method} was run on {dataset} at {bits} bits with several settings of its own '
+            f'({"; ".join(several)}); keep the rows of the one that was chosen'
+        )
+    return kept
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
