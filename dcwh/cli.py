@@ -635,7 +635,7 @@ def _record_file(file: Path, reports: str, study: str, modified: bool, replace: 
     try:
         return results.record(result, reports, study, modified, replace)
     except (ValueError, OSError) as e:
-        raise ValueError(f'{printable(file)}: {e}') from e
+        raise ValueError(f'{printable(file)}: {_said(e)}') from e
 
 # %% ../nbs/23_cli.ipynb #ae673349
 @app.command()

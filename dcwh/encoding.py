@@ -64,6 +64,7 @@ from dcwh.sources import (
     catalogue,
     digest,
     images_among,
+    is_image,
     named_path,
     names_below,
     printable,
@@ -227,7 +228,9 @@ def _is_parquet(place: str) -> bool:
     "Whether a local folder holds Parquet files, and no folders or images beside them."
     names = os.listdir(place) if os.path.isdir(place) else []
     seen = [name for name in names if not name.startswith(('.', '_'))]
-    return bool(seen) and all(map(_is_part, seen))
+    beside = [name for name in seen if not _is_part(name)]
+    images = any(is_image(name) or os.path.isdir(f'{place}/{name}') for name in beside)
+    return len(beside) < len(seen) and not images
 
 
 def _rows_of_parquet(place: str, settings: Mapping[str, Any]) -> Listing:

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['ImageStore', 'IMAGES', 'UNREAD', 'BESIDE', 'BENCHMARKS', 'LISTS', 'SOURCES', 'KINDS', 'MISSING', 'Files',
            'IndexedDataset', 'check_positions', 'Split', 'digest', 'Source', 'class_sizes', 'printable', 'at_line',
-           'named_path', 'digits', 'digit_pairs', 'fetch', 'unpack_archive', 'cifar', 'images_among', 'images_below',
-           'folder', 'read_text', 'read_cells', 'Rows', 'read_rows', 'names_below', 'image_names', 'split_labels',
-           'labels_in', 'number_labels', 'table', 'typed', 'typed_columns', 'read_columns', 'catalogue', 'as_cell',
-           'write_table', 'read_list', 'find_lists', 'read_lists', 'labels_of', 'lists', 'from_dataset',
+           'named_path', 'digits', 'digit_pairs', 'fetch', 'unpack_archive', 'cifar', 'is_image', 'images_among',
+           'images_below', 'folder', 'read_text', 'read_cells', 'Rows', 'read_rows', 'names_below', 'image_names',
+           'split_labels', 'labels_in', 'number_labels', 'table', 'typed', 'typed_columns', 'read_columns', 'catalogue',
+           'as_cell', 'write_table', 'read_list', 'find_lists', 'read_lists', 'labels_of', 'lists', 'from_dataset',
            'with_superclasses', 'check_source', 'find_source']
 
 # %% ../nbs/10_sources.ipynb #19812303
@@ -606,7 +606,7 @@ def _refuse_folder(e: OSError) -> NoReturn:
     ) from e
 
 # %% ../nbs/10_sources.ipynb #1be57527
-def _is_image(name: str) -> bool:
+def is_image(name: str) -> bool:
     "Whether a name ends as that of an image does, be it of a kind that is read or not."
     return os.path.splitext(name)[1].lower() in IMAGES | UNREAD
 
@@ -620,7 +620,7 @@ def _found_below(root: Path) -> list[tuple[str, ...]]:
     for folder, files in _folders_below(root):
         parts = Path(folder).relative_to(root).parts
         for file in files:
-            if not _is_image(file):
+            if not is_image(file):
                 _check_link(os.path.join(folder, file))
             found.append((*parts, file))
     return found
@@ -642,7 +642,7 @@ def images_among(
     Raises FileNotFoundError if there is no image."""
     images, others = [], []
     for row in rows:
-        if _is_image(row[-1]):
+        if is_image(row[-1]):
             images.append(row)
         elif (os.path.splitext(row[-1])[1] or row[-1]).lower() not in BESIDE:
             others.append('/'.join(row))

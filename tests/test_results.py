@@ -403,6 +403,8 @@ def test_what_record_refuses_is_named_by_its_file(tmp_path):
     file.write_text(json.dumps(found))
     done = CliRunner().invoke(app, words)
     assert f'{file}: ' in done.stderr and 'is recorded in' in done.stderr
+    done = CliRunner().invoke(app, [*words[:-1], str(file / 'reports')])
+    assert f'{file}: ' in done.stderr and 'Errno' not in done.stderr
 
 
 def test_a_result_of_arrays_is_refused_in_one_line():
