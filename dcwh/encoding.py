@@ -30,6 +30,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+# %% ../nbs/21_encoding.ipynb #21e0000b
 import dcwh
 from .codes import Codes, pack
 from .data import WORKERS, Content, square
@@ -227,10 +228,9 @@ def _is_part(name: str) -> bool:
 def _is_parquet(place: str) -> bool:
     "Whether a local folder holds Parquet files, and no folders or images beside them."
     names = os.listdir(place) if os.path.isdir(place) else []
-    seen = [name for name in names if not name.startswith(('.', '_'))]
-    beside = [name for name in seen if not _is_part(name)]
-    images = any(is_image(name) or os.path.isdir(f'{place}/{name}') for name in beside)
-    return len(beside) < len(seen) and not images
+    beside = [name for name in names if not (name.startswith(('.', '_')) or _is_part(name))]
+    others = any(is_image(name) or os.path.isdir(f'{place}/{name}') for name in beside)
+    return any(map(_is_part, names)) and not others
 
 
 def _rows_of_parquet(place: str, settings: Mapping[str, Any]) -> Listing:
