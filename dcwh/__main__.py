@@ -26,7 +26,8 @@ def is_import(frame: FrameType | None) -> bool:
 
 def main() -> None:
     "Mind Ctrl-C, then import the commands and do what is asked."
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    ours = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if ours and hasattr(signal, 'SIGALRM'):  # Windows has none
         signal.signal(signal.SIGINT, stop)
     try:
         from .cli import app
