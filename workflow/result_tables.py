@@ -127,7 +127,8 @@ def cells(
         own = [f'`{part}`' for part in setting.split(', ') if part not in shared]
         mark = '**' * ((*key, value, setting) in bold)
         maps = runs['map']
-        text = f'{mark}{mean_text(maps.mean(), half_width(maps))}{mark} ({len(maps)})'
+        mean = mean_text(maps.mean(), half_width(maps)).replace(' ', '\N{NO-BREAK SPACE}')
+        text = f'{mark}{mean}{mark} ({len(maps)})'
         dagger = STOOD if stood(runs).any() else ''
         shown[*key, value] = ', '.join([text + dagger, *own])
     return shown
