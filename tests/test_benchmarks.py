@@ -1,6 +1,7 @@
 """Benchmarks run with tiny sizes, and leave a table as it is until all its rows are measured."""
 
 import csv
+import re
 import runpy
 import shutil
 import subprocess
@@ -8,6 +9,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -116,3 +118,34 @@ def test_the_benchmark_of_gpus_runs_on_a_processor(tmp_path):
     for part in parts:
         assert any(part in what for what in rows), part
     assert all(value > 0 for value in rows.values())
+
+
+def test_the_guide_to_gpus_has_the_numbers_of_its_table():
+    rows = pd.read_csv(ROOT / 'benchmarks/gpu.csv', keep_default_na=False).set_index('what')
+    page = (ROOT / 'docs/gpu.md').read_text()
+    networks = {
+        'ResNet-50': 'resnet50',
+        'EfficientNet-Lite0': 'timm/tf_efficientnet_lite0',
+        'GoogLeNet': 'googlenet',
+    }
+    assert set(rows['device']) == {'NVIDIA H200'} and 'NVIDIA H200' in page
+    for shown, name in networks.items():
+        rate, share, first, memory = re.search(
+            rf'\| {shown} \| ([\d,]+) \| ([\d.]+) \| (\d+) s \| ([\d.]+) GiB', page
+        ).groups()
+        values = rows['value']
+        assert int(rate.replace(',', '')) == values[f'{name}: whole step']
+        assert share == rows['of the bare loop, the floor'][f'{name}: whole step']
+        assert int(first) == round(values[f'{name}: the first epoch, compiling'])
+        assert float(memory) == round(values[f'{name}: memory'], 1)
+    waits = {
+        'looks at the loss': 'loss looked at',
+        'reads the terms': 'terms read',
+        'cuts images in a loop': 'cuts in a loop',
+        'takes images from the host': 'images from the host',
+        'does all of these': 'all of them',
+    }
+    for shown, name in waits.items():
+        (share,) = re.findall(rf'\| {shown} \| ([\d.]+) \|', page)
+        kept = rows['of the bare loop, the floor'][f'timm/tf_efficientnet_lite0, waits: {name}']
+        assert float(share) == float(kept)
