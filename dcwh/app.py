@@ -34,7 +34,7 @@ from filelock import BaseFileLock, FileLock, Timeout
 from PIL import Image, ImageOps
 
 from .codes import Codes
-from .data import Content, on_white, open_image
+from .data import Content, on_white, open_image, upright
 from .files import counted
 from .model import Encoder
 from .parts import Folder
@@ -94,7 +94,7 @@ def _upright(path: Path | Content, side: int) -> Image.Image | None:
         if opened.width * opened.height > MOST_PIXELS:
             return None
         opened.draft('RGB', (side, side))
-        return ImageOps.exif_transpose(opened)
+        return upright(opened).copy()
 
 # %% ../nbs/22_app.ipynb #62d61c55
 NO_IMAGE = 'This file is not an image of a kind that is taken: JPEG, PNG, WEBP, GIF, BMP or TIFF.'
@@ -110,7 +110,7 @@ def read_image(
             wrong = _complaint(opened)
             if not wrong:
                 opened.draft('RGB', (side, side))
-                return ImageOps.exif_transpose(opened)
+                return upright(opened).copy()
     except Image.DecompressionBombError:
         wrong = (
             f'This image has far more than the {MOST_PIXELS // 10**6} million pixels that are '

@@ -407,9 +407,10 @@ class DSDH(DPSH):
         return torch.where(codes == 0, signs, codes)
 
     def remember(self, h: Tensor, y: Tensor, index: Tensor | None = None) -> None:
-        "The batch is written to memory, and new images get their codes."
+        "The batch is written to memory, and images that it keeps get their codes."
         super().remember(h, y, index)
-        self.codes[index] = self.codes_of(h, index).to(self.codes.dtype)
+        codes = self.codes_of(h, index).to(self.codes.dtype)
+        self.codes[index] = torch.where(self.memory.seen[index, None], codes, self.codes[index])
 
     @in_full_precision
     def terms(self, h: Tensor, y: Tensor, index: Tensor | None = None) -> dict[str, Tensor]:

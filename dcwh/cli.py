@@ -116,7 +116,15 @@ def _say(
     typer.secho(lines, fg=colour or None, err=bool(colour))
 
 # %% ../nbs/23_cli.ipynb #bd9c19d4
-EXPECTED = (ValueError, OSError, ImportError, FloatingPointError, RuntimeError, MemoryError)
+EXPECTED = (  # a warning is an error with python -W error
+    ValueError,
+    OSError,
+    ImportError,
+    FloatingPointError,
+    RuntimeError,
+    MemoryError,
+    Warning,
+)
 
 
 def _fail(e: Exception, given: Iterable) -> NoReturn:
@@ -1474,7 +1482,13 @@ def _line(answer: dict) -> str:
         for name, value in answer.items()
         if name not in ('id', 'distance')
     ]
-    return f'{answer["distance"]:10.4g}  {printable(str(answer["id"]))}  {", ".join(known)}'
+    return f'{_distance(answer):>10}  {printable(str(answer["id"]))}  {", ".join(known)}'
+
+
+def _distance(answer: dict) -> str:
+    "Bits to the last one, and a distance of outputs in four digits."
+    far = answer['distance']
+    return str(far) if isinstance(far, int) else f'{far:.4g}'
 
 # %% ../nbs/23_cli.ipynb #2c006bfb
 SHEET, SOFTWARE = 'dcwh: a contact sheet', 0x0131  # what is written into a sheet, and its Exif tag
@@ -1545,7 +1559,7 @@ def _picture(file: Path) -> 'np.ndarray':
 
 
 def _caption(answer: dict) -> str:
-    return f'{answer["distance"]:.4g}  {answer.get("label", "")}'.strip()[:18]
+    return f'{_distance(answer)}  {answer.get("label", "")}'.strip()[:18]
 
 # %% ../nbs/23_cli.ipynb #c80c7733
 CodesName = Annotated[

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['LONGEST', 'MATRICES', 'LABELS', 'sign', 'as_array', 'as_outputs', 'rounded', 'pack', 'check_bits', 'check_packed',
-           'unpack', 'check_flag', 'hamming', 'as_labels', 'check_spelling', 'Codes', 'read_codes', 'balance',
-           'entropy', 'correlation', 'memberships', 'collisions', 'class_codes', 'margins']
+           'unpack', 'check_flag', 'hamming', 'as_labels', 'check_spelling', 'Codes', 'check_saved', 'read_codes',
+           'balance', 'entropy', 'correlation', 'memberships', 'collisions', 'class_codes', 'margins']
 
 # %% ../nbs/01_codes.ipynb #8d8c6dd7
 import unicodedata
@@ -469,8 +469,9 @@ class Codes:
         return cls(packed, bits, labels, ids, model)  # type: ignore[arg-type]  # arrays, once made
 
     def save(self, path: str | Path, **more: Any) -> None:
-        "Write one .npz file, whole or not at all, with more arrays or texts in it if there are."
+        "Write one .npz, whole or not at all, `more` beside codes. Raises as `check_saved` does."
         parts = {name: part for name, part in vars(self).items() if part is not None}
+        check_saved(path, more)
         write_whole(path, lambda f: np.savez(f, **parts, **more))
 
     @staticmethod
@@ -479,6 +480,19 @@ class Codes:
         return read_codes(path)
 
 # %% ../nbs/01_codes.ipynb #5d4a11e6
+def check_saved(
+    path: str | Path,  # of an .npz to be written
+    more: Iterable[str],  # names of what is kept beside codes
+) -> None:
+    "Raises ValueError where the file would be read as something else."
+    if Path(path).suffix in ('.mat', '.npy'):
+        raise ValueError(f'{shown(str(path))}: an .npz is written; end its name with .npz')
+    own = 'packed', 'bits', 'ids', 'model', 'file'
+    for name in more:
+        if name in (*own, *MATRICES, *LABELS):
+            raise ValueError(f'{name} means something else in a file of codes; take another name')
+
+
 def _arrays_in(path: str | Path) -> dict[str, np.ndarray]:
     """The arrays of an .npz or a .mat by name. The one of an .npy is called codes.
 
@@ -577,6 +591,7 @@ def _labels_of(
     parts: dict[str, np.ndarray],  # of a file of codes
     path: str | Path,  # of it
     said: str,  # a name in it, or another file
+    single: bool,  # whether it has the code of one image: then a row is its labels
 ) -> np.ndarray | None:
     "The labels beside codes, or in a file of their own. Raises ValueError, naming the file."
     if said not in parts and Path(said).suffix in ('.npz', '.npy', '.mat'):
@@ -593,7 +608,7 @@ def _labels_of(
     if not name:
         return None
     labels = parts[name]
-    is_row = Path(path).suffix == '.mat' and labels.ndim == 2 and len(labels) == 1
+    is_row = Path(path).suffix == '.mat' and labels.ndim == 2 and len(labels) == 1 and not single
     return labels[0] if is_row else labels  # MATLAB has no vectors
 
 
@@ -625,7 +640,8 @@ def read_codes(
     parts = _arrays_in(path)
     if 'packed' in parts and 'codes' in parts and not codes:
         raise ValueError(f'{path}: it holds codes and packed; keep one of the two')
-    known = _labels_of(parts, path, labels)
+    held = [parts[name] for name in (codes, *MATRICES, 'packed') if name in parts]
+    known = _labels_of(parts, path, labels, single=len(held) > 0 and np.shape(held[0])[:1] == (1,))
     try:
         if not codes and 'packed' in parts:
             return _from_parts(parts, known)

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['PROTOCOLS', 'FORMATS', 'LARGEST', 'WORKERS', 'SHARE', 'LEAST', 'ROLES', 'PARTS', 'EVALUATE_ON', 'whole_number',
            'draw', 'stratified', 'full', 'official', 'sampled', 'disjoint', 'check_protocol', 'Content', 'open_image',
-           'on_white', 'square', 'fitting', 'ImageSet', 'fits_on', 'sent', 'Loader', 'memory_for_images', 'decode',
-           'content_hash', 'readable', 'RetrievalSet', 'classes_in', 'load', 'check', 'cuts', 'pixels_at', 'scaled_at',
-           'prepare', 'epoch_draws']
+           'on_white', 'square', 'upright', 'fitting', 'ImageSet', 'fits_on', 'sent', 'Loader', 'memory_for_images',
+           'decode', 'content_hash', 'readable', 'RetrievalSet', 'classes_in', 'load', 'check', 'cuts', 'pixels_at',
+           'scaled_at', 'prepare', 'epoch_draws']
 
 # %% ../nbs/11_data.ipynb #844eca4c
 import hashlib
@@ -330,18 +330,18 @@ def square(
         raise ValueError(
             f'an image is a {type(image).__name__}; give a file, a PIL image, or a tensor (3, H, W)'
         )
-    image = _upright(image)
+    image = upright(image)
     if 0 in image.size:
         raise ValueError('an image has no pixels')
     if image.mode.startswith(('I', 'F')):
         raise ValueError(
-            f'an image of mode {image.mode} has more than 8 bits a channel; convert it to RGB'
+            f'an image of mode {image.mode} has more than 8 bits a channel; scale it to 8 bits'
         )
     fitted = ImageOps.fit(on_white(image), (side, side), Image.Resampling.BICUBIC)
     return torch.from_numpy(np.array(fitted)).permute(2, 0, 1)
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def upright(image: Image.Image) -> Image.Image:
     "An image as its Exif orientation says; as it is where there is none that can be read."
     image.load()
     try:

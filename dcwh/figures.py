@@ -772,8 +772,10 @@ def _foremost(
     main: str,
     most: int,
 ) -> list[str]:
-    "The methods that get a colour: the main one and the best by mean mAP. The best comes first."
-    means = rows.groupby('method')['map'].mean().sort_values(ascending=False, kind='stable')
+    """The methods that get a colour: the main one, and those that are least behind the best at the
+    lengths they have. The best comes first."""
+    behind = rows.groupby('bits')['map'].transform('max') - rows['map']
+    means = behind.groupby(rows['method']).mean().sort_values(kind='stable')
     chosen = [main] * (main in means) + [name for name in means.index if name != main]
     return [name for name in means.index if name in chosen[:most]]
 

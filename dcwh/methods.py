@@ -148,6 +148,7 @@ class Balanced(TwoStep):
         if self.due:
             means = epoch_means(self.epoch_sums(outputs), self.centres)
             self.centres.data.copy_(balanced_means(means))
+        self.over = True
         apart = least_distance(self.centres)
         return {'stage': self.stage, 'least_centre_distance': apart, 'held': False}
 

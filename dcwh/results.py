@@ -1644,12 +1644,13 @@ def _their_cells(others: 'pd.DataFrame') -> 'pd.DataFrame':
 # %% ../nbs/15_results.ipynb #20efcef7
 def _in_order(cells: 'pd.DataFrame') -> 'pd.DataFrame':
     "Cells in the order of reading: few images after all images, published numbers after ours."
-    mean = cells.groupby(['dataset', 'group', 'method'])['map'].transform('mean')
+    best = cells.groupby(['dataset', 'group', 'column'])['map'].transform('max')
+    behind = (best - cells['map']).groupby([cells[name] for name in ('dataset', 'group', 'method')])
     order = cells[['dataset', 'protocol']].assign(
         few=cells['train_per_class'] > 0,
         theirs=cells['source'] != '',
         group=cells['group'],
-        mean=-mean,
+        behind=behind.transform('mean').round(9),  # in the columns that it has
         method=cells['method'],
         images=cells['train_per_class'],
         bits=cells['bits'],
@@ -1664,7 +1665,8 @@ def comparison(
 ) -> 'pd.DataFrame':  # one row a cell, in the order of reading
     """The cells of the tables of all data sets: ours by groups, then what others report.
 
-    The best method comes first in its group. `best` marks the best of a column."""
+    The method that is least behind the best of its columns comes first. `best` marks the best of
+    a column."""
     _check_frame(table, 'table', 'summary')
     if others is not None:
         _check_frame(others, 'others', 'published')

@@ -6,6 +6,7 @@ import os
 import shlex
 import subprocess
 import sys
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from scipy.io import savemat
 from typer.testing import CliRunner
 
 import dcwh.files
+from dcwh import cli
 from dcwh.cli import app, columns_of, labelled, save_codes
 from dcwh.codes import Codes
 from dcwh.config import RECIPES, Config
@@ -1137,3 +1139,19 @@ runpy.run_module('dcwh', run_name='__main__')
     )
     assert (done.returncode, done.stdout) == (130, '')
     assert done.stderr in ('stopped\n', 'stopped; the same command goes on\n')
+
+
+def test_answers_show_distances_whole():
+    line = cli._line({'id': 'a.png', 'distance': 12_345})
+    assert line.split() == ['12345', 'a.png'] and cli._caption({'distance': 12_345}) == '12345'
+    assert cli._line({'id': 'a.png', 'distance': 1.23456}).split()[0] == '1.235'
+
+
+def test_a_warning_that_python_makes_an_error_is_no_bug(tmp_path):
+    rng = np.random.default_rng(0)
+    np.savez(tmp_path / 'q.npz', codes=rng.normal(size=(9, 8)), labels=np.arange(9) % 3)
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        done = do('evaluate', str(tmp_path / 'q.npz'), str(tmp_path / 'q.npz'))
+    assert done.exit_code == 2 and 'queries are in the database too' in done.stderr
+    assert 'bug' not in done.stderr

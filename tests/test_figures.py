@@ -77,29 +77,38 @@ def test_the_map_of_codes_is_the_same_each_time():
     assert files[0].getvalue() == files[1].getvalue()
 
 
+def cell_of(method, bits, value):
+    "A row as `summary` has it."
+    return {
+        'dataset': 'digits',
+        'protocol': 'full',
+        'train_per_class': 0,
+        'top_k': pd.NA,
+        'normaliser': 'all',
+        'method': method,
+        'setting': 'default',
+        'shared': 'default',
+        'backbone': 'small',
+        'bits': bits,
+        'n': 2,
+        'map': value,
+        'interval': 0.1,
+        'stood': False,
+    }
+
+
+def test_a_method_that_was_run_at_more_lengths_is_no_worse_for_it():
+    "The mean mAP is lower of one that has short codes, too."
+    long, both = [('long', 48, 0.54)], [('both', 16, 0.47), ('both', 48, 0.55)]
+    cells = comparison(pd.DataFrame([cell_of(*cell) for cell in long + both]))
+    assert list(dict.fromkeys(cells['method'])) == ['both', 'long']
+    assert figures._foremost(cells, 'none', 2) == ['both', 'long']
+
+
 @pytest.mark.parametrize('number', [1, 6, 7, 20])
 def test_at_most_six_lines_have_a_colour(number):
     table = pd.DataFrame(
-        [
-            {
-                'dataset': 'digits',
-                'protocol': 'full',
-                'train_per_class': 0,
-                'top_k': pd.NA,
-                'normaliser': 'all',
-                'method': f'm{m}',
-                'setting': 'default',
-                'shared': 'default',
-                'backbone': 'small',
-                'bits': bits,
-                'n': 2,
-                'map': (m + 1) / 21,
-                'interval': 0.1,
-                'stood': False,
-            }
-            for m in range(number)
-            for bits in (16, 32)
-        ]
+        [cell_of(f'm{m}', bits, (m + 1) / 21) for m in range(number) for bits in (16, 32)]
     )
     ax = figures.map_by_bits(comparison(table), main='m0').axes[0]
     names = [text.get_text() for text in ax.get_legend().get_texts()]

@@ -9,13 +9,15 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 import yaml
 from typer.testing import CliRunner
 
 from dcwh.cli import app
 from dcwh.config import Config, resolve
 from dcwh.experiment import finished, recorded, report, run
-from dcwh.methods import BUILT_IN, METHODS, method_of, register
+from dcwh.loss import DCWHLoss
+from dcwh.methods import BUILT_IN, METHODS, Balanced, method_of, register
 from dcwh.results import read_result, read_table, record, row_of_config, run_name
 from dcwh.sources import BENCHMARKS, SOURCES
 
@@ -266,3 +268,17 @@ def test_a_method_that_would_fail_is_told_before_anything_is_written(place, monk
         assert done.exit_code == 2 and len(done.stderr.splitlines()) == 1, done.output
         assert done.stderr.startswith(f'method {place} fails on a batch') and said in done.stderr
         assert not Path('runs').exists()
+
+
+def test_centres_that_keep_kin_near_want_every_epoch_begun():
+    "A batch after `end_epoch` would be added to the sums of the epoch before."
+    criterion = Balanced(DCWHLoss(4, 8), 0.5)
+    h, y = torch.randn(40, 8), torch.arange(40) % 4
+    criterion.begin_epoch(0, 2)
+    criterion(h, y)
+    criterion.end_epoch()
+    with pytest.raises(RuntimeError, match='a batch came after end_epoch; call begin_epoch'):
+        criterion(h, y)
+    criterion.begin_epoch(1, 2)
+    criterion(h, y)
+    assert criterion.sums[:, -1].sum() == 40
