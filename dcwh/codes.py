@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LONGEST', 'MATRICES', 'LABELS', 'sign', 'as_array', 'as_outputs', 'rounded', 'pack', 'check_bits', 'check_packed',
-           'unpack', 'check_flag', 'hamming', 'as_labels', 'check_spelling', 'Codes', 'check_saved', 'read_codes',
+           'unpack', 'check_flag', 'hamming', 'as_labels', 'check_spelling', 'Codes', 'saved_as', 'read_codes',
            'balance', 'entropy', 'correlation', 'memberships', 'collisions', 'class_codes', 'margins']
 
 # %% ../nbs/01_codes.ipynb #8d8c6dd7
@@ -469,10 +469,9 @@ class Codes:
         return cls(packed, bits, labels, ids, model)  # type: ignore[arg-type]  # arrays, once made
 
     def save(self, path: str | Path, **more: Any) -> None:
-        "Write one .npz, whole or not at all, `more` beside codes. Raises as `check_saved` does."
+        "Write one .npz, whole or not at all, `more` beside codes. Raises as `saved_as` does."
         parts = {name: part for name, part in vars(self).items() if part is not None}
-        check_saved(path, more)
-        write_whole(path, lambda f: np.savez(f, **parts, **more))
+        write_whole(saved_as(path, more), lambda f: np.savez(f, **parts, **more))
 
     @staticmethod
     def load(path: str | Path) -> 'Codes':
@@ -480,17 +479,18 @@ class Codes:
         return read_codes(path)
 
 # %% ../nbs/01_codes.ipynb #5d4a11e6
-def check_saved(
+def saved_as(
     path: str | Path,  # of an .npz to be written
     more: Iterable[str],  # names of what is kept beside codes
-) -> None:
-    "Raises ValueError where the file would be read as something else."
+) -> str | Path:  # the path
+    "Where codes are saved. Raises ValueError where the file would be read as something else."
     if Path(path).suffix in ('.mat', '.npy'):
         raise ValueError(f'{shown(str(path))}: an .npz is written; end its name with .npz')
     own = 'packed', 'bits', 'ids', 'model', 'file'
     for name in more:
         if name in (*own, *MATRICES, *LABELS):
             raise ValueError(f'{name} means something else in a file of codes; take another name')
+    return path
 
 
 def _arrays_in(path: str | Path) -> dict[str, np.ndarray]:
