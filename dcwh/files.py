@@ -57,9 +57,11 @@ def counted(
 def as_path(path: str | Path) -> Path:
     "A path. Raises ValueError at anything else."
     given = isinstance(path, (str, os.PathLike)) and path != ''
-    if given and '\0' not in str(path):
-        return Path(path)
-    raise ValueError(f'{shown(path)} is no path; give a text or a Path')
+    if not given or '\0' in str(path):
+        raise ValueError(f'{shown(path)} is no path; give a text or a Path')
+    if re.match('~(/|$)', str(path)):
+        raise ValueError(f'{path}: ~ is no home here; give the whole path')
+    return Path(path)
 
 # %% ../nbs/00_files.ipynb #1cf1476a
 def file_is_there(path: str | Path) -> bool:

@@ -38,7 +38,7 @@ from filelock import Timeout
 from torch import Tensor
 
 from .codes import Codes, as_array, as_outputs, check_bits, check_flag, rounded, unpack
-from .files import locked, shown, unknown, writable, write_whole
+from .files import as_path, locked, shown, unknown, writable, write_whole
 from .sources import check_spelling
 
 # %% ../nbs/18_search.ipynb #cda9fd7b
@@ -506,6 +506,7 @@ def _check_lance_name(path: str | Path) -> None:
             f'{path} cannot be an index of kind lance; give a folder or URI '
             'that ends in .lance, with a name of letters, digits, _, - and .'
         )
+    as_path(path)
 
 
 def _are_settings(storage: object) -> bool:
@@ -720,6 +721,7 @@ def _check_path(path: object) -> None:
         raise ValueError(f'{path!r} is no path of an index')
 
 
+    as_path(path)
 def _open_file(path: str | Path, options: dict) -> 'FaissIndex':
     "An index in memory, read from a file. Raises as `CodeIndex.load`."
     others = [name for name in options if name != 'mapped']
@@ -1730,7 +1732,8 @@ class _Place:
         "LanceDB's connection."
         settings = {name: str(value) for name, value in self.settings.items()}
         options = _CALM | settings if self.remote else {}
-        return _lancedb().connect(self.folder or '.', storage_options=options)
+        folder = self.folder if self.remote else os.path.abspath(self.folder)  # no ~ to expand
+        return _lancedb().connect(folder, storage_options=options)
 
     def error(self, error: Exception) -> OSError:
         "What is said where a table can be neither opened nor made."
