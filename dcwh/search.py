@@ -548,6 +548,8 @@ class IndexContract(ABC):
         where: dict | str | None = None,  # values of columns; kind lance takes SQL, too
     ) -> Answers:  # Hamming distances, int32 (Q, min(k, len(self))), and ids
         """The nearest images of each query. -1 and an empty id (or -1) where there were fewer.
+        Of images that are as far as the last, FAISS or LanceDB chooses. So a smaller `k` may give
+        others than the beginning of a larger one.
 
         Raises ValueError for codes, a k or a filter that do not fit."""
 
@@ -1237,7 +1239,7 @@ class FaissIndex(CodeIndex):
         return self.rows.ids
 
     def search(self, codes: Codes, k: int = 10, where: dict | str | None = None) -> Answers:
-        "See `IndexContract.search`. Images of equal distance come in the order of the index."
+        "See `IndexContract.search`. In an answer, equal distances come in the order of the index."
         return _search_rows(self, codes, k, where)
 
     def codes_of(self, ids: Ids) -> Codes:
@@ -2021,7 +2023,7 @@ class LanceIndex(CodeIndex):
         return np.array(self.table.column('id').to_pylist(), _DTYPES[self.types['id']])
 
     def search(self, codes: Codes, k: int = 10, where: dict | str | None = None) -> Answers:
-        "See `IndexContract.search`. Images of equal distance come in the order of their ids."
+        "See `IndexContract.search`. In an answer, equal distances come in the order of their ids."
         return _search_table(self, codes, k, where)
 
     def codes_of(self, ids: Ids) -> Codes:
