@@ -586,7 +586,7 @@ class CodeIndex(IndexContract):
 
     @staticmethod
     def build(
-        codes: Codes,
+        codes: Codes,  # copied, as metadata are
         kind: str = 'flat',
         metadata: dict | None = None,  # columns: one value per image, under a name
         root: str | Path = '',  # folder that ids are relative to; empty: unknown
@@ -721,9 +721,9 @@ def _check_path(path: object) -> None:
     "Raises ValueError for what is no path."
     if not isinstance(path, (str, Path)) or not str(path) or '\0' in str(path):
         raise ValueError(f'{path!r} is no path of an index')
-
-
     as_path(path)
+
+
 def _open_file(path: str | Path, options: dict) -> 'FaissIndex':
     "An index in memory, read from a file. Raises as `CodeIndex.load`."
     others = [name for name in options if name != 'mapped']
@@ -1338,18 +1338,19 @@ def _built_anew(index: FaissIndex) -> FaissIndex:
     options = dict(index.options)
     if 'lists' in options:
         options['lists'] = min(options['lists'], rows.left)
-    columns = {name: values[stay] for name, values in rows.columns.items()}
-    made = _faiss_index(rows.codes[stay], columns, index.kind, index.root, options)
-    made.revision = index.revision
-    return made
+    codes = rows.codes[stay]
+    left = ImageRows(codes, {name: values[stay] for name, values in rows.columns.items()})
+    structure = structure_of(index.kind, codes.packed, options)
+    return FaissIndex(left, structure, index.kind, index.root, options, index.revision)
 
 
 def _faiss_index(
     codes: Codes, columns: dict[str, np.ndarray], kind: str, root: str, options: dict
 ) -> FaissIndex:
-    "A new index. The options are checked."
-    structure = structure_of(kind, codes.packed, options)
-    return FaissIndex(ImageRows(codes, columns), structure, kind, root, options)
+    "A new index, with copies of what is given. The options are checked."
+    codes = Codes(codes.packed.copy(), codes.bits, None, codes.ids.copy(), codes.model)
+    rows = ImageRows(codes, {name: values.copy() for name, values in columns.items()})
+    return FaissIndex(rows, structure_of(kind, codes.packed, options), kind, root, options)
 
 
 INDEX_KINDS: dict[str, Callable[..., CodeIndex]] = dict.fromkeys(STRUCTURES, _faiss_index)
