@@ -389,7 +389,7 @@ _held: list[BaseFileLock] = []  # locks of this process
 
 def _remove_abandoned() -> None:
     "Remove the folders of pages that were killed: those whose lock nobody holds."
-    for lock in Path(tempfile.gettempdir()).glob('dcwh-page-*/.lock'):
+    for lock in Path(tempfile.gettempdir()).glob('dcwh-page-????????/.lock'):
         if lock.is_symlink() or lock.parent.is_symlink():
             continue  # none that we made
         # a timeout is a page that is open; an error, somebody else's

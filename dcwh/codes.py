@@ -465,7 +465,7 @@ class Codes:
         ids: Tensor | np.ndarray | None = None,
         model: str = '',
     ) -> 'Codes':
-        "Codes that are packed into bytes. All else is as in `from_outputs`."
+        "Codes that are packed into bytes. Arrays are kept as they are, not copied."
         return cls(packed, bits, labels, ids, model)  # type: ignore[arg-type]  # arrays, once made
 
     def save(self, path: str | Path, **more: Any) -> None:

@@ -763,6 +763,25 @@ def _check_same(plan: Plan, bits: int, model: str, place: str) -> None:
         )
 
 # %% ../nbs/21_encoding.ipynb #21e00070
+_UNMADE = re.compile(  # what LanceDB writes before a table is there
+    r'data(/\.tmp\w*|/\w+\.lance)?|_transactions(/[\w-]+\.txn(#\d+)?)?'
+    r'|_versions(/\.tmp.*|/\d+\.manifest#\d+)?'
+)
+
+
+def _remove_unmade(to: Path) -> None:
+    """Remove what a call has left that was killed before its table was made.
+
+    Raises FileExistsError, with nothing removed, where anything else is there."""
+    names = sorted(path.relative_to(to).as_posix() for path in to.rglob('*'))
+    others = [name for name in names if not _UNMADE.fullmatch(name)]
+    if others:
+        raise FileExistsError(
+            f'{to} is there and holds {others[0]}, so encode did not make it; give another place'
+        )
+    shutil.rmtree(to)
+
+
 @dataclass
 class LanceDataset(Dataset):
     "A table of LanceDB. It is made where it is not there."
@@ -770,8 +789,8 @@ class LanceDataset(Dataset):
     def __post_init__(self) -> None:
         to, plan = self.to.place, self.plan
         options = {'storage_options': dict(self.to.settings or {})}
-        if os.path.isdir(to) and not any(Path(to).glob('_versions/*')):
-            shutil.rmtree(to)  # a call was killed before the table was made
+        if os.path.isdir(to) and not any(Path(to).glob('_versions/*.manifest')):
+            _remove_unmade(Path(to))
         try:
             if not self.to.remote and not os.path.lexists(to):
                 raise FileNotFoundError

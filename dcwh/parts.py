@@ -34,7 +34,7 @@ from numba import set_num_threads
 from .codes import Codes, check_bits, read_codes
 from .counting import histograms_of_parts
 from .data import WORKERS, fitting
-from .files import counted, file_is_there, shown, write_whole
+from .files import as_path, counted, file_is_there, shown, write_whole
 from .model import first_line
 from .search import CodeIndex, check_width, header_of, in_lance, types_of
 from .sources import split_labels
@@ -61,7 +61,7 @@ def files_at(
     arrow = arrow_library()
     scheme, given, path = where.partition('://')
     if not given:
-        return arrow.fs.LocalFileSystem(), os.path.abspath(where)
+        return arrow.fs.LocalFileSystem(), os.path.abspath(as_path(where))
     try:
         if scheme == 's3':
             return _s3(storage_options or {}), path.strip('/')

@@ -38,7 +38,7 @@ from filelock import Timeout
 from torch import Tensor
 
 from .codes import Codes, as_array, as_outputs, check_bits, check_flag, rounded, unpack
-from .files import locked, shown, unknown, writable, write_whole
+from .files import as_path, locked, shown, unknown, writable, write_whole
 from .sources import check_spelling
 
 # %% ../nbs/18_search.ipynb #cda9fd7b
@@ -506,6 +506,7 @@ def _check_lance_name(path: str | Path) -> None:
             f'{path} cannot be an index of kind lance; give a folder or URI '
             'that ends in .lance, with a name of letters, digits, _, - and .'
         )
+    as_path(path)
 
 
 def _are_settings(storage: object) -> bool:
@@ -547,6 +548,8 @@ class IndexContract(ABC):
         where: dict | str | None = None,  # values of columns; kind lance takes SQL, too
     ) -> Answers:  # Hamming distances, int32 (Q, min(k, len(self))), and ids
         """The nearest images of each query. -1 and an empty id (or -1) where there were fewer.
+        Of images that are as far as the last, FAISS or LanceDB chooses. So a smaller `k` may give
+        others than the beginning of a larger one.
 
         Raises ValueError for codes, a k or a filter that do not fit."""
 
@@ -583,7 +586,7 @@ class CodeIndex(IndexContract):
 
     @staticmethod
     def build(
-        codes: Codes,
+        codes: Codes,  # copied, as metadata are
         kind: str = 'flat',
         metadata: dict | None = None,  # columns: one value per image, under a name
         root: str | Path = '',  # folder that ids are relative to; empty: unknown
@@ -718,6 +721,7 @@ def _check_path(path: object) -> None:
     "Raises ValueError for what is no path."
     if not isinstance(path, (str, Path)) or not str(path) or '\0' in str(path):
         raise ValueError(f'{path!r} is no path of an index')
+    as_path(path)
 
 
 def _open_file(path: str | Path, options: dict) -> 'FaissIndex':
@@ -1235,7 +1239,7 @@ class FaissIndex(CodeIndex):
         return self.rows.ids
 
     def search(self, codes: Codes, k: int = 10, where: dict | str | None = None) -> Answers:
-        "See `IndexContract.search`. Images of equal distance come in the order of the index."
+        "See `IndexContract.search`. In an answer, equal distances come in the order of the index."
         return _search_rows(self, codes, k, where)
 
     def codes_of(self, ids: Ids) -> Codes:
@@ -1334,18 +1338,19 @@ def _built_anew(index: FaissIndex) -> FaissIndex:
     options = dict(index.options)
     if 'lists' in options:
         options['lists'] = min(options['lists'], rows.left)
-    columns = {name: values[stay] for name, values in rows.columns.items()}
-    made = _faiss_index(rows.codes[stay], columns, index.kind, index.root, options)
-    made.revision = index.revision
-    return made
+    codes = rows.codes[stay]
+    left = ImageRows(codes, {name: values[stay] for name, values in rows.columns.items()})
+    structure = structure_of(index.kind, codes.packed, options)
+    return FaissIndex(left, structure, index.kind, index.root, options, index.revision)
 
 
 def _faiss_index(
     codes: Codes, columns: dict[str, np.ndarray], kind: str, root: str, options: dict
 ) -> FaissIndex:
-    "A new index. The options are checked."
-    structure = structure_of(kind, codes.packed, options)
-    return FaissIndex(ImageRows(codes, columns), structure, kind, root, options)
+    "A new index, with copies of what is given. The options are checked."
+    codes = Codes(codes.packed.copy(), codes.bits, None, codes.ids.copy(), codes.model)
+    rows = ImageRows(codes, {name: values.copy() for name, values in columns.items()})
+    return FaissIndex(rows, structure_of(kind, codes.packed, options), kind, root, options)
 
 
 INDEX_KINDS: dict[str, Callable[..., CodeIndex]] = dict.fromkeys(STRUCTURES, _faiss_index)
@@ -1730,7 +1735,8 @@ class _Place:
         "LanceDB's connection."
         settings = {name: str(value) for name, value in self.settings.items()}
         options = _CALM | settings if self.remote else {}
-        return _lancedb().connect(self.folder or '.', storage_options=options)
+        folder = self.folder if self.remote else os.path.abspath(self.folder)  # no ~ to expand
+        return _lancedb().connect(folder, storage_options=options)
 
     def error(self, error: Exception) -> OSError:
         "What is said where a table can be neither opened nor made."
@@ -2018,7 +2024,7 @@ class LanceIndex(CodeIndex):
         return np.array(self.table.column('id').to_pylist(), _DTYPES[self.types['id']])
 
     def search(self, codes: Codes, k: int = 10, where: dict | str | None = None) -> Answers:
-        "See `IndexContract.search`. Images of equal distance come in the order of their ids."
+        "See `IndexContract.search`. In an answer, equal distances come in the order of their ids."
         return _search_table(self, codes, k, where)
 
     def codes_of(self, ids: Ids) -> Codes:

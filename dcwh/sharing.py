@@ -13,7 +13,6 @@ import math
 import os
 import re
 import shutil
-import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
@@ -30,7 +29,16 @@ from torch import Tensor
 
 from .codes import Codes, check_bits, check_flag
 from .evaluation import evaluate
-from .files import as_path, file_is_there, folder_lock, shown, writable, write_whole
+from dcwh.files import (
+    as_path,
+    file_is_there,
+    folder_lock,
+    leftovers,
+    shown,
+    temporary,
+    writable,
+    write_whole,
+)
 from .methods import BUILT_IN, METHODS
 from dcwh.model import (
     HUB,
@@ -686,24 +694,18 @@ def _alike(a: Any, b: Any) -> bool:
 @contextmanager
 def _draft_of(to: Path) -> Iterator[Path]:
     "A place for a folder until it is whole, beside its own."
-    to.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory('.part', _prefix(to), to.parent) as draft, folder_lock(draft):
-        yield Path(draft) / 'made'
-
-
-def _prefix(to: Path) -> str:
-    "What the names of drafts of a folder begin with."
-    return f'.{to.name[:100]}.'
+    draft = temporary(to)
+    draft.mkdir(parents=True)
+    try:
+        with folder_lock(draft):
+            yield draft / 'made'
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
 
 
 def _remove_drafts(to: Path) -> None:
     "Remove what killed writers of a folder have left beside it."
-    if not to.parent.is_dir():
-        return
-    for name in os.listdir(to.parent):
-        old = to.parent / name
-        if not (name.startswith(_prefix(to)) and name.endswith('.part') and old.is_dir()):
-            continue
+    for old in filter(Path.is_dir, leftovers(to)):
         with folder_lock(old, wait=False) as left:  # not had while its writer lives
             if left:
                 shutil.rmtree(old, ignore_errors=True)
@@ -722,7 +724,6 @@ def publish(
     The card says whether its numbers were counted again from the codes of the run.
     Raises OSError at a bad place, ValueError where things do not belong together."""
     to, file = as_path(to), as_path(result)
-    _remove_drafts(to)
     if os.path.lexists(to):
         raise FileExistsError(f'{to} is there already; give another folder, or remove it')
     _check_repository(repo_id)
@@ -734,6 +735,7 @@ def publish(
     held = _whole_result(file)
     model, counted = _belonging(held, file.parent)
     writable(to)
+    _remove_drafts(to)
     with _draft_of(to) as made:
         home = f'{HUB}{repo_id}' if repo_id else '.'
         text = str(card(held, home, model.identity(), onnx, license, counted))

@@ -421,6 +421,36 @@ def test_two_datasets_of_one_name_have_a_plan_each(home, tmp_path):
     assert (made.images, made.changes) == (IMAGES + 1, '')
 
 
+def test_a_folder_in_the_place_of_a_table_that_was_moved_stays(home, tmp_path):
+    "The plan still lies beside it. What is left of a table that was never made is removed."
+    place = tmp_path / 'new.lance'
+    call = partial(encode_dataset, str(home / 'model'), home / 'photos', place, engine='here')
+    call()
+    place.rename(tmp_path / 'moved.lance')
+    for name in ('thesis.txt', 'data/thesis.txt', '_versions/1.txt', 'notes/a.lance'):
+        (place / name).parent.mkdir(parents=True, exist_ok=True)
+        (place / name).write_text('mine')
+        with pytest.raises(FileExistsError, match=f'new.lance is there and holds {name[:5]}'):
+            call()
+        assert (place / name).read_text() == 'mine'
+        shutil.rmtree(place)
+    for name in ('data/.tmp1a', 'data/0a.lance', '_transactions/0-1a.txn', '_versions/.tmp_1'):
+        (place / name).parent.mkdir(parents=True, exist_ok=True)
+        (place / name).touch()
+    assert call().images == IMAGES
+    check_codes(CodeIndex.load(place), home)
+
+
+@pytest.mark.parametrize('to', ['~/new.lance', '~/new'])
+def test_a_dataset_in_a_home_is_refused(home, tmp_path, monkeypatch, to):
+    "Neither a folder called ~ nor anything in the home is made."
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv('HOME', str(tmp_path))
+    with pytest.raises(ValueError, match=f'{to}: ~ is no home here; give the whole path'):
+        encode_dataset(str(home / 'model'), home / 'photos', to, engine='here')
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_dataset_gets_lists_when_it_is_large_and_done(home, tmp_path, monkeypatch):
     "Also by a call that finds all parts, as the one before may have been killed."
     place = tmp_path / 'new.lance'

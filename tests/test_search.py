@@ -26,6 +26,7 @@ from programs import Python, python
 
 from dcwh.app import described
 from dcwh.codes import Codes, hamming
+from dcwh.parts import CodeParts
 from dcwh.search import INDEX_KINDS, OPTIONS, STRUCTURES, CodeIndex, changing, option_lines
 
 
@@ -431,6 +432,57 @@ def test_k_is_cut_at_the_size(tmp_path, kind):
     ] * 2 + [(3, 0)] * 2
     index.add(codes)
     assert index.search(codes, 1)[1].shape == (20, 1)
+
+
+@pytest.mark.parametrize('kind', INDEX_KINDS)
+def test_arrays_that_change_later_do_not_reach_an_index(tmp_path, kind):
+    "A buffer is filled anew after the index was built of it, and after it was extended by it."
+    kept, row = some_codes(100), np.arange(100)
+    packed, ids, rows = kept.packed.copy(), kept.ids.astype('U7'), row.copy()
+    index = built(kind, Codes(packed, 32, None, ids), {'row': rows}, tmp_path)
+    packed[:], ids[:], rows[:] = 0, 'x', -7
+    check_held(index, kept, row, tmp_path)
+    kept, row = some_codes(100, first=100), np.arange(100, 200)
+    packed[:], ids[:], rows[:] = kept.packed, kept.ids, row
+    index.add(Codes(packed, 32, None, ids), {'row': rows})
+    packed[:], ids[:], rows[:] = 0, 'x', -7
+    check_held(index, kept, row, tmp_path)
+
+
+def check_held(index, codes, row, folder):
+    "Search, codes, columns, and what is saved agree."
+    distances, found = index.search(codes, 1)
+    assert index.kind == 'hnsw' or (distances == 0).all() and (found[:, 0] == codes.ids).all()
+    if index.kind != 'lance':
+        index.save(folder / 'a.index')
+        index = CodeIndex.load(folder / 'a.index')
+    assert (index.codes_of(codes.ids).packed == codes.packed).all()
+    assert (index.details(codes.ids)['row'] == row).all()
+    assert (index.search(codes, 1)[1] == found).all()
+
+
+def test_a_home_is_no_place_of_an_index(tmp_path, monkeypatch):
+    "LanceDB takes ~ for the home, and nothing else does."
+    (tmp_path / '~').mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv('HOME', str(tmp_path))
+    in_memory = CodeIndex.build(codes(5))
+    calls = [
+        lambda: CodeIndex.build(codes(5), 'lance', path='~/a.lance'),
+        lambda: CodeIndex.build(codes(5), 'lance', path=Path('~/a.lance')),
+        lambda: CodeIndex.load('~/a.lance'),
+        lambda: CodeIndex.load('~/a.index'),
+        lambda: in_memory.save('~/a.index'),
+        lambda: CodeParts.open('~/a.lance'),
+        lambda: CodeParts.open('~/a'),
+    ]
+    for call in calls:
+        with pytest.raises(ValueError, match='~/a.*: ~ is no home here; give the whole path'):
+            call()
+    assert os.listdir() == ['~'] and not os.listdir('~')
+    table = tmp_path / '~/a.lance'
+    CodeIndex.build(codes(5), 'lance', path=table)
+    assert len(CodeIndex.load(table)) == 5
 
 
 def test_too_many_answers_are_refused():

@@ -310,15 +310,17 @@ def test_a_failure_leaves_no_folder(digits, tmp_path, monkeypatch):
 
 def test_what_a_killed_publish_left_goes_with_the_next(digits, tmp_path):
     where, name = digits
-    for left in ('.model.abc.part', '.model.living.part', '.other.abc.part', '.model.abc'):
+    dead, living = tmp_path / '.model.0123abcd.part', tmp_path / '.model.89abcdef.part'
+    yours = ['.model.first.part', '.model.1.0123abcd.part', '.other.0123abcd.part', '.model.abc']
+    for left in (dead, living, *yours):
         (tmp_path / left / 'made').mkdir(parents=True)
-    with folder_lock(tmp_path / '.model.living.part'):
+    with pytest.raises(OSError):
+        publish(tmp_path / 'no run', tmp_path / 'model')
+    assert dead.exists(), 'a call that is refused removes nothing'
+    with folder_lock(living):
         publish(where / 'runs' / name, tmp_path / 'model')
     there = sorted(path.name for path in tmp_path.iterdir())
-    assert there == ['.model.abc', '.model.living.part', '.other.abc.part', 'model']
-    with pytest.raises(FileExistsError):
-        publish(where / 'runs' / name, tmp_path / 'model')
-    assert not (tmp_path / '.model.living.part').exists()
+    assert there == sorted([living.name, *yours, 'model'])
 
 
 def test_a_card_of_no_text_is_refused(digits):
