@@ -273,7 +273,7 @@ def headline(
         f'It is the expected value over the orders of tied images: {m["map_pessimistic"]:.4f} if '
         f'every tie fell wrong, {m["map_optimistic"]:.4f} if every tie fell right.'
     )
-    if row is None or row['map'] == m['map']:
+    if row is None or f'{row["map"]:.4f}' == f'{m["map"]:.4f}':
         return text
     return text + (
         f'\n\nThe row of this run in the table has {row["map"]:.4f}. It was made by commit '

@@ -172,6 +172,11 @@ def test_tables_have_as_many_cells_as_their_head(path, notebooks):
 
 
 @pytest.mark.parametrize('path', NOTEBOOKS, ids=name)
+def test_cells_of_frames_show_no_backticks(path):
+    assert re.findall('<td>[^<\n]*`', path.read_text()) == []
+
+
+@pytest.mark.parametrize('path', NOTEBOOKS, ids=name)
 def test_formulas_are_closed_and_escaped_once(path, notebooks):
     for cell in notebooks[path].cells:
         if cell.cell_type != 'markdown':

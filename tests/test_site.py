@@ -51,6 +51,8 @@ const look = () => done({
     i => !/\w+ \w+/.test(i.alt)).map(i => [i.src, i.alt]),
   blank: [...document.images].filter(i => !i.complete || !i.naturalWidth).map(i => i.src),
   width: document.documentElement.scrollWidth,
+  small: [...document.querySelectorAll('.cell_output img')].filter(
+    i => i.getBoundingClientRect().width < Math.min(i.naturalWidth, 600)).map(i => i.src),
   long: [...document.querySelectorAll('mjx-container:not([display])')].filter(
     e => e.getBoundingClientRect().width > 350).map(e => e.closest('p, li').textContent),
 });
@@ -185,6 +187,10 @@ def test_figures_are_shown(seen):
     reports = [*(ROOT / 'reports').glob('*/*.ipynb')]
     assert seen['gallery.html']['pictures'] == len(reports) > 16
     assert seen['notebooks/tour.html']['pictures'] > 2
+
+
+def test_figures_can_be_read_on_a_phone(seen):
+    assert only(seen, 'small') == {}
 
 
 def test_figures_have_alternative_texts(seen):
