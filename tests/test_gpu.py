@@ -74,13 +74,13 @@ def test_every_method_learns_alike(tmp_path):
         assert not done.returncode, done.stderr
         made[place] = torch.load(out, weights_only=True, map_location='cpu')
     apart = {
-        name: abs(value - made[GPU][name]['history'][epoch][term])
+        (name, epoch, term): abs(value - made[GPU][name]['history'][epoch][term])
         for name, parts in made['cpu'].items()
         for epoch, facts in enumerate(parts['history'])
         for term, value in facts.items()
         if not isinstance(value, str)
     }
-    assert {name: gap for name, gap in apart.items() if gap > 1e-3} == {}
+    assert {where: gap for where, gap in apart.items() if gap > 1e-3} == {}
 
 
 def waits(config, images):
