@@ -582,7 +582,7 @@ def _list(
     for head in rows[0]:
         table.add_column(head, overflow='fold')
     for row in rows:
-        table.add_row(*row.values())
+        table.add_row(*(text.replace('`', '') for text in row.values()))
     with console.capture() as told:
         console.print(table)
     _say('\n'.join(line.rstrip() for line in told.get().splitlines()))
@@ -702,10 +702,12 @@ def _run_of(place: str) -> str:
 
 
 def _check_compared(folders: list[str]) -> None:
-    "Raises FileNotFoundError where there is nothing to compare."
+    "Raises FileNotFoundError or ValueError where there is nothing to compare."
     if not folders:
         raise FileNotFoundError('there is no folder reports or runs here; name one')
     for folder in folders:
+        if not folder:
+            raise ValueError('a folder is empty; name a folder of tables or of runs')
         if not Path(folder).is_dir() and not _run_of(folder):
             problem = 'is no folder' if Path(folder).exists() else 'is not there'
             raise FileNotFoundError(f'{folder} {problem}; give a folder of tables or of runs')

@@ -203,18 +203,22 @@ def check_data(result: dict, data: RetrievalSet, file: str | Path) -> None:
 
 
 def check_superclasses(result: dict, data: RetrievalSet, file: str | Path) -> None:
-    "Raises ValueError, naming the file, if a result was measured with other superclasses."
+    """Raises ValueError, naming the file, if a result was measured with other superclasses.
+
+    Warns if it was measured without those that are there now."""
     source = data.query.source
     held, found = result['protocol'].get('superclass_hash'), source.superclass_hash
-    if held != found:
-        raise ValueError(
-            f'{file} was measured with {_kin_text(held)}, and {source.name} now has '
-            f'{_kin_text(found)}; {otherwise(file)}'
+    if found and not held:
+        warnings.warn(
+            f'{file} was measured without the superclasses that {source.name} has now; it stands, '
+            'and has no map_kin (a run with --force has one)',
+            stacklevel=2,
         )
-
-
-def _kin_text(superclass_hash: str | None) -> str:
-    return f'superclasses {superclass_hash}' if superclass_hash else 'no known superclasses'
+    elif found and held != found:
+        raise ValueError(
+            f'{file} was measured with superclasses {held}, and {source.name} now has superclasses '
+            f'{found}; {otherwise(file)}'
+        )
 
 
 def check_weights(result: dict, config: Config, file: str | Path) -> None:

@@ -1042,6 +1042,19 @@ def changed(
     follows = 'resize=', 'padding='
     return ', '.join(s for s in shared.split(', ')[1:] if not s.startswith(follows))
 
+
+def _changes(shared: str) -> list[str]:
+    "What a setting changes, as in `changed`. A recipe that is not the default comes first."
+    recipe = shared.partition(', ')[0]
+    named = [f'recipe {recipe}'] * (recipe != 'default')
+    return [*named, *filter(None, changed(shared).split(', '))]
+
+
+def _own_changes(row: dict) -> list[str]:
+    "What a method chose for itself: the changes of its `setting` that are not `shared`."
+    shared = _changes(row['shared'])
+    return [name for name in _changes(row['setting']) if name not in shared]
+
 # %% ../nbs/15_results.ipynb #1bc017e4
 def tables_in(
     folder: str | Path,
@@ -1385,9 +1398,10 @@ def paired(
     other: str,  # what it is compared with
 ) -> 'pd.DataFrame':  # one row a data set, protocol, setting and code length
     """Mean difference of mAP between two methods, seed by seed, and half of its 95 % interval (NaN
-    for one seed). Codes that are beginnings of longer ones have rows of their own.
+    for one seed).
 
-    Raises ValueError if a method was run with several settings of its own."""
+    Codes that are beginnings of longer ones have rows of their own. So has each setting, where a
+    method was run with several, such as two learning rates: then its name tells it."""
     table = _differences(results, method, other)
     table['compared'] = table['called'] + ' less ' + table['called_other']
     names = ['dataset', 'protocol', 'compared', 'shared', 'bits', 'n', 'difference', 'interval']
@@ -1398,19 +1412,23 @@ def _differences(results: 'pd.DataFrame', method: str, other: str) -> 'pd.DataFr
     "See `paired`. The methods are in `called` and `called_other`."
     _check_frame(results, 'results', 'read_results')
     cell = ['dataset', 'protocol', 'shared', 'bits']
-    needed = results[['method', *cell, 'seed', 'map', 'called', 'same', 'setting']]
-    a, b = (needed[needed['method'] == name] for name in (method, other))
+    own = ['called', 'setting', 'same']
+    needed = results[['method', *cell, 'seed', 'map', *own]]
+    a, b = (_by_setting(needed[needed['method'] == name], cell) for name in (method, other))
     both = a.merge(b, on=[*cell, 'seed'], suffixes=('', '_other'))
     both['difference'] = both['map'] - both['map_other']
-    rows = both.groupby([*cell, 'called', 'called_other'])
-    for name, own in ((other, ['same_other', 'setting_other']), (method, ['same', 'setting'])):
-        if rows[own].nunique().gt(1).any(axis=None):
-            raise ValueError(
-                f'{name} was run with several settings of its own; '
-                'keep the files of the one that was chosen'
-            )
-    column = rows['difference']
+    column = both.groupby([*cell, *own, *(f'{name}_other' for name in own)])['difference']
     return column.agg(n='size', difference='mean', interval=half_width).reset_index()
+
+
+def _by_setting(rows: 'pd.DataFrame', cell: list[str]) -> 'pd.DataFrame':
+    "The rows of a method, `called` by its setting, too, where it was run with several."
+    settings = rows.groupby([*cell, 'called'])['setting'].transform('nunique')
+    named = [
+        ', '.join([row['called'], *_own_changes(row)]) if several > 1 else row['called']
+        for row, several in zip(rows.to_dict('records'), settings, strict=True)
+    ]
+    return rows.assign(called=pd.Series(named, rows.index, rows['called'].dtype))
 
 # %% ../nbs/15_results.ipynb #84d22ab4
 def standings(
@@ -1564,18 +1582,10 @@ def _few_text(images: int) -> str:
     return f'{images} image{"s" * (images > 1)} per class'
 
 
-def _changes(shared: str) -> list[str]:
-    "What a setting changes, as in `changed`. A recipe that is not the default comes first."
-    recipe = shared.partition(', ')[0]
-    named = [f'recipe {recipe}'] * (recipe != 'default')
-    return [*named, *filter(None, changed(shared).split(', '))]
-
-
 def _cell_names(row: dict) -> dict:
     "The place of a row of `summary` in the table of its data set: group, column and method."
     few, bits = row['train_per_class'], f'{row["bits"]} bits'
     shared = _changes(row['shared'])
-    own = [name for name in _changes(row['setting']) if name not in shared]
     told = 'backbone=', 'map_top_k=', 'map_normaliser='  # in other words
     common = [name for name in shared if not name.startswith(told)]
     protocol, few_images = _whole_name(row['protocol']), ['few training images'] * bool(few)
@@ -1590,7 +1600,7 @@ def _cell_names(row: dict) -> dict:
         'protocol': protocol,
         'group': ', '.join(group),
         'column': ', '.join(column),
-        'method': ', '.join([row['method'], *own]),
+        'method': ', '.join([row['method'], *_own_changes(row)]),
     }
 
 # %% ../nbs/15_results.ipynb #619a1b75
@@ -1789,7 +1799,9 @@ def _setting_name(row: dict) -> str:
     few = _images_per_class(row['protocol'])
     few_images = [_few_text(few)] * bool(few)
     bits = f'{row["bits"]} bits'
-    return ', '.join([_whole_name(row['protocol']), *few_images, bits, *_changes(row['shared'])])
+    own = row['method'].split(', ')[1:]
+    changes = [*_changes(row['shared']), *own]
+    return ', '.join([_whole_name(row['protocol']), *few_images, bits, *changes])
 
 
 def _standing_counts(standing: 'pd.DataFrame', others: list[str]) -> list[dict]:
@@ -1811,7 +1823,7 @@ def standing_cells(
 ) -> 'pd.DataFrame':  # one row a cell of the table
     "A method against each other one, for `as_html`. How often ahead and behind comes last."
     _check_frame(standing, 'standing', 'standings')
-    main = standing['method'].iloc[0]
+    main = standing['method'].iloc[0].partition(', ')[0]
     others = sorted(set(standing['other']), key=lambda other: (main in other, other))
     few = standing['protocol'].map(_images_per_class)
     rows = standing.assign(base=standing['protocol'].map(_whole_name), few=few)

@@ -27,7 +27,7 @@ PLACES = {  # where files of the repository, or folders of them, are on the site
     'CHANGELOG.md': 'changelog.md',
     'workflow/README.md': 'guides/grids.md',
     'data/README.md': 'guides/data.md',
-    'docs/': '',  # docs/reference/index.md and docs/idea.png are made, not kept
+    'docs/': '',  # docs/reference/index.md is made, not kept
     'nbs/tutorials/': 'guides/',
     'nbs/': 'notebooks/',
     'reports/': 'reports/',
@@ -55,8 +55,8 @@ class Site:
         found = files('nbs', '*.ipynb') + files('reports', '*.ipynb')
         self.notebooks = [path for path in found if not path.startswith(NOT_PAGES)]
         self.texts = [path for path in PLACES if path.endswith('.md')] + files('docs', '*.md')
-        made = ['docs/reference/index.md', 'docs/idea.png']
-        pages = {path: place(path) for path in self.notebooks + self.texts + made}
+        made = 'docs/reference/index.md'
+        pages = {path: place(path) for path in [*self.notebooks, *self.texts, made]}
         self.links = notebooks.Links(ROOT, pages, ini['DEFAULT']['git_url'])
         self.modules = reference.modules(ROOT / 'dcwh')
         self.known = {f'{m.name}.{name}' for m in self.modules for name in m.definitions()}
@@ -140,11 +140,9 @@ class Site:
         )
 
     def add_pictures(self) -> None:
-        "Those of pages, and the picture of the idea on the front page."
+        "Those that pages show."
         for path in self.links.pictures:
             self.add(path, (ROOT / path).read_bytes())
-        image, _ = notebooks.pictures(nbformat.read(ROOT / 'nbs/index.ipynb', as_version=4))[0]
-        self.add('idea.png', image)
 
     def write(self, folder: Path) -> None:
         "Only what has changed, so that Sphinx reads only that again; nothing else stays."

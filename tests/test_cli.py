@@ -552,6 +552,12 @@ def test_means_over_answerable_queries_follow_the_normaliser(tmp_path):
         ] == pytest.approx(found['map'] * 4 / 3)
 
 
+def test_an_empty_folder_is_not_the_current_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert refused(do('compare', ''), 'a folder is empty', 'name a folder of tables or of runs')
+    assert os.listdir() == []
+
+
 def test_a_file_is_not_written_below_a_folder_called_s3(tmp_path, monkeypatch):
     "A Path of s3://bucket/codes.npz is s3:/bucket/codes.npz, on this machine."
     monkeypatch.chdir(tmp_path)
@@ -913,6 +919,7 @@ def test_methods_are_listed_with_their_papers():
     assert [row['method'] for row in rows] == list(METHODS)
     assert all(all(row.values()) for row in rows)
     table = do('methods').stdout
+    assert '`' not in table + do('settings').stdout  # that is Markdown
     assert table.startswith('method ') and 'several labels' in table.splitlines()[0]
     assert all(f'\n{name} ' in table for name in METHODS)
 

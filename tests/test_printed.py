@@ -5,7 +5,9 @@ import html
 import os
 import re
 import shlex
+import shutil
 import subprocess
+import sys
 from configparser import ConfigParser
 from pathlib import Path
 
@@ -271,3 +273,17 @@ def test_make_lab_says_what_root_has_to_say(tmp_path, user, args, code):
         and done.stdout == ''
         and ('make lab ARGS=--allow-root' in done.stderr) == (code > 0)
     ), done
+
+
+def test_hooks_leave_the_clone_as_it_was(tmp_path):
+    (tmp_path / '.jupyter').mkdir()  # of the home
+    clone, kept = tmp_path / 'clone', ['settings.ini', '.gitattributes', '.gitconfig']
+    subprocess.run(['git', 'init', '--quiet', clone], check=True)
+    for file in kept:
+        shutil.copy(ROOT / file, clone)
+    install = Path(sys.executable).with_name('nbdev_install_hooks')
+    env = {**os.environ, 'HOME': str(tmp_path)}
+    subprocess.run([install], cwd=clone, check=True, capture_output=True, env=env)
+    assert {p.name for p in clone.iterdir()} == {'.git', *kept}
+    for file in kept:
+        assert (clone / file).read_bytes() == (ROOT / file).read_bytes(), file

@@ -633,6 +633,20 @@ def test_comparison_as_a_notebook(folder, tmp_path):
     assert sum('image/png' in output.get('data', {}) for output in shown) == 1
 
 
+def test_a_folder_that_papermill_gives_is_one_text(folder, tmp_path):
+    out = tmp_path / 'out.ipynb'
+    for template, own in (('compare', {}), ('overlay', {'runs': []})):
+        parameters = {'folders': str(folder), **own}
+        execute(ROOT / f'nbs/templates/{template}.ipynb', out, parameters)
+        assert '<b>0.930' in re.sub('</?small>', '', said(outputs(out)))
+
+
+def test_a_run_with_settings_of_its_own_has_a_row_of_its_own(folder, tmp_path):
+    made(folder, 0.95, lr=0.5)
+    words = said(compare(folder, tmp_path / 'out.ipynb'))
+    assert words.count('lr=0.5') == 2  # in both tables
+
+
 def test_comparison_without_results(tmp_path):
     (tmp_path / 'nothing').mkdir()
     shown = compare(tmp_path / 'nothing', tmp_path / 'out.ipynb')

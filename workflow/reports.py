@@ -68,7 +68,7 @@ def main(wanted: list[str]) -> None:
         other = differing(parameters)
         note = f'; not as in the table (another processor?): {", ".join(other)}' if other else ''
         print(f'{path}{note}', flush=True)
-    compared = {'folders': ['reports'], 'published': 'data/published.csv'}
+    compared = {'folders': ['reports'], 'published': ''}  # as `dcwh compare reports` has it
     execute('nbs/templates/compare.ipynb', 'reports/compare.ipynb', compared, partial=False)
     print('reports/compare.ipynb')
 
