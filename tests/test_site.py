@@ -214,7 +214,11 @@ def until(browser, what):
 
 @pytest.mark.parametrize(
     ('word', 'page'),
-    [('vertex_loss', 'reference/loss.html'), ('lancedb', 'notebooks/18_search.html')],
+    [
+        ('vertex_loss', 'reference/loss.html'),
+        ('lancedb', 'notebooks/18_search.html'),
+        ('center', 'glossary.html'),
+    ],
 )
 def test_search_finds(word, page, site, chromium):
     show(chromium, *DESK)
