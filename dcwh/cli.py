@@ -373,7 +373,8 @@ def run(
         result, file = results.read_result(folder / 'result.json'), folder / 'result.json'
     if record and file.suffix == '.json':
         _say(f'recorded in {results.record(result, reports, study, modified, replace=force)}')
-    _tell(result, {'report': place, 'model': folder / 'model'})
+    row = results.row_of_config(config, reports)
+    _tell(result, row, {'report': place, 'model': folder / 'model'})
 
 # %% ../nbs/23_cli.ipynb #5111dfd4
 def _meant(
@@ -462,6 +463,7 @@ def _known(result: dict, file: Path, model: Path) -> str:
 
 def _tell(
     result: dict,
+    row: dict | None,  # that a table has of this run
     places: dict[str, Path],  # of what may have been made, by name
 ) -> None:
     "Print what came out of a run, and where it is."
@@ -477,6 +479,11 @@ def _tell(
         f'{measure} {m["map"]:.4f} '
         f'(ties put wrong {m["map_pessimistic"]:.4f}, put right {m["map_optimistic"]:.4f})'
     )
+    if row and f'{row["map"]:.4f}' != f'{m["map"]:.4f}':
+        _say(
+            f'The row of this run has {row["map"]:.4f}. It was made on {row["device"]}; other code '
+            'or another processor rounds differently'
+        )
     for part, own in result.get('parts', {}).items():
         _say(f'{part}: {measure} {own["metrics"]["map"]:.4f}')
     for name, path in places.items():
@@ -827,8 +834,8 @@ def check(
     protocol: Protocol = '',
     workers: Annotated[int, typer.Option(min=0, max=256, help='processes that read')] = 2,
 ) -> None:
-    """Read every image of a local copy, and try the protocol on it. Exit code 1 if something is
-    wrong, each in a line.
+    """Read every image of a local copy, and try the protocol on it. Exit code 1 if images or
+    protocol are wrong, each fault in a line; 2 if there is no set to read.
 
     \b
     dcwh data check folder/birds --data-dir /data/birds

@@ -320,7 +320,9 @@ def _checked_ids(ids: np.ndarray | None, images: int) -> np.ndarray:
         raise ValueError('ids hold a name with a NUL character, which an array cuts off')
     if isinstance(ids, Tensor):
         ids = as_array(ids, 'ids')
-    ids = np.arange(images) if ids is None else np.ascontiguousarray(ids)
+    if ids is None or (isinstance(ids, (list, tuple)) and len(ids) == images == 0):
+        ids = np.arange(images)
+    ids = np.ascontiguousarray(ids)
     if ids.dtype.kind not in 'iuU':
         raise ValueError(f'ids hold {_kind(ids)}; give a name or a whole number for each image')
     if ids.shape != (images,):

@@ -38,6 +38,7 @@ from dcwh.sources import (
     check_positions,
     class_sizes,
     find_source,
+    name_fault,
     named_path,
     printable,
 )
@@ -566,7 +567,7 @@ def _check_name(path: Path) -> None:
     try:
         str(path).encode()
     except UnicodeEncodeError as e:
-        raise ValueError(f'{printable(path)}: its name is not UTF-8; rename it') from e
+        raise ValueError(f'{printable(path)}: {name_fault()}') from e
 
 
 def decode(

@@ -66,6 +66,7 @@ from dcwh.sources import (
     digest,
     images_among,
     is_image,
+    name_fault,
     named_path,
     names_below,
     printable,
@@ -428,7 +429,7 @@ def _read_files(reader: Reader, settings: Mapping[str, Any]) -> Items:
     def item(row: dict[str, Any]) -> Path | Content:
         place, listed = folder.path(row['id']), (row[_AT[0]], row[_AT[1]])
         if listed[0] == _NO_NAME:
-            raise ValueError(f'{place}: its name is not UTF-8; rename it')
+            raise ValueError(f'{place}: {name_fault()}')
         if folder.remote and '' in row['id'].split('/'):  # which arrow does not read
             raise ValueError(f'{printable(place)}: a part of its key is empty; rename it')
         try:

@@ -78,6 +78,8 @@ def _checked_ids(
             f'ids are {numbers.dtype} of shape {numbers.shape}; '
             f'{images} images need as many whole numbers'
         )
+    if numbers.size and numbers.max() > np.iinfo(np.int64).max:
+        raise ValueError(f'ids go up to {numbers.max()}; give numbers below 2**63')
     again = np.isin(numbers, metric.answered.get(side, []))
     if again.any():
         raise ValueError(
@@ -171,6 +173,11 @@ class TwoSides(_JoinedWhole):
         for side in ('query', 'database'):
             for part in PARTS:
                 self.add_state(f'{side}_{part}', [], dist_reduce_fx='cat')
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        "Other batches: what was computed of those before is forgotten."
+        super()._load_from_state_dict(*args, **kwargs)
+        self._computed, self.answered = None, {}
 
     def update(
         self,

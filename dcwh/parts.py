@@ -557,6 +557,8 @@ def _hashes_of(ids: np.ndarray) -> np.ndarray:  # int64, of each id once
     "To tell whether files hold the same images. Ids that are numbers of rows say nothing of that."
     if np.array_equal(ids, np.arange(len(ids))):
         return np.empty(0, np.int64)
+    if ids.dtype.kind in 'iu':  # the hash of -1 is that of -2
+        return np.unique(ids.astype(np.int64))
     return np.unique(np.fromiter(map(hash, ids.tolist()), np.int64))
 
 # %% ../nbs/19_parts.ipynb #aaf466cd

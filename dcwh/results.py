@@ -16,6 +16,7 @@ __all__ = ['SETTING_KINDS', 'PROTOCOL', 'METRICS', 'REPEATED', 'FACTS', 'PHASES'
 import hashlib
 import json
 import re
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache
 from html import escape
@@ -998,13 +999,17 @@ def completed(
 
 
 @cache
-def _recipe(dataset: str, bits: int, method: str, recipe: str) -> dict:
-    """The settings of a recipe. Empty if the recipe no longer exists: then all settings are named.
+def _recipe(dataset: str, bits: int, method: str, recipe: str, image_size: int = 0) -> dict:
+    """The settings of a recipe, with what follows from the size of an image, if one is given.
+
+    Empty if the recipe no longer exists: then all settings are named.
 
     A method of your own gets the settings of the data set. Reading a table never runs its code."""
     known = method if method in BUILT_IN else 'dcwh'
     try:
-        config = resolve(dataset=dataset, bits=bits, method=known, recipe=recipe)
+        config = resolve(
+            dataset=dataset, bits=bits, method=known, recipe=recipe, image_size=image_size
+        )
     except ValueError:
         return {}
     return completed(config.model_dump())
@@ -1014,7 +1019,9 @@ def _setting_text(name: str, value: object) -> str:
     "A setting and its value in short: `epochs=12`. A file of weights goes by its name."
     if name == 'weights':
         return f'{name}={Path(str(value)).name}'
-    return f'{name}={value:g}' if isinstance(value, float) else f'{name}={value}'
+    if isinstance(value, float) and float(f'{value:g}') == value:
+        return f'{name}={value:g}'
+    return f'{name}={value}'
 
 
 def setting(
@@ -1022,25 +1029,33 @@ def setting(
     own: bool = True,  # name the method's own choices, too: learning rates, its settings
 ) -> str:  # such as default, epochs=12
     "Name a configuration by its recipe and the settings that differ from it."
-    recipe = _recipe(*(config[name] for name in ('dataset', 'bits', 'method', 'recipe')))
+    whole = completed(config)
+    usual = _usual(whole)
     left_out = {*ELSEWHERE}
     if not own:
         left_out |= {'lr', 'head_lr', 'method_code', *config.get('method_settings', {})}
-    whole = completed(config)
+    texts = {name: _setting_text(name, whole.get(name)) for name in usual | whole}
     changes = [
-        _setting_text(name, whole.get(name))
-        for name in recipe | whole
-        if name not in left_out and whole.get(name) != recipe.get(name)
+        text
+        for name, text in texts.items()
+        if name not in left_out and text != _setting_text(name, usual.get(name))
     ]
     return ', '.join([whole['recipe'], *changes])
+
+
+def _usual(whole: dict) -> dict:
+    "The settings of a run's recipe, with the lengths that follow from its size of image."
+    task = [whole[name] for name in ('dataset', 'bits', 'method', 'recipe')]
+    recipe = _recipe(*task)
+    fitted = _recipe(*task, whole['image_size']) if recipe else {}
+    return recipe | {name: fitted[name] for name in ('resize', 'padding') if fitted}
 
 # %% ../nbs/15_results.ipynb #1482a09b
 def changed(
     shared: str,  # of `setting`
 ) -> str:  # such as image_size=64, epochs=10
-    "The changes in a setting's name, without lengths in pixels that follow from another one."
-    follows = 'resize=', 'padding='
-    return ', '.join(s for s in shared.split(', ')[1:] if not s.startswith(follows))
+    "The changes in a setting's name, without its recipe."
+    return ', '.join(shared.split(', ')[1:])
 
 
 def _changes(shared: str) -> list[str]:
@@ -1096,7 +1111,7 @@ def tables_hash(
 
 # %% ../nbs/15_results.ipynb #0347f58c
 LIMITED = 'training images a class'  # in the name of a protocol
-ALIKE = ('seed', 'data_dir', 'lists_dir', 'workers')  # may differ in one cell of a table
+ALIKE = ('seed', 'data_dir', 'lists_dir', 'workers', 'missing')  # may differ in one cell of a table
 
 
 def _protocol_name(row: dict) -> str:
@@ -1124,6 +1139,7 @@ def _named_row(row: dict) -> dict:
     config = result_of(row)['config']
     left_out = {*ALIKE, 'hash'}
     same = {name: value for name, value in completed(config).items() if name not in left_out}
+    same['weights'] = Path(same['weights']).name  # wherever the file is
     return row | {
         'dataset': row['source'],
         'part': row['part'] or '',
@@ -1188,8 +1204,9 @@ def read_results(
     names its configuration, `shared` is the setting without the method's own choices, `same` is
     equal for two runs if only their seeds differ, and `called` names the method in tables.
 
-    Raises FileNotFoundError, and ValueError naming what cannot be read, runs that occur twice, and
-    names that mean several things."""
+    Of runs that differ only in where their files were or how they were read, the first is taken,
+    with a warning. Raises FileNotFoundError, and ValueError naming what cannot be read, runs that
+    occur twice, and names that mean several things."""
     _pandas_needed()
     places = [named_path(folder, 'folder') for folder in folders or ['reports']]
     once = {place.resolve(): place for place in places}.values()
@@ -1201,7 +1218,7 @@ def read_results(
     table = pd.DataFrame(rows, columns=names).astype({'top_k': 'Int64'})
     table = table.copy()  # in one piece, or a further column warns
     check_alike(table)
-    return table
+    return _each_seed_once(table)
 
 # %% ../nbs/15_results.ipynb #a9266adb
 def check_alike(
@@ -1222,6 +1239,19 @@ def check_alike(
                     f'{a} and {b} have a {what} of one name, {name}, and of other '
                     'content; keep them in folders of their own'
                 )
+
+
+def _each_seed_once(table: 'pd.DataFrame') -> 'pd.DataFrame':
+    "One run of each setting and seed: another would count as one more seed."
+    again = table.duplicated(['dataset', 'protocol', 'bits', 'called', 'same', 'seed'])
+    if again.any():
+        kinds = ', '.join(name for name in ALIKE if name != 'seed')
+        runs = ', '.join(dict.fromkeys(table['run'][again]))
+        warnings.warn(
+            f'left out, as the same run is there with another of weights, {kinds}: {runs}',
+            stacklevel=3,
+        )
+    return table[~again].reset_index(drop=True)
 
 
 def other_numbers(
@@ -1275,10 +1305,9 @@ def protocols(
     left_out = ('source', 'protocol_name', 'seen', 'part', 'superclass_hash')
     names = [name for name in PROTOCOL if name not in left_out]
     ordered = results.sort_values('seed', kind='stable')
-    rows = ordered[['dataset', 'protocol', *names]]
+    rows = ordered[['dataset', 'protocol', *names]].rename(columns={'missing_images': 'missing'})
     if rows.empty:
-        return rows
-    rows = rows.rename(columns={'missing_images': 'missing'})
+        return rows.set_index(['dataset', 'protocol'])
     rows['top_k'] = list(map(_cut_name, ordered['top_k'], ordered['normaliser']))
     return rows.groupby(['dataset', 'protocol'], sort=False).agg(_distinct).sort_index()
 
@@ -1439,10 +1468,8 @@ def standings(
     "Compare a method with others, seed by seed. Verdicts are above, level, below and one seed."
     _check_frame(results, 'results', 'read_results')
     others = _names(others or sorted(set(results['method']) - {method}))
-    pairs = [_differences(results, method, other) for other in others]
-    rows = pd.concat(pairs, ignore_index=True) if pairs else pd.DataFrame()
-    if rows.empty:
-        return rows
+    pairs = [_differences(results, method, other) for other in others or ['']]
+    rows = pd.concat(pairs, ignore_index=True)
     low, high = rows['difference'] - rows['interval'], rows['difference'] + rows['interval']
     conditions = [rows['n'] < 2, low > 0, high < 0]
     standing = np.select(conditions, ['one seed', 'above', 'below'], 'level')
@@ -1823,6 +1850,8 @@ def standing_cells(
 ) -> 'pd.DataFrame':  # one row a cell of the table
     "A method against each other one, for `as_html`. How often ahead and behind comes last."
     _check_frame(standing, 'standing', 'standings')
+    if standing.empty:
+        return pd.DataFrame(columns=['group', 'method', 'column', 'text'])
     main = standing['method'].iloc[0].partition(', ')[0]
     others = sorted(set(standing['other']), key=lambda other: (main in other, other))
     few = standing['protocol'].map(_images_per_class)

@@ -28,6 +28,7 @@ from math import comb, isfinite, isqrt, prod
 from pathlib import Path
 from struct import unpack as unpack_struct
 from sys import float_info
+from threading import Condition, Lock
 from types import ModuleType
 from typing import Any, BinaryIO
 from uuid import uuid4
@@ -341,7 +342,7 @@ def check_column(
     "Raises ValueError if there is no such column."
     known = [column for column in types if column != 'id']
     if name not in known:
-        there = f'there are {", ".join(known)}' if known else 'its codes came without a table'
+        there = f'there are {", ".join(known)}' if known else 'the index was built without a table'
         raise ValueError(f'no column {name}; {there}')
 
 # %% ../nbs/18_search.ipynb #795b560c
@@ -1210,6 +1211,33 @@ def _one_after_other(old: np.ndarray, new: np.ndarray, what: str) -> np.ndarray:
         check_width(what, len(old) + len(new), max(widths), characters)
     return np.concatenate([old, new])
 
+# %% ../nbs/18_search.ipynb #233394d8
+class _Turns:
+    "Any number of searches at a time, or one change."
+
+    def __init__(self) -> None:
+        self.door, self.over = Lock(), Condition()
+        self.searches = 0
+
+    @contextmanager
+    def search(self) -> Iterator[None]:
+        "Whatever reads the index. It must not be entered again from inside."
+        with self.door, self.over:
+            self.searches += 1
+        try:
+            yield
+        finally:
+            with self.over:
+                self.searches -= 1
+                self.over.notify_all()
+
+    @contextmanager
+    def change(self) -> Iterator[None]:
+        "Begins when all searches are over. Later ones wait."
+        with self.door, self.over:
+            self.over.wait_for(lambda: not self.searches)
+            yield
+
 # %% ../nbs/18_search.ipynb #d0e70547
 @dataclass(repr=False, eq=False)
 class FaissIndex(CodeIndex):
@@ -1226,6 +1254,7 @@ class FaissIndex(CodeIndex):
     def __post_init__(self) -> None:
         self.bits, self.model = self.rows.codes.bits, self.rows.codes.model
         self.types = self.rows.types
+        self.turns = _Turns()
 
     def __len__(self) -> int:
         return self.rows.left
@@ -1240,33 +1269,41 @@ class FaissIndex(CodeIndex):
 
     def search(self, codes: Codes, k: int = 10, where: dict | str | None = None) -> Answers:
         "See `IndexContract.search`. In an answer, equal distances come in the order of the index."
-        return _search_rows(self, codes, k, where)
+        with self.turns.search():
+            return _search_rows(self, codes, k, where)
 
     def codes_of(self, ids: Ids) -> Codes:
         "The codes of these images. Raises ValueError if one is not there."
-        return self.rows.codes[self.rows.of(ids)]
+        with self.turns.search():
+            return self.rows.codes[self.rows.of(ids)]
 
     def details(self, ids: Ids) -> dict[str, np.ndarray]:
         "What the columns say of these images. Raises ValueError if one is not there."
-        rows = self.rows.of(ids)
-        return {name: values[rows] for name, values in self.rows.columns.items()}
+        with self.turns.search():
+            rows = self.rows.of(ids)
+            return {name: values[rows] for name, values in self.rows.columns.items()}
 
     def values(self, column: str) -> list:
         "The different values of a column, sorted. Raises ValueError if there is no such column."
-        return _values_of(self.rows, column)
+        with self.turns.search():
+            return _values_of(self.rows, column)
 
     def add(self, codes: Codes, metadata: dict | None = None) -> None:
         "See `IndexContract.add`."
-        _add_rows(self, *_joining(self, codes, metadata))
+        added = _joining(self, codes, metadata)
+        with self.turns.change():
+            _add_rows(self, *added)
 
     def delete(self, ids: Ids) -> None:
         "Take images out. Raises ValueError, with nothing deleted, if one is not there."
         _check_changeable(self)
-        self.rows.delete(np.unique(self.rows.of(ids)))
+        with self.turns.change():
+            self.rows.delete(np.unique(self.rows.of(ids)))
 
     def compacted(self) -> 'FaissIndex':
         "The same without places of deleted images. Raises ValueError if nothing is left."
-        return _built_anew(self)
+        with self.turns.search():
+            return _built_anew(self)
 
     def save(self, path: str | Path) -> None:
         "Write one file, see `write_index`."
@@ -1489,7 +1526,8 @@ def _replace(index: FaissIndex, place: Path) -> None:
             'load it again, or give another path'
         )
     revision = uuid4().hex
-    parts = _as_parts(index, revision)
+    with index.turns.search():
+        parts = _as_parts(index, revision)
     write_whole(place, lambda file: np.savez(file, **parts))
     index.revision = revision
 

@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['ImageStore', 'IMAGES', 'UNREAD', 'BESIDE', 'BENCHMARKS', 'LISTS', 'SOURCES', 'KINDS', 'MISSING', 'Files',
-           'IndexedDataset', 'check_positions', 'Split', 'digest', 'Source', 'class_sizes', 'printable', 'at_line',
-           'named_path', 'digits', 'digit_pairs', 'fetch', 'unpack_archive', 'cifar', 'is_image', 'images_among',
-           'images_below', 'folder', 'read_text', 'read_cells', 'Rows', 'read_rows', 'names_below', 'image_names',
-           'split_labels', 'labels_in', 'number_labels', 'table', 'typed', 'typed_columns', 'read_columns', 'catalogue',
-           'as_cell', 'write_table', 'read_list', 'find_lists', 'read_lists', 'labels_of', 'lists', 'from_dataset',
-           'with_superclasses', 'check_source', 'find_source']
+           'IndexedDataset', 'check_positions', 'Split', 'digest', 'Source', 'class_sizes', 'printable', 'name_fault',
+           'at_line', 'named_path', 'digits', 'digit_pairs', 'fetch', 'unpack_archive', 'cifar', 'is_image',
+           'images_among', 'images_below', 'folder', 'read_text', 'read_cells', 'Rows', 'read_rows', 'names_below',
+           'image_names', 'split_labels', 'labels_in', 'number_labels', 'table', 'typed', 'typed_columns',
+           'read_columns', 'catalogue', 'as_cell', 'write_table', 'read_list', 'find_lists', 'read_lists', 'labels_of',
+           'lists', 'from_dataset', 'with_superclasses', 'check_source', 'find_source']
 
 # %% ../nbs/10_sources.ipynb #19812303
 import errno
@@ -22,6 +22,7 @@ import re
 import reprlib
 import shutil
 import stat
+import sys
 import tarfile
 import textwrap
 import warnings
@@ -333,6 +334,14 @@ def _escape(c: str) -> str:
     if '\udc80' <= c <= '\udcff':  # how Python keeps such a byte
         return f'\\x{ord(c) - 0xDC00:02x}'
     return c.encode('unicode_escape').decode()
+
+
+def name_fault() -> str:
+    "What is wrong with a file's name that is not UTF-8 as Python reads it, and what to do."
+    encoding = sys.getfilesystemencoding()
+    if encoding == 'utf-8':
+        return 'its name is not UTF-8; rename it'
+    return f'Python reads names of files as {encoding} here; start it with PYTHONUTF8=1'
 
 
 def at_line(

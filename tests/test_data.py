@@ -4,6 +4,8 @@ import gzip
 import os
 import shutil
 import socket
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -700,6 +702,15 @@ def test_check_lists_every_fault_in_a_line_and_opens_nothing_that_is_no_file(tra
     assert code == 1 and 'images            19' in out and 'content_hash' in out
     lines = err.splitlines()
     assert len(lines) == 8 and all(any(fault in line for line in lines) for fault in FAULTS)
+
+
+def test_names_that_python_was_told_not_to_read_are_not_blamed(zoo):
+    (zoo / 'owl/0.png').rename(zoo / 'owl/K\u00e4uzchen.png')
+    env = {**os.environ, 'LC_ALL': 'C', 'PYTHONUTF8': '0', 'PYTHONCOERCECLOCALE': '0'}
+    words = [sys.executable, '-m', 'dcwh', 'data', 'check', 'folder/x', '--data-dir', zoo]
+    done = subprocess.run(words, capture_output=True, text=True, env=env)
+    said = 'uzchen.png: Python reads names of files as ascii here; start it with PYTHONUTF8=1'
+    assert done.returncode == 1 and said in done.stderr
 
 
 def test_encoding_leaves_them_out_and_names_them(traps):

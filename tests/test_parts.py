@@ -142,6 +142,11 @@ def test_an_image_that_would_count_twice_is_said(place):
     ):
         assert said in do('q.npz', *dataset, code=2)
     assert '10 images in more than one of the files' in do('q.npz', 'd0.npz', 'd2.npz')[1]
+    for number in (-1, -2):  # of one hash in Python
+        alone = database[:1]
+        Codes(alone.packed, alone.bits, alone.labels, np.array([number])).save(f'id{number}.npz')
+    files = ['id-1.npz', 'id-2.npz']
+    assert 'more than one' not in do('q.npz', *files, '--query-table', 'none')[1]
     database[[*range(300), 7, 7, 8]].save('twice.npz')
     said = do('q.npz', 'twice.npz', '--database-table', 'd.csv')[1]
     assert '3 images of the database with the id of another' in said

@@ -642,8 +642,9 @@ def test_a_folder_that_papermill_gives_is_one_text(folder, tmp_path):
 
 
 def test_a_run_with_settings_of_its_own_has_a_row_of_its_own(folder, tmp_path):
-    made(folder, 0.95, lr=0.5)
-    words = said(compare(folder, tmp_path / 'out.ipynb'))
+    shutil.copytree(folder, tmp_path / 'reports')
+    made(tmp_path / 'reports', 0.95, lr=0.5)
+    words = said(compare(tmp_path / 'reports', tmp_path / 'out.ipynb'))
     assert words.count('lr=0.5') == 2  # in both tables
 
 

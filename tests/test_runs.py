@@ -705,6 +705,7 @@ def test_a_recorded_run_is_not_made_again_and_its_row_stays(tmp_path, uninterrup
     forced = CliRunner().invoke(app, [*words, '--force'])
     assert (
         forced.exit_code == 0
+        and 'The row of this run has 0.5000.' in forced.stdout
         and (reports / 'digits.csv').read_bytes() == before
         and codes_of(config, runs)
     )

@@ -738,6 +738,33 @@ def test_changes_at_once_are_all_kept(tmp_path, kind):
     assert not (tmp_path / 'nowhere').exists()
 
 
+@pytest.mark.parametrize('kind', ['hnsw', 'ivf'])
+def test_searches_and_changes_take_turns(kind):
+    bits = np.random.default_rng(0).integers(0, 2, (3000, 32))
+    codes = Codes.from_bits(bits, ids=np.arange(3000))
+    index, stopped, faults = CodeIndex.build(codes[:1000], kind), threading.Event(), []
+
+    def search():
+        while not stopped.is_set():
+            try:
+                index.search(codes[:4], 5)
+                index.details(np.arange(4))
+            except Exception as e:
+                faults.append(e)
+
+    threads = [threading.Thread(target=search) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for start in range(1000, 3000, 10):
+        index.add(codes[start : start + 10])
+    index.delete(np.arange(2990, 3000))
+    stopped.set()
+    for thread in threads:
+        thread.join()
+    assert not faults and len(index) == 2990
+    assert index.search(codes[:2990], 1)[0].max() == 0  # each finds its own code
+
+
 def test_an_index_that_is_being_changed(tmp_path):
     "Others are told, after as many seconds as they want to wait."
     CodeIndex.build(some_codes(20)).save(tmp_path / 'x.index')

@@ -337,6 +337,37 @@ def test_other_tasks_are_in_no_table_of_the_readme(tmp_path, monkeypatch):
         result_tables.recorded(tmp_path)
 
 
+def test_every_setting_has_a_name_of_its_own(tmp_path):
+    others = {'padding': 1}, {'resize': 20}, {'lr': 0.0012345678}, {'lr': 0.0012345679}
+    for number, settings in enumerate([{}, *others]):
+        for seed in (0, 1):
+            for method in ('dcwh', 'ce'):
+                score = 0.9 - number / 10 + seed / 100
+                record(invented(score, method=method, seed=seed, **settings), tmp_path)
+    results = read_results(tmp_path)
+    cells = comparison(summary(results))
+    assert len(cells) == 10 and not cells.duplicated(['group', 'method', 'column']).any()
+    assert sum('padding=1' in group for group in cells['group']) == 2
+    pairs = paired(results, 'dcwh', 'ce')
+    assert not pairs.duplicated(['shared', 'compared']).any() and set(pairs['n']) == {2}
+    marks = standing_cells(standings(results, 'dcwh'))
+    assert not marks.duplicated(['group', 'method', 'column']).any()
+
+
+def test_a_seed_counts_once_wherever_its_files_were(tmp_path):
+    for seed, place in enumerate(('/here', '/here', '/there')):
+        weights = f'{place}/w.safetensors'
+        record(invented(0.9, seed=seed, backbone='resnet18', weights=weights), tmp_path)
+    (row,) = summary(read_results(tmp_path)).to_dict('records')
+    assert row['n'] == 3
+    again = {'workers': 3, 'missing': 'skip', 'weights': '/elsewhere/w.safetensors'}
+    result = invented(0.5, seed=2, backbone='resnet18', **again)
+    record(result, tmp_path)
+    with pytest.warns(UserWarning, match='left out, as the same run .* missing: digits-default/'):
+        (row,) = summary(read_results(tmp_path)).to_dict('records')
+    assert row['n'] == 3
+
+
 def test_a_comparison_counts_runs_and_not_their_parts(tmp_path, capsys):
     notebook = json.loads((ROOT / 'nbs/templates/compare.ipynb').read_text())
     cells = [''.join(cell['source']) for cell in notebook['cells']]
