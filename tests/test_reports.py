@@ -54,8 +54,12 @@ def test_reports_are_made_where_images_are(reports, capsys):
     assert 'The row of this run' not in made.read_text() and Path('reports/compare.ipynb').is_file()
     # a row that says something else, as from another processor, is told
     result = finished(resolve(dataset='digits', bits=16, recipe='quick', epochs=1))
+    known = {name: value for name, value in result['metrics'].items() if name != 'map_outputs'}
+    record({**result, 'metrics': known}, modified=True)
+    reports.main(['digits'])
+    assert 'not as in the table' not in capsys.readouterr().out
     half = dict.fromkeys(('map', 'map_pessimistic', 'map_optimistic'), 0.5)
-    record({**result, 'metrics': {**result['metrics'], **half}}, modified=True)
+    record({**result, 'metrics': {**result['metrics'], **half}}, modified=True, replace=True)
     capsys.readouterr()
     reports.main(['digits'])
     assert 'not as in the table (another processor?): map' in capsys.readouterr().out

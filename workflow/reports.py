@@ -56,7 +56,8 @@ def differing(parameters: dict) -> list[str]:
     "Metrics in which the run that is shown is not the one of the table, if there is a row."
     config = resolve(**parameters)
     row, result = row_of_config(config), finished(config)
-    return [name for name in METRICS if row and row[name] != result['metrics'].get(name)]
+    known = [name for name in METRICS if row and row[name] is not None]
+    return [name for name in known if row[name] != result['metrics'].get(name)]
 
 
 def main(wanted: list[str]) -> None:
