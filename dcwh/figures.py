@@ -352,7 +352,7 @@ def _by_name(
     several = evaluation if isinstance(evaluation, dict) else {'': evaluation}
     found = []
     for n, (name, e) in enumerate(several.items()):
-        label = f'{name}, {measure_name(e.top_k, e.normaliser)} {e.map:.3f}'.lstrip(', ')
+        label = f'{name or "all queries"}, {measure_name(e.top_k, e.normaliser)} {e.map:.3f}'
         colour, dash = COLOURS[n % len(COLOURS)], DASHES[n % len(DASHES)]
         found.append((e, {'color': colour, 'ls': dash, 'label': label}))
     return found
@@ -467,7 +467,7 @@ def _draw_bits(ax: Axes, codes: Codes) -> None:
     x, carried = np.arange(codes.bits), entropy(codes)
     ax.bar(x, balance(codes), width=0.8, color=BLUE, alpha=0.5, label='share of ones')
     ax.plot(x, carried, 'o', ms=4, color=ORANGE, label='entropy (bits)')
-    title = f'Bits carry {carried.mean():.2f} bits each, by themselves'
+    title = f'Mean entropy of a bit: {carried.mean():.2f}'
     ax.set(xlabel='bit', ylim=(0, 1.05), title=title)
     ax.legend(loc='upper center', bbox_to_anchor=(0.5, -0.22), ncols=2, frameon=False)
 
@@ -485,7 +485,7 @@ def _draw_correlation(ax: Axes, codes: Codes) -> None:
         cbar_kws={'label': 'correlation'},
         ax=ax,
     )
-    ax.set(xlabel='bit', ylabel='bit', title='Each bit with each')
+    ax.set(xlabel='bit', ylabel='bit', title='Correlation of bits')
 
 
 def _draw_counts(ax: Axes, values: np.ndarray, xlabel: str, ylabel: str) -> None:

@@ -188,7 +188,7 @@ def gather(folder: Path) -> None:
 
 def main(folder: Path) -> int:
     gather(folder / 'source')
-    strict = '-W', '--keep-going', '-q'
+    strict = '-W', '--keep-going', '-q', '-a'  # all pages: each has the whole navigation
     places = folder / 'source', folder / 'html'
     return sphinx([*strict, '-c', str(DOCS), '-d', str(folder / 'doctrees'), *map(str, places)])
 
