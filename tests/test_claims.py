@@ -89,7 +89,7 @@ def test_the_notebook_shows_the_verdicts_of_the_table(verdicts):
 def test_readme_says_what_the_tables_say():
     results = result_tables.recorded(ROOT / 'reports')
     assert result_tables.findings(results) in README
-    told = r'of (\d+) cells, .*digits are (\d+) of the cells, photographs (\d+)\.'
+    told = r'above in \d+ of (\d+), .*digits are (\d+) of the cells, photographs (\d+)\.'
     cells, handwritten, photographs = map(int, re.search(told, README).groups())
     assert cells == handwritten + photographs and handwritten > 0 < photographs
     assert result_tables.unseen_finding(ROOT / 'reports') in README
