@@ -925,7 +925,8 @@ def execute(
     """Execute a template.
 
     Raises OSError if the report cannot be written, ValueError if it would replace a notebook that
-    somebody has changed, and papermill's error if a cell fails."""
+    somebody has changed. If a cell fails, raises papermill's error, or RuntimeError naming a
+    template of your own."""
     import nbformat
     import papermill
 
@@ -946,6 +947,10 @@ def execute(
         try:
             papermill.execute_notebook(str(template), str(draft), parameters, **shown)
             whole = True
+        except papermill.PapermillExecutionError as e:
+            if Path(template).resolve() == shipped('templates', Path(template).name).resolve():
+                raise
+            raise RuntimeError(f'{template}: a cell fails ({e.ename}: {e.evalue})') from e
         finally:
             if draft.exists() and (whole or partial):
                 brief = parameters.get('detail') == 'brief'

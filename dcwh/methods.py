@@ -294,6 +294,11 @@ class Method:
                 raise ValueError(
                     f'method {config.method} gives {given_back}; it has to give a Criterion'
                 )
+            if '_parameters' not in vars(made):
+                raise ValueError(
+                    f'method {config.method} cannot be made: its __init__ has to call '
+                    'super().__init__() first'
+                )
             made.num_classes, made.bits = num_classes, config.bits  # what its batches have to have
             return made
 

@@ -25,6 +25,7 @@ from pathlib import Path
 from time import monotonic
 from traceback import walk_tb
 from typing import Any
+from zipfile import ZipFile
 
 import numpy as np
 import torch
@@ -85,6 +86,10 @@ def save_checkpoint(path: Path, key: str, history: list[dict], **parts: Any) -> 
 def load_checkpoint(path: Path, key: str, **parts: Any) -> list[dict]:  # the history
     "Restore `parts` from a checkpoint. Raises ValueError if that fails."
     try:
+        with ZipFile(path) as parts_of_file:
+            torn = parts_of_file.testzip()  # torch.load does not look at checksums
+        if torn:
+            raise ValueError(f'{torn} is damaged')
         state = torch.load(path, map_location='cpu', weights_only=True)
     except Exception as e:  # a torn file fails in many ways
         raise _not_resumed(path, f'it cannot be read, {first_line(e)}') from e
@@ -588,9 +593,16 @@ def _try_epoch(tried: Criterion, h: Tensor, labels: Tensor, index: Tensor, epoch
     loss.backward()
     Means(len(index)).add({**tried.last, 'loss': loss}, len(index))
     facts_of(tried, tried.end_epoch(lambda: (h, labels)))
-    scores: Any = tried.logits(h[index])
-    if scores is not None and (not isinstance(scores, Tensor) or len(scores) != len(index)):
-        raise ValueError(f'logits gives {shown(scores)}; give a row of scores for each output')
+    _check_form('logits', tried.logits(h[index]), len(index), tried.num_classes)
+    _check_form('centres', tried.centres, tried.num_classes, h.shape[1])
+
+
+def _check_form(what: str, value: object, *shape: int | None) -> None:
+    "Raises ValueError where a method gives neither None nor a tensor of this shape."
+    if value is None or (isinstance(value, Tensor) and tuple(value.shape) == shape):
+        return
+    given = f'shape {tuple(value.shape)}' if isinstance(value, Tensor) else shown(value)
+    raise ValueError(f'{what} has {given}; give a tensor of shape {shape}, or None')
 
 
 @contextmanager

@@ -670,6 +670,19 @@ def test_a_report_replaces_nothing_but_a_report(tmp_path, monkeypatch, name, sai
     assert [path.name for path in tmp_path.iterdir()] == [name]  # nothing was run
 
 
+def test_a_cell_of_your_own_template_that_fails_is_no_bug_of_dcwh(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    content = json.loads((Path(__file__).parents[1] / 'nbs/templates/run.ipynb').read_text())
+    (cell,) = (c for c in content['cells'] if 'parameters' in c['metadata'].get('tags', []))
+    failing = {**cell, 'id': 'failing', 'metadata': {}, 'source': ['1 / 0']}
+    (tmp_path / 'mine.ipynb').write_text(json.dumps({**content, 'cells': [cell, failing]}))
+    words = ['run', '--recipe', 'quick', '--bits', 8, '--set', 'epochs=1']
+    done = do(*words, '--template', 'mine.ipynb', '--report', 'report.ipynb')
+    said = 'mine.ipynb: a cell fails (ZeroDivisionError: division by zero)'
+    assert done.exit_code == 2 and done.stderr.splitlines()[-1] == said, done.output
+    assert 'ZeroDivisionError' in (tmp_path / 'report.ipynb').read_text()
+
+
 def test_a_comparison_replaces_nothing_that_it_reads(tmp_path):
     root = Path(__file__).parents[1]
     for name in ('nbs/templates/compare.ipynb', 'data/published.csv'):

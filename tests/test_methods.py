@@ -270,6 +270,17 @@ def test_a_method_that_would_fail_is_told_before_anything_is_written(place, monk
         assert not Path('runs').exists()
 
 
+def test_a_method_that_does_not_begin_as_a_module_is_told(place, monkeypatch):
+    file = Path(place.split(':')[0].replace('.', '/') + '.py')
+    text = 'from dcwh.criterion import Criterion\nclass MyLoss(Criterion):\n'
+    text += '    def __init__(self, num_classes, bits):\n        pass\n'
+    edited(file, text + "    def terms(self, h, y, index=None):\n        return {'a': h.mean()}\n")
+    monkeypatch.delitem(sys.modules, place.split(':')[0], raising=False)
+    done = shell('run', '--method', place, '--recipe', 'quick', '--detail', 'none')
+    assert done.exit_code == 2 and len(done.stderr.splitlines()) == 1, done.output
+    assert 'its __init__ has to call super().__init__() first' in done.stderr
+
+
 def test_centres_that_keep_kin_near_want_every_epoch_begun():
     "A batch after `end_epoch` would be added to the sums of the epoch before."
     criterion = Balanced(DCWHLoss(4, 8), 0.5)

@@ -41,7 +41,7 @@ from dcwh.experiment import (
 )
 from dcwh.model import HashModel
 from dcwh.results import read_result, read_table, record, row_of_config, run_name
-from dcwh.training import train
+from dcwh.training import Checkpoint, train
 
 pytestmark = pytest.mark.usefixtures('begun')
 
@@ -870,6 +870,25 @@ def test_a_damaged_checkpoint_says_what_to_do(tmp_path):
         ) as error:
             run(config, tmp_path / 'runs')
         assert '\n' not in str(error.value)
+
+
+def test_a_checkpoint_of_which_one_byte_is_wrong_is_not_gone_on_with(tmp_path, monkeypatch):
+    def stop(*given, **more):
+        write(*given, **more)
+        raise KeyboardInterrupt
+
+    write, config = Checkpoint.write, resolve(**{**QUICK, 'epochs': 2})
+    data = retrieval_set(config).read(config.resize)
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoint, 'write', stop)
+        with pytest.raises(KeyboardInterrupt):
+            train(config, data, folder=tmp_path, progress=False)
+    file = tmp_path / 'checkpoint.pt'
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 0x55
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match='cannot be used .it cannot be read, .* is damaged.*anew'):
+        train(config, data, folder=tmp_path, progress=False)
 
 
 def whole(state):
