@@ -216,8 +216,8 @@ def findings(results: pd.DataFrame) -> str:
     return f"""- **Against {len(RIVALS)} rivals**, with all classes and training images. A cell is \
 a task, a code length and a rival, with three seeds or more. In mAP, {against} and below in \
 {n['below']}. *Level*: the 95 % interval of the difference contains 0. Handwritten digits are \
-{handwritten} of the cells, photographs {len(rows) - handwritten}. (`idcwh` and our `dcwh-…` are variants, not \
-rivals.)
+{handwritten} of the cells, photographs {len(rows) - handwritten}. (`idcwh` and our `dcwh-…` \
+are variants, not rivals.)
 - **Several labels per image.** On `digit-pairs` at 48 bits `dcwh` has an mAP of \
 {pairs['dcwh']:.3f} and `{pairs.idxmax()}` {pairs.max():.3f}, the highest."""
 
@@ -234,7 +234,7 @@ def unseen_finding(
     verdicts = pd.read_csv(Path(reports) / 'claims.csv').set_index('number')['verdict']
     return f"""- **Classes never seen.** We kept 5 of the 100 classes of CIFAR-100 from training, \
 and trained on 2,000 images of the others. Queries and database are images of those 5 classes \
-only. mAP@1000 (normaliser min) at 32 bits, mean of three seeds: {', '.join(said)}, our `dcwh-balanced` \
-{maps['dcwh-balanced']:.3f}. The paper's title claims that codes preserve semantics. By our rules, \
+only. mAP@1000 (normaliser min) at 32 bits, mean of three seeds: {', '.join(said)}, our \
+`dcwh-balanced` {maps['dcwh-balanced']:.3f}. The paper's title claims that codes preserve semantics. By our rules, \
 this is {verdicts[7]} for classes never seen, and {verdicts[8]} for kindred ones (of one \
 superclass)."""
