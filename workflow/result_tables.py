@@ -236,5 +236,5 @@ def unseen_finding(
 and trained on 2,000 images of the others. Queries and database are images of those 5 classes \
 only. mAP@1000 (normaliser min) at 32 bits, mean of three seeds: {', '.join(said)}, our \
 `dcwh-balanced` {maps['dcwh-balanced']:.3f}. The paper's title claims that codes preserve \
-semantics. By our rules, this is {verdicts[7]} for classes never seen, and {verdicts[8]} for kindred ones (of one \
-superclass)."""
+semantics. By our rules, this is {verdicts[7]} for classes never seen, and {verdicts[8]} for \
+kindred ones (of one superclass)."""
