@@ -373,8 +373,7 @@ def run(
         result, file = results.read_result(folder / 'result.json'), folder / 'result.json'
     if record and file.suffix == '.json':
         _say(f'recorded in {results.record(result, reports, study, modified, replace=force)}')
-    row = results.row_of_config(config, reports)
-    _tell(result, row, {'report': place, 'model': folder / 'model'})
+    _tell(result, results.row_of_config(config, reports), report=place, model=folder / 'model')
 
 # %% ../nbs/23_cli.ipynb #5111dfd4
 def _meant(
@@ -464,7 +463,7 @@ def _known(result: dict, file: Path, model: Path) -> str:
 def _tell(
     result: dict,
     row: dict | None,  # that a table has of this run
-    places: dict[str, Path],  # of what may have been made, by name
+    **places: Path,  # of what may have been made, by name
 ) -> None:
     "Print what came out of a run, and where it is."
     from dcwh.evaluation import measure_name

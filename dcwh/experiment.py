@@ -914,7 +914,7 @@ def _check_unchanged(path: str | Path) -> None:
             'move it, or give another name'
         )
 
-
+# %% ../nbs/17_experiment.ipynb #b79b8d07
 def execute(
     template: str | Path,
     path: str | Path,  # of the executed notebook, cleaned

@@ -552,7 +552,7 @@ def _npz_parts(
         warnings.warn(f'{said}: each counts as often as it stands there', stacklevel=2)
     return list(pieces), joint
 
-
+# %% ../nbs/19_parts.ipynb #12125e1e
 def _hashes_of(ids: np.ndarray) -> np.ndarray:  # int64, of each id once
     "To tell whether files hold the same images. Ids that are numbers of rows say nothing of that."
     if np.array_equal(ids, np.arange(len(ids))):

@@ -1014,7 +1014,7 @@ def _recipe(dataset: str, bits: int, method: str, recipe: str, image_size: int =
         return {}
     return completed(config.model_dump())
 
-
+# %% ../nbs/15_results.ipynb #a67027c4
 def _setting_text(name: str, value: object) -> str:
     "A setting and its value in short: `epochs=12`. A file of weights goes by its name."
     if name == 'weights':
