@@ -1468,7 +1468,7 @@ def standings(
     "Compare a method with others, seed by seed. Verdicts are above, level, below and one seed."
     _check_frame(results, 'results', 'read_results')
     others = _names(others or sorted(set(results['method']) - {method}))
-    pairs = [_differences(results, method, other) for other in others or ['']]  # '': no rows
+    pairs = [_differences(results, method, other) for other in others or ['']]
     rows = pd.concat(pairs, ignore_index=True)
     low, high = rows['difference'] - rows['interval'], rows['difference'] + rows['interval']
     conditions = [rows['n'] < 2, low > 0, high < 0]
