@@ -341,7 +341,10 @@ def test_cards_show_the_numbers_of_their_reports(site):
 
 def test_the_front_page_says_what_we_found(site):
     said = text_of(site.text('index.html'))
-    assert 'No model has been trained to the end on a GPU' in said and 'What we could reproduce' in said
+    assert (
+        'No model has been trained to the end on a GPU' in said
+        and 'What we could reproduce' in said
+    )
     _, _, found = (ROOT / 'README.md').read_text().partition('## What we found')
     findings = re.findall(r'^- (\*\*.*)', found, re.MULTILINE)
     assert findings
