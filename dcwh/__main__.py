@@ -36,6 +36,10 @@ def main() -> None:
     except KeyboardInterrupt:  # between the imports and the command
         print('stopped', file=sys.stderr)
         sys.exit(130)
+    except SystemExit as end:  # typer, between its start and the command, ends without a word
+        if isinstance(getattr(end.__context__, '__cause__', None), KeyboardInterrupt):
+            print('stopped', file=sys.stderr)
+        raise
 
 
 if __name__ == '__main__':

@@ -21,6 +21,7 @@ from typer.testing import CliRunner
 
 import dcwh.files
 from dcwh import cli
+from dcwh.__main__ import main
 from dcwh.cli import app, columns_of, labelled, save_codes
 from dcwh.codes import Codes
 from dcwh.config import RECIPES, Config
@@ -1159,6 +1160,21 @@ runpy.run_module('dcwh', run_name='__main__')
     )
     assert (done.returncode, done.stdout) == (130, '')
     assert done.stderr in ('stopped\n', 'stopped; the same command goes on\n')
+
+
+def test_ctrl_c_before_the_command_begins_stops_in_a_line(monkeypatch, capsys):
+    "Where typer reads the command line it would end with 130 and say nothing."
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr('sys.argv', ['dcwh', 'methods'])
+    monkeypatch.setattr('typer.core.TyperGroup.invoke', interrupt)
+    monkeypatch.setattr('dcwh.__main__.signal.signal', lambda *_: None)
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 130
+    assert capsys.readouterr() == ('', 'stopped\n')
 
 
 def test_answers_show_distances_whole():
