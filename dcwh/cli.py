@@ -1420,7 +1420,7 @@ def search(
       --model hf://me/my-hash-model \\
       --where label=cat --where label=dog
     """
-    from dcwh.codes import Codes
+    from dcwh.codes import Codes, pack
     from dcwh.search import CodeIndex
     from dcwh.sources import Files
 
@@ -1433,7 +1433,8 @@ def search(
     h, rows = encoder.outputs_at(Files(Path(), tuple(map(str, images))), unreadable=unreadable)
     if not len(h):
         raise ValueError(f'none of the images can be read; the first: {unreadable[0]}')
-    codes = found.fit(Codes.from_outputs(h, model=encoder.identity()))
+    queries = Codes.from_packed(pack(h), h.shape[1], model=encoder.identity())  # may be alike
+    codes = found.fit(queries)
     found.check(codes)
     if rerank:
         distances, ids = found.rerank(h[:, : codes.bits], k, rerank, filters)

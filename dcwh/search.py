@@ -1124,6 +1124,7 @@ class ImageRows:
         gone: np.ndarray | None = None,  # bool (N,): deleted, but still in its place
     ) -> None:
         self.codes = codes
+        self.codes.ids.setflags(write=False)  # `ids` hands them out
         self.columns = columns
         self.gone = np.zeros(len(codes), bool) if gone is None else gone
         self.left = len(codes) - int(self.gone.sum())

@@ -101,7 +101,7 @@ def load_checkpoint(path: Path, key: str, **parts: Any) -> list[dict]:  # the hi
             f'({state["key"]}, not {key}); delete it, or give another folder of runs'
         )
     epoch, history = state['epoch'], state['history']
-    if type(epoch) is not int or not isinstance(history, list) or len(history) != epoch:
+    if type(epoch) is not int or not _is_history(history, epoch):
         raise _not_resumed(path, 'its history does not have as many epochs as it says')
     try:
         for name in parts.keys() & state.keys():
@@ -114,6 +114,12 @@ def load_checkpoint(path: Path, key: str, **parts: Any) -> list[dict]:  # the hi
 def _needed(parts: dict[str, Any]) -> set[str]:
     "What a checkpoint has to hold. Earlier ones do not say in which sessions they were made."
     return {'key', 'epoch', 'history', *parts} - {'sessions'}
+
+
+def _is_history(history: object, epochs: int) -> bool:
+    "Whether this is one dictionary for each epoch."
+    rows = history if isinstance(history, list) else []
+    return len(rows) == epochs and all(isinstance(row, dict) for row in rows)
 
 
 def _not_resumed(path: Path, reason: str) -> ValueError:
@@ -178,7 +184,10 @@ class Sessions:
 
     def load_state_dict(self, state: dict[str, list]) -> None:
         "Those of a checkpoint came before this one."
-        self.earlier = state['sessions']
+        self.earlier = [
+            {'made_by': dict(one['made_by']), 'seconds': float(one['seconds'])}
+            for one in state['sessions']
+        ]
 
     def changes(self) -> list[str]:
         "What has changed since the session before, a line each."
@@ -206,12 +215,18 @@ def smallest_batch(
 
 
 def check_batches(config: Config, model: HashModel, images: int) -> None:
-    "Raises ValueError where a batch would have one image, and the network normalises batches."
+    """Raises ValueError where a batch would have one image, and the network normalises batches, or
+    where the only step would have rate 0."""
     norms = [part for part in model.modules() if isinstance(part, _BatchNorm)]
     if norms and images and smallest_batch(config, images) == 1:
         raise ValueError(
             f'batch_size={config.batch_size} cuts {images} training images into batches down to '
             'one image, and batch normalisation needs two; give a larger one'
+        )
+    if config.warmup and config.epochs * -(-images // config.batch_size) == 1:
+        raise ValueError(
+            f'the training has one step, and warmup={config.warmup:g} starts it at rate 0; '
+            'set warmup=0, or give more epochs or a smaller batch_size'
         )
 
 

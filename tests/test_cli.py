@@ -440,6 +440,13 @@ def test_a_comparison_of_no_folder_is_refused(tmp_path):
     )
 
 
+def test_queries_that_look_alike_are_no_matter_to_warn_of(place):
+    assert encode().exit_code == 0
+    assert do('index', 'build', 'x.index', 'c.npz', '--images', 'photos').exit_code == 0
+    found = do('search', 'x.index', *['photos/bee/1.png'] * 2, '--model', 'model')
+    assert found.exit_code == 0 and not found.stderr
+
+
 def test_a_sheet_replaces_nothing_but_a_sheet(place):
     assert (
         encode().exit_code == 0

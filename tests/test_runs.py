@@ -41,7 +41,7 @@ from dcwh.experiment import (
 )
 from dcwh.model import HashModel
 from dcwh.results import read_result, read_table, record, row_of_config, run_name
-from dcwh.training import Checkpoint, train
+from dcwh.training import Checkpoint, Sessions, load_checkpoint, train
 
 pytestmark = pytest.mark.usefixtures('begun')
 
@@ -889,6 +889,27 @@ def test_a_checkpoint_of_which_one_byte_is_wrong_is_not_gone_on_with(tmp_path, m
     file.write_bytes(content)
     with pytest.raises(ValueError, match='cannot be used .it cannot be read, .* is damaged.*anew'):
         train(config, data, folder=tmp_path, progress=False)
+
+
+def test_a_checkpoint_with_another_history_is_not_gone_on_with(tmp_path):
+    file, session = tmp_path / 'checkpoint.pt', {'made_by': {}, 'seconds': 1.0}
+    for history in ([], ['1'], [{}, {}], 'e', {0: {}}):
+        file.write_bytes(whole({'key': 'k', 'epoch': 1, 'history': history}))
+        with pytest.raises(ValueError, match='its history does not have as many epochs'):
+            load_checkpoint(file, 'k')
+    for sessions in (
+        None,
+        [1],
+        [{}],
+        [{**session, 'seconds': 'long'}],
+        [{**session, 'made_by': 1}],
+    ):
+        state = {'key': 'k', 'epoch': 1, 'history': [{}], 'sessions': {'sessions': sessions}}
+        file.write_bytes(whole(state))
+        with pytest.raises(ValueError, match='it does not fit'):
+            load_checkpoint(file, 'k', sessions=Sessions({}))
+    file.write_bytes(whole(state | {'sessions': {'sessions': [session]}}))
+    assert load_checkpoint(file, 'k', sessions=Sessions({})) == [{}]
 
 
 def whole(state):

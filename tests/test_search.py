@@ -652,6 +652,14 @@ def test_ids_that_are_numbers(tmp_path, kind):
     assert len(index) == 16
 
 
+def test_ids_that_an_index_gives_cannot_be_written(tmp_path):
+    "Or what is written would be in the index."
+    index = built('flat', some_codes(3), folder=tmp_path)
+    index.add(replace(some_codes(2), ids=np.array(['new', 'newer'])))
+    with pytest.raises(ValueError, match='read-only'):
+        index.ids[0] = 'other'
+
+
 # ---- changes
 
 
