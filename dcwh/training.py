@@ -229,7 +229,7 @@ def check_batches(config: Config, model: HashModel, images: int) -> None:
             'set warmup=0, or give more epochs or a smaller batch_size'
         )
 
-
+# %% ../nbs/14_training.ipynb #b05ce1c9
 def build(
     config: Config,
     num_classes: int,
