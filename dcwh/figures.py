@@ -28,6 +28,7 @@ try:
     from matplotlib.lines import Line2D
     from matplotlib.patheffects import withStroke
     from matplotlib.ticker import MaxNLocator
+    from matplotlib.transforms import Bbox
     from scipy.cluster.hierarchy import dendrogram, linkage
     from sklearn.manifold import TSNE
     from threadpoolctl import threadpool_limits
@@ -598,6 +599,16 @@ def _draw_stars(
             text: dict[str, Any] = {'textcoords': 'offset points', 'path_effects': HALO}
             ax.annotate(_class_name(c, classes), (x, y), (9, 7), weight='bold', **text)
 
+
+def _hide_overlapping(fig: Figure) -> None:
+    "Of names that would lie on one another only the first is shown. The legend has them all."
+    fig.draw_without_rendering()
+    taken: list[Bbox] = []
+    for name in fig.axes[0].texts:
+        box = name.get_window_extent()
+        name.set_visible(not any(box.overlaps(other) for other in taken))
+        taken += [box] * name.get_visible()
+
 # %% ../nbs/16_figures.ipynb #6c6ed460
 def code_map(
     codes: Codes,  # with labels
@@ -631,6 +642,7 @@ def code_map(
     heads = ['first label'] * several + [f'10 of {number} classes'] * (number > 10)
     place_of_legend: dict[str, Any] = {'loc': 'center left', 'bbox_to_anchor': (1, 0.5)}
     ax.legend(title='\n'.join(heads) or None, frameon=False, **place_of_legend)
+    _hide_overlapping(fig)
     return fig
 
 # %% ../nbs/16_figures.ipynb #8b47eb46
