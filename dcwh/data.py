@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL
 import torch
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
@@ -635,7 +636,8 @@ def _kept_at(images: Files, ids: np.ndarray, side: int) -> Path | None:
     place = os.path.expanduser(folder)
     if not folder or place.startswith('~'):  # nobody's home
         return None
-    return Path(place) / f'{content_hash(images, ids)}-{len(images)}-{side}.npy'
+    by = f'pillow-{PIL.__version__}'  # another one may give other pixels
+    return Path(place) / f'{content_hash(images, ids)}-{len(images)}-{side}-{by}.npy'
 
 # %% ../nbs/11_data.ipynb #50076f8d
 def _read_all(
@@ -646,7 +648,7 @@ def _read_all(
 ) -> Source:  # the same, with the images in memory if they fit
     """Every image that will be used, from the folder of decoded ones if it is there.
 
-    Raises ValueError listing all that are unreadable."""
+    Raises ValueError listing all that are unreadable, or where files change meanwhile."""
     whole_number(side, 'side', 1, LARGEST)
     fitting(workers)  # raises before the work
     images, shape = source.images, (len(source.labels), side, side, 3)
@@ -658,6 +660,8 @@ def _read_all(
     held = _read_kept(kept, shape) if kept else None
     if held is None:
         held = decode(source, ids, side, workers)
+        if kept and isinstance(images, Files) and kept != _kept_at(images, ids, side):
+            raise ValueError(f'images of {source.name} changed while they were read; start again')
         if kept and held is not None:
             _keep(kept, held)
     return source if held is None else replace(source, images=held)

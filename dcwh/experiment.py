@@ -47,7 +47,7 @@ from .files import locked, remove_leftovers, shipped, shown, unknown, writable, 
 from .methods import BUILT_IN, Nested, shorter_lengths
 from .model import HashModel, first_line, threads_for
 from .results import check_result, read_result, result_of, row_of_config, run_name, table_of
-from .sources import SOURCES, Source, digest, named_path
+from .sources import SOURCES, Source, digest, name_fault, named_path, printable
 from dcwh.training import (
     Trained,
     accelerator_of,
@@ -866,6 +866,7 @@ def _check_options(options: dict, known: dict) -> None:
     for name in ('runs', 'reports'):
         if not options[name]:
             raise ValueError(f'{name} is empty; give a folder')
+    _check_texts(options)
 
 # %% ../nbs/17_experiment.ipynb #12c0de02
 LAUNCHER = ('WORLD_SIZE', 'RANK', 'LOCAL_WORLD_SIZE', 'LOCAL_RANK', 'MASTER_ADDR', 'MASTER_PORT')
@@ -927,10 +928,10 @@ def execute(
     Raises OSError if the report cannot be written, ValueError if it would replace a notebook that
     somebody has changed. If a cell fails, raises papermill's error, or RuntimeError naming a
     template of your own."""
-    import nbformat
     import papermill
 
     writable(path)
+    _check_texts(parameters)
     if not force:
         _check_unchanged(path)
     heard = sys.stderr if sys.stderr.isatty() else None
@@ -943,22 +944,35 @@ def execute(
     }  # of the kernel: what it says of itself
     with tempfile.TemporaryDirectory() as folder:
         draft = Path(folder) / 'draft.ipynb'
-        whole = False
         try:
             papermill.execute_notebook(str(template), str(draft), parameters, **shown)
-            whole = True
         except papermill.PapermillExecutionError as e:
+            if partial:
+                _write_report(draft, path, parameters)
             if Path(template).resolve() == shipped('templates', Path(template).name).resolve():
                 raise
             raise RuntimeError(f'{template}: a cell fails ({e.ename}: {e.evalue})') from e
-        finally:
-            if draft.exists() and (whole or partial):
-                brief = parameters.get('detail') == 'brief'
-                notebook = clean(nbformat.read(draft, as_version=4), brief)
-                cells = [(cell.source, cell.metadata.get('tags', [])) for cell in notebook.cells]
-                notebook.metadata[_MADE] = _cells_hash(cells)
-                made = nbformat.writes(notebook).encode()
-                write_whole(path, lambda f: f.write(made))
+        _write_report(draft, path, parameters)
+
+
+def _check_texts(parameters: dict) -> None:
+    "Raises ValueError for a name that a notebook, which is UTF-8, cannot hold."
+    for name, value in parameters.items():
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError as e:
+            raise ValueError(f'{name} is {printable(str(value))}: {name_fault()}') from e
+
+
+def _write_report(draft: Path, path: str | Path, parameters: dict) -> None:
+    "A notebook as papermill leaves it, cleaned. Raises OSError."
+    import nbformat
+
+    notebook = clean(nbformat.read(draft, as_version=4), parameters.get('detail') == 'brief')
+    cells = [(cell.source, cell.metadata.get('tags', [])) for cell in notebook.cells]
+    notebook.metadata[_MADE] = _cells_hash(cells)
+    made = nbformat.writes(notebook).encode()
+    write_whole(path, lambda f: f.write(made))
 
 # %% ../nbs/17_experiment.ipynb #12c0de04
 def report(

@@ -646,8 +646,8 @@ class CodeParts:
         storage_options: Mapping[str, Any] | None = None,  # of an object store
         namer: Namer | None = None,  # names of labels, of a table beside an .npz
     ) -> 'CodeParts':
-        """A dataset at this moment. What is added later is not seen; what is changed or removed is
-        an error when it is read.
+        """A dataset at this moment. What is added later is not seen. Reading what was removed, or
+        has another size or time of change, is an error.
 
         Raises FileNotFoundError, OSError where a place cannot be read, or ValueError where it
         holds something else, or parts that do not belong together."""

@@ -871,6 +871,26 @@ def test_a_long_value_cannot_fill_memory(tmp_path):
         read_columns(tmp_path / 'mine.csv', 'id')
 
 
+def test_images_that_change_while_they_are_read_are_not_kept(zoo, tmp_path, monkeypatch):
+    "Or the pixels of others would be found under their hash, for ever."
+    monkeypatch.setenv('DCWH_CACHE', str(tmp_path / 'kept'))
+    image = next(zoo.rglob('*.png'))
+    content = image.read_bytes()
+
+    def replacing(*given):
+        Image.new('RGB', (8, 8), 'red').save(image)
+        return decode(*given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr('dcwh.data.decode', replacing)
+        with pytest.raises(ValueError, match='images of .* changed while they were read'):
+            load('folder/zoo', data_dir=zoo).read(8)
+    assert not list(tmp_path.glob('kept/*'))
+    image.write_bytes(content)
+    load('folder/zoo', data_dir=zoo).read(8)
+    assert len(list(tmp_path.glob('kept/*.npy'))) == 1
+
+
 def test_what_is_written_is_read_again(tmp_path):
     odd = [
         'a\rb',

@@ -1,8 +1,10 @@
 """The reports of the repository: which there are, which can be made here, what they say beside
 their tables."""
 
+import errno
 import importlib.util
 import runpy
+import shutil
 from pathlib import Path
 
 import nbformat
@@ -10,7 +12,7 @@ import pytest
 import yaml
 
 from dcwh.config import resolve
-from dcwh.experiment import execute, finished
+from dcwh.experiment import execute, finished, report
 from dcwh.results import read_table, record, table_of
 
 pytestmark = pytest.mark.usefixtures('begun')
@@ -41,9 +43,35 @@ def reports(tmp_path, monkeypatch):
 
 def test_a_kernel_may_take_minutes_to_start(tmp_path, monkeypatch):
     asked = {}
-    monkeypatch.setattr('papermill.execute_notebook', lambda *given, **more: asked.update(more))
+
+    def unchanged(template, draft, parameters, **options):
+        asked.update(options)
+        shutil.copy(template, draft)
+
+    monkeypatch.setattr('papermill.execute_notebook', unchanged)
     execute(ROOT / 'nbs/templates/run.ipynb', tmp_path / 'report.ipynb', {})
     assert asked['start_timeout'] >= 600
+
+
+def test_an_error_that_tears_the_draft_of_a_report_is_told(tmp_path, monkeypatch):
+    def no_room(template, draft, parameters, **options):
+        Path(draft).write_text('{"cells": [')
+        raise OSError(errno.ENOSPC, 'No space left on device', draft)
+
+    monkeypatch.setattr('papermill.execute_notebook', no_room)
+    with pytest.raises(OSError, match='No space left on device'):
+        execute(ROOT / 'nbs/templates/run.ipynb', tmp_path / 'report.ipynb', {})
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize('name', ['runs', 'reports'])
+def test_a_name_that_a_notebook_cannot_hold_is_refused_before_the_work(tmp_path, name):
+    given = {'dataset': 'digits', 'recipe': 'quick', name: f'{tmp_path}/caf\udce9'}
+    with pytest.raises(ValueError, match=rf'{name} is .*caf.xe9: its name is not UTF-8'):
+        report(**given)
+    with pytest.raises(ValueError, match='folders is .* not UTF-8'):
+        execute('compare.ipynb', tmp_path / 'compare.ipynb', {'folders': ['caf\udce9']})
+    assert not list(tmp_path.iterdir())
 
 
 def test_reports_are_made_where_images_are(reports, capsys):
