@@ -1664,10 +1664,11 @@ def _counted(
     first: int,
 ) -> 'Tally':
     "Counts of a database in one file, at once."
-    from dcwh.counting import histograms
+    from dcwh.counting import check_alike, histograms
     from dcwh.parts import Seen, Tally
 
     cut = [codes.first(first) if first else codes for codes in sides]
+    check_alike(*cut)
     columns = list(map(columns_of, cut, files, tables))
     places = list(map(_table_of, files, tables))
     both = labelled(cut, columns, places)

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['ROOM', 'IMAGES', 'QUERIES', 'WARPS', 'BINS', 'compiled', 'words', 'label_words', 'trips', 'differing', 'shared',
-           'keeps_torch_threads', 'same_form', 'known_labels', 'check_sides', 'blocks', 'check_device', 'histograms',
-           'histograms_of_parts']
+           'keeps_torch_threads', 'same_form', 'known_labels', 'check_alike', 'check_sides', 'blocks', 'check_device',
+           'histograms', 'histograms_of_parts']
 
 # %% ../nbs/05_counting.ipynb #c0e70004
 import warnings
@@ -237,15 +237,8 @@ def _check_side(side: Codes, name: str) -> None:
     known_labels(side, name)
 
 
-def check_sides(
-    query: Codes,  # Q codes
-    database: Codes,  # N codes
-) -> tuple[Codes, Codes]:  # the same, with labels in one form
-    """Both sides, ready to be compared.
-
-    Raises ValueError where a set of codes cannot be scored, or the two cannot be compared."""
-    _check_side(query, 'query')
-    _check_side(database, 'database')
+def check_alike(query: Codes, database: Codes) -> None:
+    "Raises ValueError where two sides have other lengths, or codes of two models."
     if query.bits != database.bits:
         raise ValueError(
             f'query has {query.bits} bits and database {database.bits}; '
@@ -256,6 +249,18 @@ def check_sides(
             f'query is of model {query.model} and database of model {database.model}; '
             'codes of two models cannot be compared'
         )
+
+
+def check_sides(
+    query: Codes,  # Q codes
+    database: Codes,  # N codes
+) -> tuple[Codes, Codes]:  # the same, with labels in one form
+    """Both sides, ready to be compared.
+
+    Raises ValueError where a set of codes cannot be scored, or the two cannot be compared."""
+    _check_side(query, 'query')
+    _check_side(database, 'database')
+    check_alike(query, database)
     y, z = same_form(known_labels(query), known_labels(database))
     return _with_labels(query, y), _with_labels(database, z)
 

@@ -39,10 +39,10 @@ def unknown(
     name: object,
     known: Iterable[str],
 ) -> str:
-    "An error in one line: the name that is not known, the nearest that is, and all that are."
+    "An error in one line: the name that is not known, the nearest two that are, and all."
     names = list(known)
-    nearest = get_close_matches(name, names, n=1) if isinstance(name, str) else []
-    meant = f' (did you mean {nearest[0]}?)' if nearest else ''
+    nearest = get_close_matches(name, names, n=2) if isinstance(name, str) else []
+    meant = f' (did you mean {" or ".join(nearest)}?)' if nearest else ''
     return f'unknown {what} {shown(name)}{meant}; known are {", ".join(names)}'
 
 # %% ../nbs/00_files.ipynb #b12d4407

@@ -771,7 +771,7 @@ def folder(
     if not root.is_dir():
         raise FileNotFoundError(
             f'data_dir {printable(root)} is not a folder; '
-            'give one of <class>/<image> or <train|test>/<class>/<image>'
+            'set data_dir to one of <class>/<image> or <train|test>/<class>/<image>'
         )
     rows = images_below(root, 'data_dir ')
     parts = _split_folders(root)

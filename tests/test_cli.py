@@ -447,6 +447,20 @@ def test_queries_that_look_alike_are_no_matter_to_warn_of(place):
     assert found.exit_code == 0 and not found.stderr
 
 
+def test_codes_of_other_lengths_are_refused_before_their_labels_are_looked_for(
+    tmp_path, monkeypatch
+):
+    "Or a table is asked for that would not help."
+    monkeypatch.chdir(tmp_path)
+    labels = ['a', 'b'] * 20
+    tables(labels, by_hand(labels)[2])
+    Path('q.csv').unlink()
+    rng = np.random.default_rng(0)
+    Codes.from_outputs(rng.standard_normal((9, 24)), np.arange(9) % 2).save('q.npz')
+    said = 'query has 24 bits and database 32; both sides need the same code length'
+    assert refused(do('evaluate', 'q.npz', 'd.npz'), said)
+
+
 def test_a_sheet_replaces_nothing_but_a_sheet(place):
     assert (
         encode().exit_code == 0

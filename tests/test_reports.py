@@ -10,9 +10,10 @@ from pathlib import Path
 import nbformat
 import pytest
 import yaml
+from nbclient import NotebookClient
 
 from dcwh.config import resolve
-from dcwh.experiment import execute, finished, report
+from dcwh.experiment import execute, finished, report, start_folder
 from dcwh.results import read_table, record, table_of
 
 pytestmark = pytest.mark.usefixtures('begun')
@@ -72,6 +73,48 @@ def test_a_name_that_a_notebook_cannot_hold_is_refused_before_the_work(tmp_path,
     with pytest.raises(ValueError, match='folders is .* not UTF-8'):
         execute('compare.ipynb', tmp_path / 'compare.ipynb', {'folders': ['caf\udce9']})
     assert not list(tmp_path.iterdir())
+
+
+def test_a_notebook_that_is_opened_in_a_folder_of_its_own_finds_where_it_was_made(
+    tmp_path, monkeypatch
+):
+    run, table = tmp_path / 'runs/digits-quick/dcwh-8', tmp_path / 'reports/digits'
+    for folder in (run, table, tmp_path / 'templates'):
+        folder.mkdir(parents=True)
+    places = Path('runs/digits-quick/dcwh-8'), Path('reports/digits')
+    for folder, found in (
+        (run, tmp_path),
+        (table, tmp_path),
+        (tmp_path, tmp_path),
+        (run.parent, run.parent),
+        (tmp_path / 'templates', tmp_path / 'templates'),
+        (ROOT / 'nbs/templates', ROOT),
+    ):
+        monkeypatch.chdir(folder)
+        assert start_folder(*places) == found
+        assert start_folder(*(tmp_path / place for place in places), '') in (folder, ROOT)
+    monkeypatch.chdir(run)
+    run.joinpath('reports/digits').mkdir(parents=True)  # and the other is not
+    assert start_folder(places[1]) == run and start_folder(*places) == tmp_path
+    monkeypatch.setenv('DCWH_EXECUTED', '1')
+    assert start_folder(*places) == run
+
+
+def test_a_report_is_made_and_executed_again_wherever_it_lies(tmp_path, monkeypatch):
+    "A folder of this name once sent the notebook two folders up, to train there again."
+    here = tmp_path / 'mine/nbs/templates'
+    here.mkdir(parents=True)
+    monkeypatch.chdir(here)
+    made = report(dataset='digits', recipe='quick', bits=8, epochs=1, detail='brief')
+    place = {'metadata': {'path': str(made.parent)}}
+    NotebookClient(nbformat.read(made, as_version=4), timeout=600, resources=place).execute()
+    assert [*tmp_path.rglob('result.json')] == [made.absolute().with_name('result.json')]
+    comparison = here / 'runs/compare.ipynb'
+    execute(ROOT / 'nbs/templates/compare.ipynb', comparison, {'folders': ['runs']})
+    again = nbformat.read(comparison, as_version=4)
+    place = {'metadata': {'path': str(comparison.parent)}}
+    NotebookClient(again, timeout=600, resources=place).execute()
+    assert '1 run of 1 method on 1 data set, in runs' in nbformat.writes(again)
 
 
 def test_reports_are_made_where_images_are(reports, capsys):
