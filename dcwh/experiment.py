@@ -916,7 +916,7 @@ def start_folder(
     here = Path.cwd()
     if EXECUTED in os.environ:
         return here
-    if here == shipped('templates', 'run.ipynb').parent:
+    if here == shipped('templates', 'run.ipynb').resolve().parent:
         return here.parents[1]
     for place in map(Path, places):
         depth = len(place.parts)
