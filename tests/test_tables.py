@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import shutil
 import subprocess
 from itertools import permutations
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from dcwh import experiment
 from dcwh import results as module
 from dcwh.config import resolve
 from dcwh.data import PARTS
@@ -373,7 +375,8 @@ def test_a_comparison_counts_runs_and_not_their_parts(tmp_path, capsys):
     cells = [''.join(cell['source']) for cell in notebook['cells']]
     cell = next(cell for cell in cells if 'read_results(*folders)' in cell)
     record(invented(unseen=0.2), tmp_path)
-    given = {'results': module, 'folders': [str(tmp_path)], 'published': ''}
+    given = {'os': os, 'experiment': experiment, 'results': module, 'published': ''}
+    given['folders'] = [str(tmp_path)]
     exec(cell, given)
     assert capsys.readouterr().out.startswith('1 run of 1 method on 1 data set, in ')
     record(invented(seed=1), tmp_path)
