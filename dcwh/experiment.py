@@ -891,7 +891,7 @@ def without_launcher() -> Iterator[None]:
     finally:
         os.environ.update(said)
 
-
+# %% ../nbs/17_experiment.ipynb #9cbcc92b
 EXECUTED = 'DCWH_EXECUTED'  # environment variable of the kernels that `execute` starts
 
 
