@@ -12,6 +12,7 @@ __all__ = ['COLOURS', 'BLUE', 'ORANGE', 'GREY', 'HALO', 'MEANINGS', 'DASHES', 'R
 # %% ../nbs/16_figures.ipynb #ae449817
 import io
 from collections.abc import Iterable, Sequence
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,6 @@ try:
     from matplotlib.lines import Line2D
     from matplotlib.patheffects import withStroke
     from matplotlib.ticker import MaxNLocator
-    from matplotlib.transforms import Bbox
     from scipy.cluster.hierarchy import dendrogram, linkage
     from sklearn.manifold import TSNE
     from threadpoolctl import threadpool_limits
@@ -597,17 +597,27 @@ def _draw_stars(
         ax.plot(x, y, '*', ms=size, color=colour, mec='white', mew=0.8)
         if c in colours:
             text: dict[str, Any] = {'textcoords': 'offset points', 'path_effects': HALO}
-            ax.annotate(_class_name(c, classes), (x, y), (9, 7), weight='bold', **text)
+            ax.annotate(_class_name(c, classes), (x, y), (0, 0), weight='bold', **text)
 
 
-def _hide_overlapping(fig: Figure) -> None:
-    "Of names that would lie on one another only the first is shown. The legend has them all."
+_CORNERS = tuple(product((('left', 9), ('right', -9)), (('bottom', 3), ('top', -3))))  # in points
+
+
+def _place_names(fig: Figure) -> None:
+    "Each name at a corner of its star where it is inside and covers nothing; or hidden."
     fig.draw_without_rendering()
-    taken: list[Bbox] = []
-    for name in fig.axes[0].texts:
-        box = name.get_window_extent()
-        name.set_visible(not any(box.overlaps(other) for other in taken))
-        taken += [box] * name.get_visible()
+    ax = fig.axes[0]
+    taken = [star.get_window_extent() for star in ax.lines]
+    for name in ax.texts:
+        for (ha, x), (va, y) in _CORNERS:
+            name.set(ha=ha, va=va, position=(x, y))
+            box = name.get_window_extent()
+            inside = ax.bbox.count_contains(box.corners()) == 4
+            free = inside and not any(box.overlaps(other) for other in taken)
+            if free:
+                taken.append(box)
+                break
+        name.set_visible(free)
 
 # %% ../nbs/16_figures.ipynb #6c6ed460
 def code_map(
@@ -642,7 +652,7 @@ def code_map(
     heads = ['first label'] * several + [f'10 of {number} classes'] * (number > 10)
     place_of_legend: dict[str, Any] = {'loc': 'center left', 'bbox_to_anchor': (1, 0.5)}
     ax.legend(title='\n'.join(heads) or None, frameon=False, **place_of_legend)
-    _hide_overlapping(fig)
+    _place_names(fig)
     return fig
 
 # %% ../nbs/16_figures.ipynb #8b47eb46
