@@ -990,7 +990,7 @@ def encode(
     out: Annotated[
         str,
         typer.Option(
-            help='the .npz of codes; a .csv of what is known of each image is written beside it'
+            help='the .npz of codes, and a .csv of what is known of each image; both are replaced'
         ),
     ] = 'codes.npz',
     workers: Workers = 2,
