@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PROTOCOLS', 'FORMATS', 'LARGEST', 'WORKERS', 'SHARE', 'LEAST', 'ROLES', 'PARTS', 'EVALUATE_ON', 'whole_number',
            'draw', 'stratified', 'full', 'official', 'sampled', 'disjoint', 'check_protocol', 'Content', 'open_image',
-           'on_white', 'square', 'upright', 'fitting', 'ImageSet', 'fits_on', 'sent', 'Loader', 'memory_for_images',
+           'on_white', 'upright', 'square', 'fitting', 'ImageSet', 'fits_on', 'sent', 'Loader', 'memory_for_images',
            'decode', 'content_hash', 'readable', 'RetrievalSet', 'classes_in', 'load', 'check', 'cuts', 'pixels_at',
            'scaled_at', 'prepare', 'epoch_draws']
 
@@ -294,8 +294,7 @@ def _as_picture(image: Tensor) -> Image.Image:
             'give (3, H, W), bytes or floats from 0 to 1'
         ) from e
 
-# %% ../nbs/11_data.ipynb #ee7404c9
-LARGEST = 4096  # side of an image that is decoded, in pixels
+# %% ../nbs/11_data.ipynb #4fdf1ad1
 _TURNS = {  # that bring an image upright, by its Exif orientation
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -305,6 +304,26 @@ _TURNS = {  # that bring an image upright, by its Exif orientation
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_ORIENTED = 'exif', 'Raw profile type exif', 'XML:com.adobe.xmp', 'xmp'  # where Pillow reads it
+
+
+def upright(image: Image.Image) -> Image.Image:
+    "An image as its Exif orientation says; as it is where there is none that can be read."
+    image.load()
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # Pillow raises whatever it comes upon in a broken tag
+        return image
+    turn = _TURNS.get(orientation)
+    if turn is None:
+        return image
+    turned = image.transpose(turn)
+    for name in _ORIENTED:
+        turned.info.pop(name, None)
+    return turned
+
+# %% ../nbs/11_data.ipynb #ee7404c9
+LARGEST = 4096  # side of an image that is decoded, in pixels
 
 
 def square(
@@ -341,17 +360,6 @@ def square(
         )
     fitted = ImageOps.fit(on_white(image), (side, side), Image.Resampling.BICUBIC)
     return torch.from_numpy(np.array(fitted)).permute(2, 0, 1)
-
-
-def upright(image: Image.Image) -> Image.Image:
-    "An image as its Exif orientation says; as it is where there is none that can be read."
-    image.load()
-    try:
-        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
-    except Exception:  # Pillow raises whatever it comes upon in a broken tag
-        return image
-    turn = _TURNS.get(orientation)
-    return image if turn is None else image.transpose(turn)
 
 # %% ../nbs/11_data.ipynb #1bd0743f
 WORKERS = 256  # processes that decode, at most
