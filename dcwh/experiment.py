@@ -54,6 +54,7 @@ from dcwh.training import (
     build,
     gathered_outputs,
     numerics,
+    save_history,
     tracking,
     train,
     try_out,
@@ -263,19 +264,25 @@ def coded(folder: Path, data: RetrievalSet, model: str | None = None) -> bool:
     return models == {model} if model else len(models) == 1
 
 # %% ../nbs/17_experiment.ipynb #17e0000a
-def tidy(folder: Path) -> None:
-    "Remove files that killed runs left, unless another process is using them."
+def tidy(
+    folder: Path,  # of a finished run
+    history: list[dict] | None,  # of its result; None: it is in a table only
+) -> None:
+    "Remove what killed runs left, unless another process is using it."
     if not folder.is_dir():
         return
     try:
         with locked(folder, timeout=0):
-            _remove_checkpoint(folder)
+            _remove_checkpoint(folder, history)
     except (Timeout, OSError):
         return
 
 
-def _remove_checkpoint(folder: Path) -> None:
-    "Remove the checkpoint of a finished run, and unfinished files of its writers."
+def _remove_checkpoint(folder: Path, history: list[dict] | None) -> None:
+    """Remove the checkpoint of a finished run, and unfinished files of its writers. Its table of
+    epochs is that of the result, also where a later run was killed."""
+    if history is not None:
+        save_history(folder / 'history.csv', history)
     (folder / 'checkpoint.pt').unlink(missing_ok=True)
     shutil.rmtree(folder / DRAFT, ignore_errors=True)
     for name in ('checkpoint.pt', 'history.csv'):
@@ -310,7 +317,7 @@ def recorded(
     except FileNotFoundError:
         if not row:
             raise  # a row is read without its images, too
-    if report and not reported(report, config):
+    if report and (not reported(report, config) or whole and _is_of_another(report, result)):
         return None
     if report and whole and detail and not _is_of(report, template, detail):
         if not is_changed(report):
@@ -320,7 +327,7 @@ def recorded(
             'to have a new one, move it',
             stacklevel=2,
         )
-    tidy(folder)
+    tidy(folder, result['history'] if whole else None)
     return result, file
 
 
@@ -334,7 +341,9 @@ def _has_others(folder: Path, result: dict) -> bool:
     return bool(models - {result['manifest'].get('model')})
 
 # %% ../nbs/17_experiment.ipynb #15f71a32
-_MADE = 'dcwh_cells'  # in the metadata of an executed notebook: a hash of its cells
+# in the metadata of an executed notebook:
+_MADE = 'dcwh_cells'  # a hash of its cells
+_MODEL = 'dcwh_model'  # the identity of the model that it tells of
 
 
 def reported(report: str | Path, config: Config) -> bool:
@@ -344,10 +353,24 @@ def reported(report: str | Path, config: Config) -> bool:
     return config.hash.encode() in content and b'"output_type": "error"' not in content
 
 
+def _is_of_another(report: str | Path, result: dict) -> bool:
+    "Whether a report tells of another model than a result of the same configuration."
+    try:
+        told = _said_of(report)[_MODEL]
+    except (ValueError, KeyError, TypeError):
+        return False  # it does not say
+    return told != result['manifest'].get('model')
+
+
+def _said_of(report: str | Path) -> dict:
+    "The metadata of a notebook. Raises OSError, ValueError, KeyError or TypeError."
+    return json.loads(Path(report).read_bytes())['metadata']
+
+
 def is_changed(report: str | Path) -> bool:
     "Whether a notebook is there that is not as `execute` wrote it: somebody has changed its cells."
     try:
-        made = json.loads(Path(report).read_bytes())['metadata'][_MADE]
+        made = _said_of(report)[_MADE]
         return made != _cells_hash(_cells(report))
     except FileNotFoundError:
         return False
@@ -677,7 +700,7 @@ def _carried_out(ready: _Ready, resume: bool, progress: bool, tracker: str) -> d
                 _take_over(folder)
                 write_whole(folder / 'result.json', lambda f: f.write(content))
         if main:
-            _remove_checkpoint(folder)
+            _remove_checkpoint(folder, known['history'])
     return known
 
 # %% ../nbs/17_experiment.ipynb #12c0de03
@@ -956,6 +979,7 @@ def execute(
     parameters: dict,
     partial: bool = True,  # where a cell fails, write it up to the error
     force: bool = False,  # also over a notebook that somebody has changed
+    model: str = '',  # identity of the model that it tells of, if it is of one
 ) -> None:
     """Execute a template.
 
@@ -982,13 +1006,13 @@ def execute(
             papermill.execute_notebook(str(template), str(draft), parameters, **shown)
         except papermill.PapermillExecutionError as e:
             if partial:
-                _write_report(draft, path, parameters)
+                _write_report(draft, path, parameters, model)
             if Path(template).resolve() == shipped('templates', Path(template).name).resolve():
                 raise
             raise RuntimeError(f'{template}: a cell fails ({e.ename}: {e.evalue})') from e
-        _write_report(draft, path, parameters)
+        _write_report(draft, path, parameters, model)
 
-
+# %% ../nbs/17_experiment.ipynb #46d43038
 def _check_texts(parameters: dict) -> None:
     "Raises ValueError for a name that a notebook, which is UTF-8, cannot hold."
     for name, value in parameters.items():
@@ -998,13 +1022,13 @@ def _check_texts(parameters: dict) -> None:
             raise ValueError(f'{name} is {printable(str(value))}: {name_fault()}') from e
 
 
-def _write_report(draft: Path, path: str | Path, parameters: dict) -> None:
+def _write_report(draft: Path, path: str | Path, parameters: dict, model: str) -> None:
     "A notebook as papermill leaves it, cleaned. Raises OSError."
     import nbformat
 
     notebook = clean(nbformat.read(draft, as_version=4), parameters.get('detail') == 'brief')
     cells = [(cell.source, cell.metadata.get('tags', [])) for cell in notebook.cells]
-    notebook.metadata[_MADE] = _cells_hash(cells)
+    notebook.metadata |= {_MADE: _cells_hash(cells), **({_MODEL: model} if model else {})}
     made = nbformat.writes(notebook).encode()
     write_whole(path, lambda f: f.write(made))
 
@@ -1028,9 +1052,9 @@ def report(
     afresh, shown = force or not options['resume'], sys.stderr.isatty()
     if not afresh:
         _check_unchanged(path)
-    ready, failed = _ready(config, options['runs'], not afresh, tracker), None
+    ready, failed, model = _ready(config, options['runs'], not afresh, tracker), None, ''
     try:
-        _carried_out(ready, not afresh, shown, tracker)
+        model = _carried_out(ready, not afresh, shown, tracker)['manifest'].get('model', '')
         if not options['resume']:
             parameters['resume'] = True  # the report shows what was just made
     except Exception as e:
@@ -1040,7 +1064,7 @@ def report(
     if not is_main():
         return path
     with without_launcher():
-        execute(template, path, parameters, force=afresh)
+        execute(template, path, parameters, force=afresh, model=model)
     if failed and not finished(config, options['runs']):
         raise RuntimeError(
             f'{template} ended without an error and wrote no result; the run failed '

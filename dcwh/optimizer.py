@@ -143,7 +143,7 @@ def check_begun(
     if over:
         raise RuntimeError(
             'a batch came after end_epoch; call begin_epoch(epoch, epochs) before the batches of '
-            'each epoch: it sets the step, establish or refine'
+            'each epoch: it sets the stage, establish or refine'
         )
 
 

@@ -279,7 +279,11 @@ def test_a_forced_run_that_fails_late_leaves_the_older_result_codes_and_model(
         with pytest.raises(ValueError, match='no result of a run: '):
             run(config, tmp_path, resume=False)
     assert files() == before
+    (epochs,) = tmp_path.rglob('history.csv')
+    told = epochs.read_bytes()
+    epochs.write_bytes(b'epoch,loss\n0,7.0\n')  # as the failed run might have left it
     assert recorded(config, tmp_path, tmp_path)
+    assert epochs.read_bytes() == told
     assert not [*tmp_path.rglob('unfinished')]
     run(config, tmp_path, resume=False)
     assert files().keys() == before.keys() and not [*tmp_path.rglob('unfinished')]
@@ -807,13 +811,21 @@ def test_killed_before_the_report(tmp_path, monkeypatch):
         '--detail',
         'brief',
     ]
-    for said in (f'report: {path}', 'finished: mAP '):
-        done = CliRunner().invoke(app, words)
-        assert done.exit_code == 0 and said in done.stdout, done.output
-    assert (
-        f'mAP {result["metrics"]["map"]:.4f}' in path.read_text()
-        and path.with_name('result.json').read_bytes() == written
-    )
+
+    def invoked_twice():
+        for said in (f'report: {path}', 'finished: mAP '):
+            done = CliRunner().invoke(app, words)
+            assert done.exit_code == 0 and said in done.stdout, done.output
+
+    invoked_twice()
+    made = path.read_bytes()
+    assert f'mAP {result["metrics"]["map"]:.4f}'.encode() in made
+    model = result['manifest']['model'].encode()
+    path.write_bytes(made.replace(model, b'small-16-of-before'))  # as --force, killed, leaves it
+    assert path.read_bytes() != made
+    invoked_twice()
+    assert path.read_bytes() == made
+    assert path.with_name('result.json').read_bytes() == written
 
 
 @pytest.mark.parametrize('content', ['', '{}', '[1]', '{"cells": []}', 'notebook'])
