@@ -1138,7 +1138,8 @@ def _encode_in_parts(
     options['threads'] = max(1, options['threads'])
     made = encode_dataset(model, images, out, **options, progress=sys.stderr.isatty())
     if made.changes:
-        warnings.warn(f'{images}: {made.changes}; the list stays as it was', stacklevel=2)
+        said = f'{made.changes}, and the list stays as it was'
+        warnings.warn(f'{images}: {said}; encode what is there now to another place', stacklevel=2)
     parts = f'{made.parts}, of which {made.found} were there'
     found = {'codes': out, 'images': made.images, 'bits': made.bits, 'model': made.model}
     found |= {'columns': ', '.join(made.columns), 'left_out': len(made.left_out), 'parts': parts}

@@ -368,7 +368,9 @@ def read_plan(
     try:
         said = json.loads(text)
         if said['format'] <= PLAN_FORMAT:
-            plan = Plan(reader=Reader(**said.pop('reader')), **said)
+            reader = said.pop('reader')
+            reader['files'] = tuple(map(tuple, reader.get('files', ())))  # JSON has no tuples
+            plan = Plan(reader=Reader(**reader), **said)
             data = folder.read('images.parquet')
             if digest(data) != plan.hash:
                 raise ValueError('images.parquet is not its list')
@@ -405,17 +407,36 @@ def _of_parquet(data: bytes) -> Any:
 
 # %% ../nbs/21_encoding.ipynb #21e00027
 def _changes(
-    old: Any,  # the list of a plan
-    new: Any,  # the list that a plan would have now
+    old: Listing,  # of a plan
+    new: Listing,  # that a plan would have now
 ) -> str:  # empty: none
     "How a source has changed since its list was made."
-    if old.equals(new):
+    (was, rows), (now, others) = old, new
+    if was == now and rows.equals(others):
         return ''
-    is_in = arrow_library().compute.is_in
-    gone = len(old) - is_in(old['id'], new['id'].combine_chunks()).to_numpy().sum()
-    more = len(new) - is_in(new['id'], old['id'].combine_chunks()).to_numpy().sum()
-    said = f'{more} images are new and {gone} are gone' if more or gone else 'images were changed'
-    return f'{said} since the list was made'
+    if rows['id'].type != others['id'].type:
+        return 'all images have other ids since the list was made'
+    ids = rows['id'].to_numpy(), others['id'].to_numpy()
+    both, at, at_now = np.intersect1d(*ids, assume_unique=True, return_indices=True)
+    moves = was.kind not in ('files', 'objects')  # rows of a dataset, which are no stamps
+    kept = [one.drop_columns(list(_AT) * moves) for one in (rows.take(at), others.take(at_now))]
+    more, gone, changed = len(others) - len(both), len(rows) - len(both), _differing(*kept)
+    if more or gone or changed:
+        return f'{more} new, {gone} gone and {changed} changed images since the list was made'
+    return '' if was == now else 'it was written to since the list was made'
+
+
+def _differing(a: Any, b: Any) -> int:
+    "Rows in which two tables of the same images differ."
+    if a.schema != b.schema:
+        return len(a)
+    count = arrow_library().compute
+    differ = np.zeros(len(a), bool)
+    for one, other in zip(a.columns, b.columns, strict=True):
+        missing = count.and_(one.is_null(), other.is_null())
+        same = count.or_(missing, count.fill_null(count.equal(one, other), False))
+        differ |= ~same.to_numpy()
+    return int(differ.sum())
 
 # %% ../nbs/21_encoding.ipynb #21e00030
 Item = Callable[[], Path | Content]  # raises ValueError for an image to leave out
@@ -1052,7 +1073,7 @@ def _planned(beside: Folder, to: str, asked: Plan, now: Any, part: int) -> tuple
                 f'{to} was begun with {name} {was}, and this is {name} {is_now}; '
                 f'give another place, or remove {to} and {beside.place}'
             )
-    return plan, rows, _changes(rows, now)
+    return plan, rows, _changes((plan.reader, rows), (asked.reader, now))
 
 # %% ../nbs/21_encoding.ipynb #21e00053
 def _add_all(
