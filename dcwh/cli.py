@@ -1305,9 +1305,18 @@ def show(where: Index, as_json: Json = False) -> None:
     \b
     dcwh index show photos.index --json
     """
+    _answer(_described(_index_at(where)), as_json)
+
+
+def _index_at(where: str) -> 'CodeIndex':
+    "An index that is there. Warns where a table is unfinished."
+    from dcwh.parts import warn_unfinished
     from dcwh.search import CodeIndex
 
-    _answer(_described(CodeIndex.load(where)), as_json)
+    index = CodeIndex.load(where)
+    if index.kind == 'lance':
+        warn_unfinished(where)
+    return index
 
 
 def _described(index: 'CodeIndex') -> dict[str, Any]:
@@ -1422,10 +1431,9 @@ def search(
       --where label=cat --where label=dog
     """
     from dcwh.codes import Codes, pack
-    from dcwh.search import CodeIndex
     from dcwh.sources import Files
 
-    found = CodeIndex.load(where)
+    found = _index_at(where)
     filters = found.read_where(only or [])
     if sheet:
         _check_sheet(sheet, found.root, len(images), min(k, len(found)))
@@ -1959,7 +1967,6 @@ def serve(
       --model runs/digits-default/dcwh-16-seed0-…/model
     """
     from dcwh import app as page
-    from dcwh.search import CodeIndex
 
     page.find_gradio()  # its extra brings FAISS, too
-    page.serve(CodeIndex.load(where), _encoder_of(model), images, port)
+    page.serve(_index_at(where), _encoder_of(model), images, port)

@@ -37,6 +37,8 @@ from .data import WORKERS, Content, square
 from .files import shown, writable
 from .model import Encoder, HashModel, check_count, first_line, model_folder
 from dcwh.parts import (
+    STATE,
+    UNFINISHED,
     Folder,
     arrow_library,
     check_address,
@@ -997,10 +999,12 @@ def encode_dataset(
         done = dataset.done()
         left = [k for k in range(len(plan.sizes)) if k not in done]
         if left:
+            beside.write(STATE, UNFINISHED)
             work = Work(plan, settings, threads)
             given = _blocks(plan, rows, left), model_files(model), work
             _add_all(dataset, ENGINES[engine](*given, actors, address), left, progress)
         dataset.finish()
+        beside.write(STATE, b'finished')
     return _summary(dataset, len(done), changes)
 
 # %% ../nbs/21_encoding.ipynb #21e00051

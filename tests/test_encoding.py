@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from functools import partial
 from pathlib import Path
 from select import select
@@ -18,10 +19,13 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from typer.testing import CliRunner
 
+from dcwh.cli import app
 from dcwh.codes import read_codes
-from dcwh.encoding import encode_dataset
+from dcwh.encoding import ENGINES, _here, encode_dataset
 from dcwh.model import HashModel
+from dcwh.parts import CodeParts
 from dcwh.search import CodeIndex
 from dcwh.sharing import export_onnx
 from dcwh.sources import digits
@@ -419,6 +423,28 @@ def test_two_datasets_of_one_name_have_a_plan_each(home, tmp_path):
     shutil.copy(photos / '0/000.png', photos / '0/more.png')
     made = call(tmp_path / 'codes')
     assert (made.images, made.changes) == (IMAGES + 1, '')
+
+
+@pytest.mark.parametrize('name', ['codes', 'codes.lance'])
+def test_whoever_opens_an_unfinished_dataset_is_warned(home, tmp_path, monkeypatch, name):
+    call = partial(encode_dataset, str(home / 'model'), home / 'photos', tmp_path / name, part=16)
+
+    def killed(*given):
+        yield next(_here(*given))
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(ENGINES, 'here', killed)
+    with pytest.raises(KeyboardInterrupt):
+        call(batch_size=8, engine='here')
+    with pytest.warns(UserWarning, match=f'{name} is unfinished: images are missing; the same'):
+        assert len(CodeParts.open(tmp_path / name)) == 16
+    if name.endswith('.lance'):
+        shown = CliRunner().invoke(app, ['index', 'show', str(tmp_path / name)])
+        assert shown.exit_code == 0 and 'is unfinished' in shown.stderr, shown.output
+    monkeypatch.setitem(ENGINES, 'here', _here)
+    assert call(batch_size=8, engine='here').images == IMAGES
+    with warnings.catch_warnings(action='error'):
+        assert len(CodeParts.open(tmp_path / name)) == IMAGES
 
 
 def test_a_folder_in_the_place_of_a_table_that_was_moved_stays(home, tmp_path):
