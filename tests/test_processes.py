@@ -48,6 +48,42 @@ made = train(config, load('digits', train_per_class=20), progress=False)
 parts = {'history': made.history, 'weights': dict(made.model.state_dict()), 'criterion': {}}
 if accelerator_of(config).is_main_process: torch.save({'small': parts}, sys.argv[1])
 """
+OWN_LOOP = """
+import sys, torch
+from torch import distributed, nn
+from dcwh.loss import DCWHLoss
+from dcwh.methods import Balanced
+from dcwh.optimizer import TwoStep
+g = torch.Generator().manual_seed(0)
+y = torch.arange(240) % 4
+x = 3 * torch.randn(4, 20, generator=g)[y] + torch.randn(240, 20, generator=g)
+rank, world = 0, 1
+several = distributed.is_torchelastic_launched()
+if several:
+    distributed.init_process_group('gloo')
+    rank, world = distributed.get_rank(), distributed.get_world_size()
+trained = {}
+for name, kind, rule in (('running', TwoStep, 'running'), ('exact', TwoStep, 'exact'),
+                         ('balanced', Balanced, 'running')):
+    torch.manual_seed(0)
+    net = nn.Linear(20, 16)
+    if several: net = nn.parallel.DistributedDataParallel(net)
+    criterion = kind(DCWHLoss(4, 16, generator=torch.Generator().manual_seed(0)), rule=rule)
+    optimizer, history = torch.optim.SGD(net.parameters(), 0.1), []
+    for epoch in range(4):
+        criterion.begin_epoch(epoch, 4)
+        for batch in torch.arange(240).split(60):
+            own = batch[rank::world]
+            optimizer.zero_grad()
+            criterion(net(x[own]), y[own]).backward()
+            optimizer.step()
+        facts = criterion.end_epoch(lambda: (net(x[rank::world]), y[rank::world]))
+        history.append({'apart': facts['least_centre_distance']})
+    weights = {k.removeprefix('module.'): v for k, v in net.state_dict().items()}
+    parts = {'history': history, 'weights': weights, 'criterion': dict(criterion.state_dict())}
+    trained[name] = parts
+torch.save(trained, sys.argv[1] + '.' * rank)  # a file for each process
+"""
 DYING = """
 import os, signal, dcwh.model
 from dcwh.cli import app
@@ -104,6 +140,15 @@ def of_one(tmp_path_factory):
 def test_every_method_is_the_same_in_several_processes(tmp_path, of_one, processes):
     assert of_one.keys() == {*METHODS, 'exact'}
     assert_close(of_one, trained(EVERY_METHOD, processes, tmp_path))
+
+
+def test_centres_are_the_same_in_all_processes_of_a_loop_of_ones_own(tmp_path):
+    one, two = (trained(OWN_LOOP, processes, tmp_path) for processes in (1, 2))
+    assert_close(one, two)
+    other = torch.load(tmp_path / '2.pt.', weights_only=True)
+    for name, parts in two.items():
+        for tensor, value in parts['criterion'].items():
+            assert torch.equal(value, other[name]['criterion'][tensor]), (name, tensor)
 
 
 def test_batch_statistics_are_those_of_the_whole_batch(tmp_path):
