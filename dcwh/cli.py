@@ -1377,26 +1377,31 @@ def optimize(
         typer.Option(
             min=0,
             max=65_536,
-            help='number of lists; 0: make none; empty: the square root of the number of codes, '
-            'for 100,000 or more that have none',
+            help='number of lists of kind lance; 0: make none; empty: the square root of the '
+            'number of codes, for 100,000 or more that have none',
         ),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Tidy up an index of kind lance.
+    """Tidy up an index.
 
-    Small additions become one. With lists, searches look at a part of the codes only.
+    Of kind lance, small additions become one. With lists, searches look at a part of the codes
+    only. An index in a file is built anew, without places of images that were deleted.
 
     \b
     dcwh index optimize s3://bucket/photos.lance
     dcwh index optimize photos.lance --lists 1000
+    dcwh index optimize photos.index
     """
-    from dcwh.search import CodeIndex, LanceIndex
+    from dcwh.search import FaissIndex, LanceIndex, changing
 
-    found = CodeIndex.load(where)
-    if not isinstance(found, LanceIndex):
-        raise ValueError(f'{where} is of kind {found.kind}; only kind lance needs tidying up')
-    found.optimize(lists)
+    with changing(where) as found:
+        if isinstance(found, LanceIndex):
+            found.optimize(lists)
+        if isinstance(found, FaissIndex):
+            if lists is not None:
+                raise ValueError(f'{where} is of kind {found.kind}; --lists is for kind lance')
+            found.optimize()
     _answer(_described(found), as_json)
 
 # %% ../nbs/23_cli.ipynb #f0e0a5f1

@@ -1306,6 +1306,10 @@ class FaissIndex(CodeIndex):
         with self.turns.search():
             return _built_anew(self)
 
+    def optimize(self) -> None:
+        "Take away the places of deleted images. Raises ValueError if nothing is left."
+        _optimize(self)
+
     def save(self, path: str | Path) -> None:
         "Write one file, see `write_index`."
         write_index(self, path)
@@ -1380,6 +1384,13 @@ def _built_anew(index: FaissIndex) -> FaissIndex:
     left = ImageRows(codes, {name: values[stay] for name, values in rows.columns.items()})
     structure = structure_of(index.kind, codes.packed, options)
     return FaissIndex(left, structure, index.kind, index.root, options, index.revision)
+
+
+def _optimize(index: FaissIndex) -> None:
+    _check_changeable(index)
+    with index.turns.change():
+        anew = _built_anew(index)
+        index.rows, index.structure, index.options = anew.rows, anew.structure, anew.options
 
 
 def _faiss_index(
@@ -1696,7 +1707,8 @@ def changing(
     timeout: float = 600,  # seconds to wait for others
     **options: Any,  # of `CodeIndex.load`
 ) -> Iterator[CodeIndex]:
-    """An index to change, saved when the block ends without an error.
+    """An index to change, saved when the block ends without an error. Where half of the places or
+    more are those of deleted images, it is built anew without them.
 
     Two processes at once come one after the other. Do not call `save` inside.
 
@@ -1711,6 +1723,8 @@ def changing(
     with alone(place, timeout):
         index = _open_file(path, options)
         yield index
+        if 0 < 2 * index.rows.left <= len(index.rows.codes):
+            index.optimize()
         _replace(index, place)
 
 # %% ../nbs/18_search.ipynb #68496a08

@@ -23,8 +23,10 @@ from faiss import serialize_index_binary
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from programs import Python, python
+from typer.testing import CliRunner
 
 from dcwh.app import described
+from dcwh.cli import app
 from dcwh.codes import Codes, hamming
 from dcwh.parts import CodeParts
 from dcwh.search import INDEX_KINDS, OPTIONS, STRUCTURES, CodeIndex, changing, option_lines
@@ -353,6 +355,36 @@ def test_options_in_their_ranges_work(tmp_path_factory, case, alike):
     again.delete(codes.ids[: n // 2 + 1])
     assert (again.search(codes, 1)[0] >= 0).all() and len(again) == 2 * n - n // 2 - 1
     assert len(again.compacted()) == len(again)
+
+
+@pytest.mark.parametrize('kind', ['flat', 'hnsw', 'ivf'])
+def test_an_index_that_is_exchanged_again_and_again_neither_grows_nor_decays(tmp_path, kind):
+    rng = np.random.default_rng(0)
+
+    def codes(n):
+        return Codes.from_packed(rng.integers(0, 256, (n, 6)).astype(np.uint8), 48)
+
+    path, queries = tmp_path / 'photos.index', codes(50)
+    CodeIndex.build(codes(1500), kind).save(path)
+    sizes, first = [path.stat().st_size], CodeIndex.load(path)
+    for _ in range(6):
+        with changing(path) as index:
+            index.delete(index.ids)
+            index.add(codes(1500))
+        sizes.append(path.stat().st_size)
+    assert max(sizes) < 1.1 * sizes[0]
+    again = CodeIndex.load(path)
+    found = [index.search(queries, 10)[0].mean() for index in (first, again)]
+    assert found[1] == pytest.approx(found[0], rel=0.05)  # as near as those of a new one
+    with changing(path) as index:
+        index.delete(index.ids[:700])
+    held = path.stat().st_size
+    runner = CliRunner()
+    done = runner.invoke(app, ['index', 'optimize', str(path)])
+    assert done.exit_code == 0 and path.stat().st_size < 0.7 * held, done.output
+    assert len(CodeIndex.load(path)) == 800
+    refused = runner.invoke(app, ['index', 'optimize', str(path), '--lists', '3'])
+    assert refused.exit_code == 2 and f'{path} is of kind {kind}; --lists is for' in refused.stderr
 
 
 BAD_OPTIONS = [
