@@ -145,10 +145,17 @@ def full(
     rng: np.random.Generator,
 ) -> Split:
     """Queries are the official test images, or a stratified fifth. All others are trained on and
-    searched."""
+    searched. Raises ValueError for a split by which it is not so."""
     everything = np.arange(len(labels))
     query = split.query if split else stratified(labels, everything, 0.2, rng)
     rest = np.setdiff1d(everything, query)
+    for role in ('train', 'database') if split else ():
+        said = len(np.unique(getattr(split, role)))
+        if said < len(rest):
+            raise ValueError(
+                f'full takes all {len(rest)} images that are no queries for {role}, and the split '
+                f'of this set {said} of them; set protocol=official, which does as the split says'
+            )
     return Split(query, rest, rest, 'full')
 
 

@@ -6,6 +6,7 @@ import shutil
 import socket
 import subprocess
 import sys
+from itertools import product
 
 import numpy as np
 import pytest
@@ -222,8 +223,10 @@ def test_a_sideways_photograph_is_learned_as_it_is_encoded(tmp_path):
         assert (batch.numpy().transpose(0, 2, 3, 1) == upright).all()
 
 
-@pytest.mark.parametrize('protocol', ('full', 'official'))
-@pytest.mark.parametrize('source', (as_folder, as_csv, as_lists, as_dataset))
+@pytest.mark.parametrize(
+    ('source', 'protocol'),
+    (*product((as_folder, as_csv, as_dataset), ('full', 'official')), (as_lists, 'official')),
+)
 def test_validation_never_reads_the_real_queries(source, protocol, tmp_path):
     of = source(tmp_path)
     data = load(of, protocol, evaluate_on='validation').read(16)
@@ -276,25 +279,22 @@ def test_validation_leaves_drawn_queries_out(source, protocol):
 @pytest.mark.parametrize('evaluate_on', ('query', 'validation'))
 def test_limited_samples_are_nested_in_every_source(source, evaluate_on, tmp_path):
     of, drawn = source(tmp_path), {}
+    asked = {'evaluate_on': evaluate_on, 'protocol': 'official' if source is as_lists else 'full'}
     for n in (1, 5, 10, 50, 100, 500, 0):
-        data = load(of, seed=3, train_per_class=n, evaluate_on=evaluate_on)
+        data = load(of, seed=3, train_per_class=n, **asked)
         drawn[n] = set(data.train.ids.tolist())
         counts = (
             data.train.labels.sum(0)
             if data.train.labels.ndim == 2
             else np.bincount(data.train.labels)
         )
-        rest = of.labels[
-            np.array(sorted(set(load(of, seed=3, evaluate_on=evaluate_on).train.ids.tolist())))
-        ]
+        rest = of.labels[np.array(sorted(set(load(of, seed=3, **asked).train.ids.tolist())))]
         available = rest.sum(0) if rest.ndim == 2 else np.bincount(rest)
         assert (counts >= np.minimum(n, available)).all() and (
             rest.ndim == 2 or not n or (counts <= n).all()
         )
     assert drawn[1] <= drawn[5] <= drawn[10] <= drawn[50] <= drawn[100] <= drawn[500] <= drawn[0]
-    assert drawn[5] != set(
-        load(of, seed=4, train_per_class=5, evaluate_on=evaluate_on).train.ids.tolist()
-    )
+    assert drawn[5] != set(load(of, seed=4, train_per_class=5, **asked).train.ids.tolist())
 
 
 def test_lists_that_are_known_go_by_the_name_of_the_set_and_others_by_their_sizes(
@@ -324,6 +324,27 @@ def test_lists_that_are_known_go_by_the_name_of_the_set_and_others_by_their_size
         match=r'1 of 400 images of nuswide21 are not below .*, the first img/7.png; .*missing=skip',
     ):
         load('nuswide21', 'official', tmp_path)
+
+
+def test_full_refuses_a_split_that_leaves_images_out(tmp_path):
+    "What the user marked as searched only was trained on, without a word."
+    pictures(tmp_path, *(f'{i}.png' for i in range(12)))
+    roles = ['test', 'train', 'database'] * 4
+    rows = [f'{i}.png,{"ab"[i % 2]},{role}' for i, role in enumerate(roles)]
+    (tmp_path / 'x.csv').write_text('\n'.join(['path,label,split', *rows]))
+    as_lists(tmp_path / 'lists', refused=False)
+    for name, where, train, database in (
+        ('csv/x', tmp_path / 'x.csv', 4, 8),
+        ('lists/pairs', tmp_path / 'lists', 160, 320),
+    ):
+        words = ['run', '--dataset', name, '--set', f'data_dir={where}']
+        words += ['--set', 'backbone=small', '--runs', str(tmp_path / 'runs')]
+        done = CliRunner().invoke(app, words)
+        assert done.exit_code == 2 and 'set protocol=official, which' in done.stderr, done.output
+        code, out, err = shell_check(name, where)
+        assert code == 1 and 'set protocol=official, which' in err
+        data = load(name, 'official', where)
+        assert (len(data.train), len(data.database)) == (train, database)
 
 
 def test_lists_may_lie_elsewhere_packed_and_with_one_label_an_image(tmp_path):
@@ -950,7 +971,10 @@ def test_lists_with_odd_paths_are_read(tmp_path):
     (tmp_path / 'train.txt').write_text(f'{tmp_path}/x/2.png 1 0\n.//3.png 0 1\n')
     (tmp_path / 'database.txt').write_text('./x/2.png 1 0\nx/../3.png 0 1\n4.png 0 1\n\n')
     source = find_source('lists/x', tmp_path)
-    assert source.files == ('a b 1.png', 'x/2.png', '3.png', '4.png') and check(source)[1] == []
+    assert (
+        source.files == ('a b 1.png', 'x/2.png', '3.png', '4.png')
+        and check(source, protocol='official')[1] == []
+    )
     (tmp_path / 'a b 1.png').unlink()
     with pytest.raises(ValueError, match='the official split has no query image'):
         find_source('lists/x', tmp_path, missing='skip')
