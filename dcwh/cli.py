@@ -1726,8 +1726,8 @@ def labelled(
         inside = all(codes.labels is not None for codes in sides)
         other = 'or say none for both' if inside else 'as dcwh encode makes of folders of classes'
         raise ValueError(
-            f'{bare} {said}, and the table of the other side has a column label; '
-            f'give both sides a table with one, {other}'
+            f'{bare} {said}, and the other side has names of labels; '
+            f'give both sides a table with a column label, {other}'
         )
     _, labels = number_labels([row for rows in known for row in rows])
     ends = len(known[0])

@@ -784,7 +784,8 @@ def _joining(
     if columns.keys() != set(index.columns):
         raise ValueError(
             f'the columns are {", ".join(columns) or "none"}; '
-            f'those of the index are {", ".join(index.columns) or "none"}'
+            f'those of the index are {", ".join(index.columns) or "none"}; '
+            'give a table with the same'
         )
     if not len(codes):
         return codes, columns

@@ -661,8 +661,8 @@ def images_among(
         raise FileNotFoundError(f'{what}{where} holds no image ({", ".join(sorted(IMAGES))}){rest}')
     if others:
         warnings.warn(
-            f'{len(others)} files below {where} are left out, as their names '
-            f'do not end as those of images do, {first}',
+            f'{counted(len(others), "file")} below {where} left out, '
+            f'with no ending of an image, {first}',
             stacklevel=2,
         )
     return sorted(images)
@@ -705,7 +705,7 @@ def _check_tree(root: Path, rows: list[tuple[str, ...]], parts: list[str]) -> No
     if stray:
         raise ValueError(
             f'{counted(len(stray), "image")} of {said} not at {shape}, '
-            f'the first {printable("/".join(stray[0]))}'
+            f'the first {printable("/".join(stray[0]))}; data_dir is the folder of the classes'
         )
     held = {row[:-1] for row in rows}
     bare = [row for row in _class_folders(root, parts) if row not in held]

@@ -299,7 +299,7 @@ def test_an_empty_label_and_queries_in_the_database_are_said(tmp_path, monkeypat
     )
     os.unlink('q.csv')
     assert refused(
-        do('evaluate', 'q.npz', 'd.npz'), 'q.csv is not there, and the table of the other side'
+        do('evaluate', 'q.npz', 'd.npz'), 'q.csv is not there, and the other side has names'
     )
     bare = do('evaluate', 'q.npz', 'd.npz', '--database-table', 'none')
     assert refused(bare, 'q.npz has no labels, so nothing is relevant; encode images in folders')
@@ -937,7 +937,7 @@ def test_files_that_are_no_images_are_named(place):
     for done in (encode(), do('data', 'describe', 'folder/x', '--data-dir', 'photos')):
         assert (
             done.exit_code == 0
-            and done.stderr.startswith('2 files below photos are left out')
+            and done.stderr.startswith('2 files below photos left out')
             and done.stderr.endswith('the first bee/clip.mov\n')
         )
 
