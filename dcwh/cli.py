@@ -467,6 +467,7 @@ def _tell(
 ) -> None:
     "Print what came out of a run, and where it is."
     from dcwh.evaluation import measure_name
+    from dcwh.experiment import tells_of_another
 
     c, p, m = (result[part] for part in ('config', 'protocol', 'metrics'))
     measure = measure_name(p['top_k'], m['normaliser'])
@@ -486,7 +487,7 @@ def _tell(
     for part, own in result.get('parts', {}).items():
         _say(f'{part}: {measure} {own["metrics"]["map"]:.4f}')
     for name, path in places.items():
-        if path.exists():
+        if path.exists() and not tells_of_another(path, result):
             _say(f'{name}: {path}')
 
 # %% ../nbs/23_cli.ipynb #c9227fd0
@@ -1406,7 +1407,9 @@ def optimize(
 
 # %% ../nbs/23_cli.ipynb #f0e0a5f1
 RERANK = 'order a shortlist of so many by the distance of outputs to codes; 0: by Hamming distance'
-WHERE = 'a condition as column=value; again for another value or column'
+WHERE = (
+    'a condition as column=value; again for another value or column; labels=cat finds cat;dog, too'
+)
 Sheet = Annotated[
     Path | None, typer.Option(help='write a contact sheet of the answers to this .png or .jpg')
 ]

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['DRAFT', 'NEEDED', 'LAUNCHER', 'EXECUTED', 'commit', 'processor', 'manifest', 'session', 'of_all_sessions',
            'retrieval_set', 'otherwise', 'finished', 'check_data', 'check_superclasses', 'check_weights',
-           'check_inputs', 'coded', 'tidy', 'recorded', 'reported', 'is_changed', 'codes_of_run', 'Finished',
-           'finished_runs', 'Ranking', 'ranked', 'measured', 'compactness', 'kinship_of_run', 'Laps', 'encoded',
-           'plain', 'run', 'clean', 'template_parameters', 'checked', 'launched', 'is_main', 'without_launcher',
-           'start_folder', 'check_place', 'execute', 'report']
+           'check_inputs', 'coded', 'tidy', 'recorded', 'reported', 'tells_of_another', 'is_changed', 'codes_of_run',
+           'Finished', 'finished_runs', 'Ranking', 'ranked', 'measured', 'compactness', 'kinship_of_run', 'Laps',
+           'encoded', 'plain', 'run', 'clean', 'template_parameters', 'checked', 'launched', 'is_main',
+           'without_launcher', 'start_folder', 'check_place', 'execute', 'report']
 
 # %% ../nbs/17_experiment.ipynb #e6a39cb2
 import ast
@@ -317,7 +317,7 @@ def recorded(
     except FileNotFoundError:
         if not row:
             raise  # a row is read without its images, too
-    if report and (not reported(report, config) or whole and _is_of_another(report, result)):
+    if report and (not reported(report, config) or whole and tells_of_another(report, result)):
         return None
     if report and whole and detail and not _is_of(report, template, detail):
         if not is_changed(report):
@@ -353,12 +353,12 @@ def reported(report: str | Path, config: Config) -> bool:
     return config.hash.encode() in content and b'"output_type": "error"' not in content
 
 
-def _is_of_another(report: str | Path, result: dict) -> bool:
+def tells_of_another(report: str | Path, result: dict) -> bool:
     "Whether a report tells of another model than a result of the same configuration."
     try:
         told = _said_of(report)[_MODEL]
-    except (ValueError, KeyError, TypeError):
-        return False  # it does not say
+    except (OSError, ValueError, KeyError, TypeError):
+        return False  # it is not there, or does not say
     return told != result['manifest'].get('model')
 
 

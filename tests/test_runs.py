@@ -823,6 +823,8 @@ def test_killed_before_the_report(tmp_path, monkeypatch):
     model = result['manifest']['model'].encode()
     path.write_bytes(made.replace(model, b'small-16-of-before'))  # as --force, killed, leaves it
     assert path.read_bytes() != made
+    done = CliRunner().invoke(app, [*words[:-1], 'none'])
+    assert done.exit_code == 0 and 'report: ' not in done.stdout, done.output
     invoked_twice()
     assert path.read_bytes() == made
     assert path.with_name('result.json').read_bytes() == written

@@ -1,9 +1,11 @@
 """Indexes under faults: killed while saving, two writers at once, options that cannot work,
 files that lie, an object store that answers and one that does not."""
 
+import copy
 import io
 import json
 import os
+import pickle
 import shutil
 import subprocess
 import sys
@@ -385,6 +387,33 @@ def test_an_index_that_is_exchanged_again_and_again_neither_grows_nor_decays(tmp
     assert len(CodeIndex.load(path)) == 800
     refused = runner.invoke(app, ['index', 'optimize', str(path), '--lists', '3'])
     assert refused.exit_code == 2 and f'{path} is of kind {kind}; --lists is for' in refused.stderr
+
+
+@pytest.mark.parametrize('kind', INDEX_KINDS)
+def test_a_condition_on_labels_asks_for_a_label(tmp_path, kind):
+    labels = ['cat', 'cat;dog', 'dog ; cat', 'catfish', 'ice cream;dog', "o'c(at)[1]+#&~-;é", '1.5']
+    codes = Codes.from_bits(np.eye(7, 16) > 0)
+    options = {'path': tmp_path / 'a.lance'} if kind == 'lance' else {}
+    index = CodeIndex.build(codes, kind, {'labels': np.array(labels)}, **options)
+
+    def found(*wanted):
+        distances, ids = index.search(codes[:1], 7, {'labels': list(wanted)})
+        return sorted(ids[distances >= 0].tolist())
+
+    assert found('cat') == [0, 1, 2] and found('dog') == [1, 2, 4]
+    assert found('dog;cat') == found('cat ; dog') == [1, 2]
+    assert found('catfish', 'ice cream') == [3, 4]
+    assert found("o'c(at)[1]+#&~-") == found('e\u0301') == [5]
+    assert found('1.5') == [6] and found('1a5') == found('cat;') == found() == []
+    separate = {label.strip() for text in labels for label in text.split(';')}
+    assert index.values('labels') == sorted(separate)
+
+
+def test_an_index_that_is_sent_to_another_process_says_what_to_do():
+    index = CodeIndex.build(Codes.from_bits(np.eye(3, 8) > 0))
+    for copied in (pickle.dumps, copy.deepcopy):
+        with pytest.raises(TypeError, match='save it, and load it where it is needed'):
+            copied(index)
 
 
 BAD_OPTIONS = [
