@@ -149,12 +149,13 @@ def full(
     everything = np.arange(len(labels))
     query = split.query if split else stratified(labels, everything, 0.2, rng)
     rest = np.setdiff1d(everything, query)
-    for role in ('train', 'database') if split else ():
-        said = len(np.unique(getattr(split, role)))
+    roles = (('trains on', split.train), ('searches', split.database)) if split else ()
+    for does, images in roles:
+        said = len(np.unique(images))
         if said < len(rest):
             raise ValueError(
-                f'full takes all {len(rest)} images that are no queries for {role}, and the split '
-                f'of this set {said} of them; set protocol=official, which does as the split says'
+                f'full {does} all {len(rest)} images that are no queries, and the split of this '
+                f'set names {said} for that; set protocol=official, which does as the split says'
             )
     return Split(query, rest, rest, 'full')
 
