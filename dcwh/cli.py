@@ -791,7 +791,9 @@ def _show(table: dict) -> None:
 
 
 def _in_words(value: object) -> str:
-    "A value in a table: none where there is none, a float in four digits."
+    "A value in a table: none where there is none, a float in four digits, a list with commas."
+    if isinstance(value, list):
+        value = ', '.join(map(str, value))
     if value is None or value == '':
         return 'none'
     return f'{value:.4f}' if isinstance(value, float) else str(value)
@@ -1059,7 +1061,7 @@ def _encode_here(
     kept = np.isin(files.names, codes.ids)
     save_codes(codes, {name: values[kept] for name, values in columns.items()}, out)
     made = {'codes': str(out), 'images': len(codes), 'bits': codes.bits, 'model': codes.model}
-    _answer(made | {'columns': ', '.join(columns), 'left_out': len(unreadable)}, as_json)
+    _answer(made | {'columns': list(columns), 'left_out': len(unreadable)}, as_json)
     _name_broken(unreadable)
 
 
@@ -1143,7 +1145,7 @@ def _encode_in_parts(
         warnings.warn(f'{images}: {said}; encode what is there now to another place', stacklevel=2)
     parts = f'{made.parts}, of which {made.found} were there'
     found = {'codes': out, 'images': made.images, 'bits': made.bits, 'model': made.model}
-    found |= {'columns': ', '.join(made.columns), 'left_out': len(made.left_out), 'parts': parts}
+    found |= {'columns': list(made.columns), 'left_out': len(made.left_out), 'parts': parts}
     _answer(found, as_json)
     _name_broken(made.left_out)
 
@@ -1327,7 +1329,7 @@ def _described(index: 'CodeIndex') -> dict[str, Any]:
         'bits': index.bits,
         'model': index.model,
         'root': index.root,
-        'columns': ', '.join(index.columns),
+        'columns': list(index.columns),
     }
 
 # %% ../nbs/23_cli.ipynb #c1a0000b

@@ -441,6 +441,9 @@ def test_whoever_opens_an_unfinished_dataset_is_warned(home, tmp_path, monkeypat
     if name.endswith('.lance'):
         shown = CliRunner().invoke(app, ['index', 'show', str(tmp_path / name)])
         assert shown.exit_code == 0 and 'is unfinished' in shown.stderr, shown.output
+        assert re.search('^columns +label$', shown.stdout, re.MULTILINE)
+        told = CliRunner().invoke(app, ['index', 'show', str(tmp_path / name), '--json'])
+        assert json.loads(told.stdout)['columns'] == ['label']
     monkeypatch.setitem(ENGINES, 'here', _here)
     assert call(batch_size=8, engine='here').images == IMAGES
     with warnings.catch_warnings(action='error'):
