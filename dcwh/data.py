@@ -151,11 +151,11 @@ def full(
     rest = np.setdiff1d(everything, query)
     roles = (('trains on', split.train), ('searches', split.database)) if split else ()
     for does, images in roles:
-        said = len(np.unique(images))
-        if said < len(rest):
+        left = len(np.setdiff1d(rest, images))
+        if left:
             raise ValueError(
                 f'full {does} all {len(rest)} images that are no queries, and the split of this '
-                f'set names {said} for that; set protocol=official, which does as the split says'
+                f'set leaves out {left}; set protocol=official, which does as the split says'
             )
     return Split(query, rest, rest, 'full')
 

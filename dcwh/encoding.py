@@ -430,11 +430,14 @@ def _changes(
 
 def _differing(a: Any, b: Any) -> int:
     "Rows in which two tables of the same images differ."
-    if a.schema != b.schema:
+    if {*a.column_names} != {*b.column_names}:
         return len(a)
     count = arrow_library().compute
     differ = np.zeros(len(a), bool)
-    for one, other in zip(a.columns, b.columns, strict=True):
+    for name in a.column_names:
+        one, other = a[name], b[name]
+        if one.type != other.type:
+            one, other = one.cast('string'), other.cast('string')
         missing = count.and_(one.is_null(), other.is_null())
         same = count.or_(missing, count.fill_null(count.equal(one, other), False))
         differ |= ~same.to_numpy()

@@ -317,9 +317,9 @@ def recorded(
     except FileNotFoundError:
         if not row:
             raise  # a row is read without its images, too
-    if report and (not reported(report, config) or whole and tells_of_another(report, result)):
+    if report and not reported(report, config):
         return None
-    if report and whole and detail and not _is_of(report, template, detail):
+    if report and whole and detail and not _shows(report, result, template, detail):
         if not is_changed(report):
             return None
         warnings.warn(
@@ -327,7 +327,7 @@ def recorded(
             'to have a new one, move it',
             stacklevel=2,
         )
-    tidy(folder, result['history'] if whole else None)
+    tidy(folder, None if row else result['history'])
     return result, file
 
 
@@ -359,7 +359,8 @@ def tells_of_another(report: str | Path, result: dict) -> bool:
         told = _said_of(report)[_MODEL]
     except (OSError, ValueError, KeyError, TypeError):
         return False  # it is not there, or does not say
-    return told != result['manifest'].get('model')
+    made = result['manifest'].get('model')
+    return bool(made) and told != made
 
 
 def _said_of(report: str | Path) -> dict:
@@ -380,6 +381,11 @@ def is_changed(report: str | Path) -> bool:
 
 def _cells_hash(cells: list[tuple[str, list[str]]]) -> str:
     return digest(json.dumps(cells).encode())
+
+
+def _shows(report: str | Path, result: dict, template: str | Path | None, detail: str) -> bool:
+    "Whether a report is of the model of a result, by this template and in this detail."
+    return not tells_of_another(report, result) and _is_of(report, template, detail)
 
 
 def _is_of(report: str | Path, template: str | Path | None, detail: str) -> bool:

@@ -216,7 +216,7 @@ def locked(
     except Timeout:
         if wait <= PATIENCE:
             raise
-        _log.warning('another process uses %s; this one waits until it has ended', path)
+        _log.warning('another process uses %s; this one waits for it', path)
         lock.acquire(-1 if timeout < 0 else wait - PATIENCE)
     try:
         yield

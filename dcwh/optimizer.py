@@ -53,9 +53,9 @@ def of_all_processes(sums: Tensor) -> Tensor:
     alone = not (distributed.is_available() and distributed.is_initialized())
     if alone or distributed.get_world_size() == 1:
         return sums
-    total = sums.clone()
+    total = sums.to('cuda') if distributed.get_backend() == 'nccl' else sums.clone()
     distributed.all_reduce(total)
-    return total
+    return total.to(sums.device)
 
 # %% ../nbs/04_optimizer.ipynb #11127c02
 RULES = ('running', 'exact', 'gradient', 'fixed')
@@ -99,9 +99,10 @@ def exact_sums(
 ) -> Tensor:  # as `class_sums` gives them
     "The sums of all training images. Raises ValueError where outputs are missing or not finite."
     h, y = all_outputs(outputs, num_classes, bits)
-    if not h.isfinite().all():
+    sums = of_all_processes(class_sums(h, y, num_classes))
+    if not sums.isfinite().all():  # in all processes, so that none waits for another
         raise ValueError('outputs are not finite; the training has diverged')
-    return of_all_processes(class_sums(h, y, num_classes))
+    return sums
 
 # %% ../nbs/04_optimizer.ipynb #2914f49f
 def epoch_means(

@@ -216,7 +216,7 @@ def warn_unfinished(
 ) -> None:
     "Warn where `dcwh encode` has not done all parts of a dataset."
     place = place.rstrip('/')
-    with suppress(OSError):  # no plan lies beside it, or it cannot be read
+    with suppress(OSError, ValueError):  # no plan lies beside it, or it cannot be read
         if Folder(f'{place}.plan', settings).read(STATE) == UNFINISHED:
             warnings.warn(
                 f'{place} is unfinished: images are missing; the same `dcwh encode` goes on',

@@ -1753,7 +1753,8 @@ def changing(
     with alone(place, timeout):
         index = _open_file(path, options)
         yield index
-        if 0 < 2 * index.rows.left <= len(index.rows.codes):
+        left, lists = index.rows.left, index.options.get('lists', 1)
+        if 2 * left <= len(index.rows.codes) and left >= lists:  # else these would become fewer
             index.optimize()
         _replace(index, place)
 

@@ -825,6 +825,14 @@ def test_killed_before_the_report(tmp_path, monkeypatch):
     assert path.read_bytes() != made
     done = CliRunner().invoke(app, [*words[:-1], 'none'])
     assert done.exit_code == 0 and 'report: ' not in done.stdout, done.output
+    changed = json.loads(path.read_bytes())
+    changed['cells'][0]['source'] = '# My notes'
+    kept = json.dumps(changed).encode()
+    path.write_bytes(kept)
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 0 and 'is kept: somebody has changed it' in done.stderr, done.output
+    assert path.read_bytes() == kept
+    path.write_bytes(made.replace(model, b'small-16-of-before'))
     invoked_twice()
     assert path.read_bytes() == made
     assert path.with_name('result.json').read_bytes() == written
