@@ -204,10 +204,8 @@ def folder_of(
     return Folder(top or slash or '.', settings), name
 
 # %% ../nbs/19_parts.ipynb #d44b6ba3
-STATE, UNFINISHED = (
-    'state',
-    b'unfinished',
-)  # a file of a plan, and what it says while parts are left
+STATE = 'state'  # a file of a plan
+UNFINISHED = b'unfinished'  # what it says while parts are left
 
 
 def warn_unfinished(

@@ -1738,7 +1738,8 @@ def changing(
     **options: Any,  # of `CodeIndex.load`
 ) -> Iterator[CodeIndex]:
     """An index to change, saved when the block ends without an error. Where half of the places or
-    more are those of deleted images, it is built anew without them.
+    more are those of deleted images, it is built anew without them, if as many images are left as
+    it has lists.
 
     Two processes at once come one after the other. Do not call `save` inside.
 
