@@ -598,7 +598,7 @@ class IDCWHLoss(DCWHLoss):
     ):
         super().__init__(*dcwh, **named)
         check_settings(similarity=similarity, corner=corner)
-        self.weights |= {'similarity': similarity, 'corner': corner}
+        self.weights = {**self.weights, 'similarity': similarity, 'corner': corner}
 
     @in_full_precision
     def terms(self, h: Tensor, y: Tensor, index: Tensor | None = None) -> dict[str, Tensor]:

@@ -7,8 +7,9 @@ __all__ = ['Outputs', 'check_above', 'check_outputs', 'looked_at', 'full_precisi
            'label_loss', 'check_epoch', 'Criterion']
 
 # %% ../nbs/02_criterion.ipynb #c2170004
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from numbers import Integral, Real
+from types import MappingProxyType
 from typing import Any, Self
 
 import numpy as np
@@ -169,7 +170,7 @@ class Criterion(nn.Module):
 
     Works under torch.compile, in two graphs a run at most, and does not wait for a GPU."""
 
-    weights: dict[str, float] = {}  # of each term in the loss; 1 where not named
+    weights: Mapping[str, float] = MappingProxyType({})  # of terms in the loss; 1 where not named
     num_classes: int | None = None  # C, where the method knows
     bits: int | None = None  # K, likewise
     lengths: tuple[int, ...] = ()  # of the beginnings of outputs that it trains; empty: K alone
@@ -235,7 +236,7 @@ class Criterion(nn.Module):
         return self
 
 # %% ../nbs/02_criterion.ipynb #4b866080
-def _weighted_sum(terms: dict[str, Tensor], weights: dict[str, float]) -> Tensor:
+def _weighted_sum(terms: dict[str, Tensor], weights: Mapping[str, float]) -> Tensor:
     """The sum of the terms, by their weights. A term without one counts 1.
 
     1 * x and 0 + x are not computed: torch.compile takes them for x, which `last` has without

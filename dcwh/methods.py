@@ -14,13 +14,13 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from dis import get_instructions
 from functools import cache, cached_property, partial
 from inspect import Parameter, getsource, isfunction, signature
 from operator import itemgetter
-from types import CodeType, ModuleType, SimpleNamespace
+from types import CodeType, MappingProxyType, ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -76,10 +76,10 @@ class Squashed(Criterion):
         return self.criterion.centres
 
     @property
-    def weights(self) -> dict[str, float]:  # type: ignore[override]  # not to be set
-        "Those of the criterion. What is logged besides is no part of the loss."
+    def weights(self) -> Mapping[str, float]:  # type: ignore[override]
+        "Those of the criterion, to be read. What is logged besides is no part of the loss."
         logged = ('passed', 'gradient', 'class_gradient')
-        return self.criterion.weights | dict.fromkeys(logged, 0.0)
+        return MappingProxyType({**self.criterion.weights, **dict.fromkeys(logged, 0.0)})
 
     def squash(self, h: Tensor) -> Tensor:
         "What the criterion is given of outputs h."
@@ -154,7 +154,9 @@ class Balanced(TwoStep):
 
 # %% ../nbs/09_methods.ipynb #b07a0160
 class Nested(Criterion):
-    "The mean of several criteria, each of a beginning of the outputs. The last is of all of them."
+    """The mean of several criteria, each of a beginning of the outputs. The last is of all of them.
+
+    Raises ValueError where they have other terms than the last, or other weights of these."""
 
     criteria: Any  # an nn.ModuleList
 
@@ -165,6 +167,7 @@ class Nested(Criterion):
         super().__init__()
         self.lengths = _ascending(criteria)
         self.criteria = nn.ModuleList(criteria)
+        _check_alike(criteria)
         self.num_classes, self.bits = criteria[-1].num_classes, criteria[-1].bits
 
     def at(self, bits: int) -> Criterion:
@@ -172,9 +175,9 @@ class Nested(Criterion):
         return self.criteria[self.lengths.index(bits)]
 
     @property
-    def weights(self) -> dict[str, float]:  # type: ignore[override]  # not to be set
-        "Those of the longest."
-        return self.criteria[-1].weights
+    def weights(self) -> Mapping[str, float]:  # type: ignore[override]
+        "Those of each, to be read."
+        return MappingProxyType({**self.criteria[-1].weights})
 
     @property
     def centres(self) -> Tensor | None:
@@ -188,6 +191,9 @@ class Nested(Criterion):
     def terms(self, h: Tensor, y: Tensor, index: Tensor | None = None) -> dict[str, Tensor]:
         "Each term, in the mean over the lengths."
         each = [criterion.terms(h[:, : criterion.bits], y, index) for criterion in self.criteria]
+        if any(terms.keys() != each[-1].keys() for terms in each):
+            names = ' and '.join(sorted({', '.join(terms) for terms in each}))
+            raise ValueError(f'criteria have the terms {names}; give criteria of the same terms')
         return {name: torch.stack([terms[name] for terms in each]).mean() for name in each[-1]}
 
     def remember(self, h: Tensor, y: Tensor, index: Tensor | None = None) -> None:
@@ -196,9 +202,10 @@ class Nested(Criterion):
             criterion.remember(h[:, : criterion.bits], y, index)
 
     def begin_epoch(self, epoch: int, epochs: int) -> None:
-        "That of each. Raises ValueError beyond the epochs."
+        "That of each. Raises ValueError beyond the epochs, or where weights are no longer alike."
         for criterion in self.criteria:
             criterion.begin_epoch(epoch, epochs)
+        _check_alike(self.criteria)
 
     def end_epoch(self, outputs: Outputs | None = None) -> dict[str, Any]:
         "That of each. Returns the facts of the longest, and of shorter ones with their length."
@@ -225,6 +232,16 @@ def _ascending(criteria: Sequence[Criterion]) -> tuple[int, ...]:
             f'criteria are of {lengths} bits; give criteria from the shortest to the longest'
         )
     return tuple(lengths)
+
+
+def _check_alike(criteria: Iterable[Criterion]) -> None:
+    "Raises ValueError where terms weigh otherwise at another length: each has one mean."
+    weights = [dict(criterion.weights) for criterion in criteria]
+    for other in weights:
+        if other != weights[-1]:
+            raise ValueError(
+                f'criteria weigh their terms {other} and {weights[-1]}; give all the same weights'
+            )
 
 
 def _beginning(whole: Outputs, bits: int) -> tuple[Tensor, Tensor]:

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['CLASSIFIERS', 'HALF', 'IMAGENET', 'SIDE', 'OneImage', 'Images', 'HUB', 'small', 'find_timm', 'first_line',
            'check_backbone', 'downloaded', 'backbone_named', 'read_weights', 'load_weights', 'check_count',
-           'check_side', 'check_channels', 'features_of', 'HashNetwork', 'as_images', 'threads_for', 'Encoder',
-           'SavedModel', 'read_saved', 'model_folder', 'marked', 'is_marked', 'HashModel', 'feature_model']
+           'check_side', 'check_channels', 'in_evaluation', 'features_of', 'HashNetwork', 'as_images', 'threads_for',
+           'Encoder', 'SavedModel', 'read_saved', 'model_folder', 'marked', 'is_marked', 'HashModel', 'feature_model']
 
 # %% ../nbs/12_model.ipynb #f6c1eaa4
 import hashlib
@@ -273,23 +273,34 @@ def check_channels(
     return channels.view(3, 1, 1)
 
 # %% ../nbs/12_model.ipynb #959f4c27
+@contextmanager
+def in_evaluation(
+    module: nn.Module,
+) -> Iterator[None]:
+    "A module in evaluation mode. Afterwards each of its parts is in the mode that it was in."
+    modes = {part: part.training for part in module.modules()}
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, training in modes.items():
+            part.training = training
+
+
 def features_of(
     backbone: nn.Module,
     image_size: int,  # side of the images, in pixels
 ) -> int:
     "How many features a backbone gives. Raises ValueError where it takes no images of this size."
-    training = backbone.training
     device = next((p.device for p in backbone.parameters()), torch.device('cpu'))
     blank = torch.zeros(1, 3, image_size, image_size, device=device)
     try:
-        with torch.no_grad():
-            features = backbone.eval()(blank)
+        with torch.no_grad(), in_evaluation(backbone):
+            features = backbone(blank)
     except Exception as e:  # whatever a module of the user's raises
         raise ValueError(
             f'the backbone cannot take images of {image_size} pixels ({first_line(e)})'
         ) from e
-    finally:
-        backbone.train(training)
     if not isinstance(features, Tensor) or features.ndim != 2:
         given = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
         raise ValueError(f'the backbone gives features of shape {given}; they should be (N, F)')
@@ -812,14 +823,9 @@ class HashModel(HashNetwork, Encoder, PyTorchModelHubMixin, **_ON_HUB):
     ) -> tuple[Tensor, np.ndarray]:  # float32 on the CPU (N, K), and int64 (N,)
         "As for every encoder, in a precision. Raises ValueError."
         _check_values(self, precision)
-        training = self.training
-        self.eval()
-        try:
-            lower = torch.autocast(self.device.type, torch.bfloat16, enabled=precision == 'bf16')
-            with lower, threads_for(_is_small(self)):
-                return super().outputs_at(images, **options)
-        finally:
-            self.train(training)
+        lower = torch.autocast(self.device.type, torch.bfloat16, enabled=precision == 'bf16')
+        with in_evaluation(self), lower, threads_for(_is_small(self)):
+            return super().outputs_at(images, **options)
 
     @classmethod
     def from_pretrained(  # type: ignore[override]  # a folder by its place, and a module
@@ -859,4 +865,4 @@ def feature_model(model: HashModel) -> HashModel:
     with torch.no_grad():
         found.hash_layer.weight.copy_(torch.eye(features))
         found.hash_layer.bias.zero_()
-    return found.to(model.device, model.dtype).train(model.training)
+    return found.to(model.device, model.dtype)

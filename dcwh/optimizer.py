@@ -4,10 +4,12 @@
 
 # %% auto #0
 __all__ = ['RULES', 'class_sums', 'class_means', 'of_all_processes', 'check_rule', 'all_outputs', 'exact_sums', 'epoch_means',
-           'take_or_hold', 'check_begun', 'count_collapse', 'Alternation', 'TwoStep']
+           'take_or_hold', 'check_begun', 'finite_distance', 'epochs_of', 'count_collapse', 'Alternation', 'TwoStep']
 
 # %% ../nbs/04_optimizer.ipynb #a643e04f
 import logging
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -31,8 +33,10 @@ def class_sums(
     y: Tensor,  # int64 (N,) or bool (N, C)
     num_classes: int,  # C
 ) -> Tensor:  # shape (C, K + 1), float64: sums of outputs and, in the last column, images
-    "What class means are made of. An image counts 1/|Y| for each of its labels."
+    """What class means are made of. An image counts 1/|Y| for each of its labels, and not at all
+    where an output is not finite, as half precision gives now and then."""
     h = pad(h.detach().to(widest(h.device)), (0, 1), value=1.0)
+    h = torch.where(h.isfinite().all(1, keepdim=True), h, 0)
     if y.ndim == 1:
         return h.new_zeros(num_classes, h.shape[1]).index_add_(0, y, h)
     return label_shares(y, h.dtype).T @ h
@@ -99,8 +103,11 @@ def exact_sums(
 ) -> Tensor:  # as `class_sums` gives them
     "The sums of all training images. Raises ValueError where outputs are missing or not finite."
     h, y = all_outputs(outputs, num_classes, bits)
-    sums = of_all_processes(class_sums(h, y, num_classes))
-    if not sums.isfinite().all():  # in all processes, so that none waits for another
+    sums = class_sums(h, y, num_classes)
+    if not h.isfinite().all():
+        sums.fill_(torch.nan)  # so that all processes stop, and none waits for another
+    sums = of_all_processes(sums)
+    if not sums.isfinite().all():
         raise ValueError('outputs are not finite; the training has diverged')
     return sums
 
@@ -117,8 +124,8 @@ def epoch_means(
         )
     if not sums[:, -1].any():
         raise ValueError(
-            'end_epoch was called and no batch has been seen since begin_epoch; '
-            'call criterion(h, y) for each batch, in training mode'
+            'end_epoch was called and no batch has been seen since begin_epoch, or none with '
+            'finite outputs; call criterion(h, y) for each batch, in training mode'
         )
     return class_means(sums, centres.detach())
 
@@ -156,6 +163,23 @@ def check_begun(
             'a batch came after end_epoch; call begin_epoch(epoch, epochs) before the batches of '
             'each epoch: it sets the stage, establish or refine'
         )
+
+
+def finite_distance(
+    centres: Tensor,  # shape (C, K)
+) -> float:
+    "`least_distance`. Raises ValueError where a centre is lost to NaN or infinity, as the loss is."
+    if not centres.isfinite().all():
+        raise ValueError('a class centre is not finite; the training has diverged')
+    return least_distance(centres)
+
+
+def epochs_of(
+    fraction: float,  # of the epochs
+    epochs: int,
+) -> float:
+    "How many epochs a fraction is. In floats, 0.55 of 100 is a little more than 55."
+    return round(fraction * epochs, 6)
 
 
 def count_collapse(
@@ -207,7 +231,7 @@ class Alternation(Criterion):
     def due(self) -> bool:
         "Whether this epoch ends with an update of the centres in closed form."
         closed_form, done = self.rule in ('running', 'exact'), self.epoch + 1
-        return closed_form and done % self.every == 0 and done > self.hold * self.epochs
+        return closed_form and done % self.every == 0 and done > epochs_of(self.hold, self.epochs)
 
     def logits(self, h: Tensor) -> Tensor:
         "Those of the loss: (N, K) to (N, C)."
@@ -243,7 +267,7 @@ class Alternation(Criterion):
         if self.due:
             means = epoch_means(self.epoch_sums(outputs), self.centres)
             held = take_or_hold(self.centres, means, sigma, self.epoch)
-        apart = least_distance(self.centres)
+        apart = finite_distance(self.centres)
         count_collapse(self.collapsed, apart, sigma)
         self.over = True
         return {'least_centre_distance': apart, 'held': held}
@@ -254,6 +278,8 @@ class TwoStep(Alternation):
 
     Works under torch.compile, with one graph a stage, and does not wait for a GPU in an epoch.
     Raises ValueError where a setting cannot be."""
+
+    idle: tuple[str, ...] = ()  # terms that count nothing in this stage
 
     def __init__(
         self,
@@ -271,13 +297,18 @@ class TwoStep(Alternation):
     @property
     def stage(self) -> str:
         "`establish`, then `refine`."
-        return 'refine' if self.epoch >= self.refine_after * self.epochs else 'establish'
+        establishing = self.epoch < epochs_of(self.refine_after, self.epochs)
+        return 'establish' if establishing else 'refine'
+
+    @property
+    def weights(self) -> Mapping[str, float]:  # type: ignore[override]
+        "Those of the stage, to be read. They follow from `loss.weights`, which can be set."
+        return MappingProxyType({**self.loss.weights, **dict.fromkeys(self.idle, 0.0)})
 
     def begin_epoch(self, epoch: int, epochs: int) -> None:
-        "Sets the weights of the stage. Raises ValueError beyond the epochs."
+        "Sets the terms that the stage leaves out. Raises ValueError beyond the epochs."
         super().begin_epoch(epoch, epochs)
-        without = self.loss.refining if self.stage == 'establish' else ()
-        self.weights = self.loss.weights | dict.fromkeys(without, 0.0)
+        self.idle = self.loss.refining if self.stage == 'establish' else ()
 
     def end_epoch(self, outputs: Outputs | None = None) -> dict[str, Any]:
         "Update the centres. Returns the facts of the update, and the stage."

@@ -15,6 +15,7 @@ import re
 import socket
 import warnings
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -32,7 +33,7 @@ import numpy as np
 import torch
 from numba import set_num_threads
 
-from .codes import Codes, check_bits, read_codes
+from .codes import Codes, check_bits, check_spelling, read_codes
 from .counting import histograms_of_parts
 from .data import WORKERS, fitting
 from .files import as_path, counted, file_is_there, shown, write_whole
@@ -227,8 +228,12 @@ def numbers_of(
     classes: Sequence[str],  # those of the queries
     several: bool = False,  # a row for each image, even where each has one label
 ) -> np.ndarray:  # int64 (N,), len(classes) for any other; or bool (N, C)
-    "Labels by the classes of queries: numbers where each image has one label, or rows."
+    """Labels by the classes of queries: numbers where each image has one label, or rows.
+
+    Raises ValueError where a label looks like a class of the queries and is another text."""
     number = {name: i for i, name in enumerate(classes)}
+    others = {name for row in names for name in row} - number.keys()
+    check_spelling([*classes, *sorted(others)])
     if not several and all(len(set(row)) == 1 for row in names):
         return np.array([number.get(row[0], len(classes)) for row in names], np.int64)
     member = np.zeros((len(names), len(classes)), bool)
@@ -703,8 +708,10 @@ class CodeParts:
         return _class_names(self)
 
     def numbered(self, classes: Sequence[str], several: bool = False) -> 'CodeParts':
-        "The same, labels numbered by the classes of queries; `several`: as rows."
-        return replace(self, form=_numbered_form(self.form, tuple(classes), several))
+        """The same, labels numbered by the classes of queries; `several`: as rows.
+
+        Raises ValueError where classes are no texts, or one stands twice."""
+        return replace(self, form=_numbered_form(self.form, _class_texts(classes), several))
 
     def histograms(
         self, query: Codes, graded: bool = False, device: str | torch.device = 'cpu'
@@ -762,6 +769,19 @@ def _class_names(parts: CodeParts) -> set[str]:
         for names in piece.names(parts.form):
             found.update(name for row in names for name in row)
     return found
+
+
+def _class_texts(classes: Sequence[str]) -> tuple[str, ...]:
+    "Names of classes, without the blanks around them, as those of a table."
+    wrong = [] if isinstance(classes, str) else [c for c in classes if not isinstance(c, str)]
+    if isinstance(classes, str) or wrong:
+        given = classes if isinstance(classes, str) else wrong[0]
+        raise ValueError(f'classes hold {shown(given)}; give a list of names, in their order')
+    names = tuple(name.strip() for name in classes)
+    again = [name for name, times in Counter(names).items() if times > 1]
+    if again:
+        raise ValueError(f'the class {again[0]} stands twice in classes; each has one number')
+    return names
 
 
 def _numbered_form(form: Form, classes: tuple[str, ...], several: bool) -> Form:
@@ -839,9 +859,23 @@ def tally(
     Raises ValueError where parts and queries cannot be compared, ValueError or OSError where a
     part is not what it was when the dataset was opened."""
     _check_numbered(parts)
+    _check_named(parts.form.classes, query)
     if parts.engine == 'ray' and len(parts.pieces) > 1:
         return _tally_by_ray(parts, query, graded, device)
     return _tally_here(parts, query, graded, device)
+
+
+def _check_named(classes: tuple[str, ...] | None, query: Codes) -> None:
+    "Raises ValueError where a query has a class without a name: it has no place in the numbers."
+    if classes is None or query.labels is None:
+        return
+    rows = query.labels.ndim == 2
+    needed = query.labels.shape[1] if rows else query.labels.max(initial=-1) + 1
+    if needed > len(classes) or rows and needed < len(classes):
+        raise ValueError(
+            f'queries have {needed} classes, and numbered was given {len(classes)}; '
+            'name all classes of the queries, in the order of their numbers'
+        )
 
 
 def _tally_here(
