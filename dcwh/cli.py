@@ -350,6 +350,7 @@ def run(
 
     task = {'dataset': dataset, 'bits': bits, 'method': method, 'seed': seed, 'recipe': recipe}
     config, asked = _meant(context, template, task, assignments(set or []))
+    _check_reports(reports)
     folder = Path(runs) / results.run_name(config)
     place = _report_place(report, folder, detail)
     wanted = detail != 'none' and (bool(report) or (folder / 'query.npz').is_file())
@@ -410,6 +411,8 @@ def _report_place(report: str, folder: Path, detail: str) -> Path:
 
     if detail not in ('full', 'brief', 'none'):
         raise ValueError(unknown('detail', detail, ('full', 'brief', 'none')))
+    if report and detail == 'none':
+        raise ValueError('--detail none makes no report; leave --report out, or --detail')
     if report:
         check_place(report)
     return Path(report or folder / 'report.ipynb')
@@ -427,6 +430,12 @@ def _heard() -> Iterator[None]:
     finally:
         log.removeHandler(handler)
         log.setLevel(before)
+
+
+def _check_reports(reports: str) -> None:
+    "Raises ValueError where the folder of tables has no name."
+    if not reports:
+        raise ValueError('--reports is empty; give the folder of tables')
 
 
 def _check_record(table: Path, study: str, modified: bool) -> None:
@@ -613,6 +622,7 @@ def record(
     """
     from dcwh.sources import printable
 
+    _check_reports(reports)
     refused = 0
     for file in _results_in(folders or [Path('runs')]):
         try:
@@ -1043,12 +1053,12 @@ def _encode_here(
     "In one process, to an .npz and its table."
     import numpy as np
 
-    from dcwh.search import check_columns
+    from dcwh.search import table_at
     from dcwh.sources import catalogue
 
     _check_places(out, images)
     files, columns = catalogue(images)
-    check_columns(columns, images)
+    table_at(images, np.arange(len(files)), columns)  # names of what cannot be read do not matter
     encoder = _encoder_of(model)
     _check_first(first, encoder)
     unreadable: list[str] = []
@@ -1945,7 +1955,8 @@ def publish(
     dcwh publish runs/digits-default/dcwh-16-seed0-… \\
       my-model --license mit --repo-id me/digits-16
 
-    Result, codes and model must belong together. The codes are evaluated once more.
+    Result, codes and model must belong together. Codes that lie beside the result are evaluated
+    once more.
     """
     from dcwh import sharing
 

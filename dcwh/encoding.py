@@ -55,11 +55,10 @@ from dcwh.search import (
     alone,
     append_codes,
     as_arrow,
-    check_columns,
     check_options,
-    checked_table,
     header_of,
     lance_table,
+    table_at,
     values_at,
 )
 from .sharing import OnnxModel
@@ -102,14 +101,9 @@ def _listed(
     columns: Mapping[str, Any],  # what is known of each
 ) -> Listing:
     "A list. Raises ValueError where it has no images, or no index could hold it."
-    check_columns(columns, place)
     if not len(ids):
         raise ValueError(f'{place} names no images; there is nothing to encode')
-    try:
-        blank = Codes(np.zeros((len(ids), 1), np.uint8), 8, None, np.array(ids))
-        codes, columns = checked_table(blank, columns)
-    except ValueError as e:
-        raise ValueError(f'{place}: {e}') from e
+    codes, columns = table_at(place, np.array(ids), columns)
     first, second = np.array(at, np.int64).T
     return reader, arrow_library().table(
         {'id': codes.ids, **columns, _AT[0]: first, _AT[1]: second}

@@ -8,7 +8,7 @@ __all__ = ['DRAFT', 'NEEDED', 'LAUNCHER', 'EXECUTED', 'commit', 'processor', 'ma
            'check_inputs', 'coded', 'tidy', 'recorded', 'reported', 'tells_of_another', 'is_changed', 'codes_of_run',
            'Finished', 'finished_runs', 'Ranking', 'ranked', 'measured', 'compactness', 'kinship_of_run', 'Laps',
            'encoded', 'plain', 'run', 'clean', 'template_parameters', 'checked', 'launched', 'is_main',
-           'without_launcher', 'start_folder', 'check_place', 'execute', 'report']
+           'without_launcher', 'start_folder', 'check_report_name', 'check_place', 'execute', 'report']
 
 # %% ../nbs/17_experiment.ipynb #e6a39cb2
 import ast
@@ -955,14 +955,21 @@ def start_folder(
     return here
 
 # %% ../nbs/17_experiment.ipynb #756b83c2
+def check_report_name(
+    path: Path,
+) -> None:
+    "Raises ValueError if it is not that of a notebook."
+    if path.suffix != '.ipynb':
+        raise ValueError(f'{path} is no name of a report; give a notebook (.ipynb)')
+
+
 def check_place(
     path: str | Path,
     call: str = 'figures.headline(',  # what notebooks of this kind have in them
 ) -> None:
     "Raises ValueError if a report would replace a file that is not a report."
     path = Path(path)
-    if path.suffix != '.ipynb':
-        raise ValueError(f'{path} is no name of a report; give a notebook (.ipynb)')
+    check_report_name(path)
     if not path.is_file():
         return
     content = path.read_bytes()
@@ -1054,6 +1061,7 @@ def report(
     template = template or shipped('templates', 'run.ipynb')
     config, options = checked(parameters, template_parameters(template))
     path = Path(path or Path(options['runs']) / run_name(config) / 'report.ipynb')
+    check_report_name(path)
     writable(path)
     afresh, shown = force or not options['resume'], sys.stderr.isatty()
     if not afresh:

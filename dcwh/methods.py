@@ -722,7 +722,7 @@ def _imported(module: str, name: str) -> ModuleType:
     importlib.invalidate_caches()
     try:
         return importlib.import_module(module)
-    except Exception as e:  # whatever stands in it
+    except (Exception, SystemExit) as e:  # whatever stands in it
         missing = getattr(e, 'name', None) if isinstance(e, ModuleNotFoundError) else None
         if missing and f'{module}.'.startswith(f'{missing}.'):
             raise ValueError(

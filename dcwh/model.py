@@ -631,6 +631,8 @@ def model_folder(
         return _fetched(where, **hub)
     if not isinstance(where, str | Path):
         raise ValueError(f'{shown(where)} is no folder of a saved model')
+    if hub:
+        raise ValueError(f'{", ".join(hub)} is for models of the hub, and {where} is a folder')
     folder, hint = Path(where), 'give the folder of a saved model (runs/<set>-<recipe>/<run>/model)'
     if not file_is_there(folder / 'config.json'):
         if not folder.exists():

@@ -531,21 +531,43 @@ def _parquet_parts(files: Sequence[tuple[Folder, str]]) -> tuple[list[Piece], Fo
     "Files in order, their footers read by several threads."
     arrow = arrow_library()
 
-    def opened(file: tuple[Folder, str]) -> tuple[Piece, Form]:
+    def opened(file: tuple[Folder, str]) -> tuple[Piece, Form, str]:
         folder, name = file
         where, stamp = folder.path(name), folder.stamp(name)
         try:
             with folder.open(name) as seen:
                 inside = arrow.parquet.ParquetFile(seen)
                 form = _form_of(inside.schema_arrow, where)
-                return ParquetPiece(where, inside.metadata.num_rows, folder, name, stamp), form
+                piece = ParquetPiece(where, inside.metadata.num_rows, folder, name, stamp)
+                return piece, form, repr(inside.metadata.to_dict())
         except arrow.ArrowException as e:
             raise ValueError(f'{where} is damaged, or no Parquet ({first_line(e)})') from e
 
     with ThreadPoolExecutor(16) as pool:
         found = list(pool.map(opened, files))
-    pieces, forms = zip(*found, strict=True)
+    pieces, forms, footers = zip(*found, strict=True)
+    _warn_of_copies(pieces, forms[0], footers)
     return list(pieces), _joint(forms, [piece.where for piece in pieces])
+
+
+def _warn_of_copies(pieces: Sequence[Piece], form: Form, footers: Sequence[str]) -> None:
+    "Warn where a file is a copy of another: the footers are equal, and the first codes."
+    known: dict[str, Piece] = {}
+    for piece, footer in zip(pieces, footers, strict=True):
+        other = known.setdefault(footer, piece)
+        if other is not piece and piece.images:
+            one, two = (next(each.read(_bare(form))).packed for each in (other, piece))
+            if np.array_equal(one, two):
+                warnings.warn(
+                    f'{piece.where} holds the images of {other.where} again: each counts as often '
+                    'as it stands there',
+                    stacklevel=2,
+                )
+
+
+def _bare(form: Form) -> Form:
+    "The first thousand codes alone."
+    return replace(form, label='', named=False, ids=False, rows=1000)
 
 
 def _npz_parts(
@@ -601,17 +623,30 @@ def _found_at(
     if all(path.endswith('.npz') and '://' not in path for path in where):
         _check_once(where)
         return _npz_parts(where, None, namer)
-    files = [file for place in where for file in _files_at(place, storage_options)]
+    files = []
+    for place in where:
+        found = list(_files_at(place, storage_options))
+        if place.rstrip('/').endswith('.lance') or not found:
+            alone = '; a Lance table is given alone' if len(where) > 1 else ''
+            raise ValueError(
+                f'{place} is no dataset of codes; give a Lance table (.lance), a file or folder of '
+                f'.parquet, or of .npz, all of one kind{alone}'
+            )
+        files += found
     _check_once([folder.path(name) for folder, name in files])
     kinds = {os.path.splitext(name)[1] for _, name in files}
     if kinds == {'.parquet'}:
         return _parquet_parts(files)
     if kinds == {'.npz'}:
         return _npz_parts([folder.path(name) for folder, name in files], storage_options, namer)
-    raise ValueError(
-        f'{where[0]} is no dataset of codes; give a Lance table (.lance), a file or folder of '
-        '.parquet, or of .npz, all of one kind'
-    )
+    both = ' and '.join(folder.path(name) for folder, name in (files[0], _of_other_kind(files)))
+    raise ValueError(f'{both} are of two kinds; give files of one kind, .parquet or .npz')
+
+
+def _of_other_kind(files: Sequence[tuple[Folder, str]]) -> tuple[Folder, str]:
+    "A file with another suffix than the first."
+    suffix = os.path.splitext(files[0][1])[1]
+    return next(file for file in files if not file[1].endswith(suffix))
 
 
 def _check_once(paths: Sequence[str]) -> None:
@@ -773,10 +808,10 @@ def _class_names(parts: CodeParts) -> set[str]:
 
 def _class_texts(classes: Sequence[str]) -> tuple[str, ...]:
     "Names of classes, without the blanks around them, as those of a table."
-    wrong = [] if isinstance(classes, str) else [c for c in classes if not isinstance(c, str)]
-    if isinstance(classes, str) or wrong:
-        given = classes if isinstance(classes, str) else wrong[0]
-        raise ValueError(f'classes hold {shown(given)}; give a list of names, in their order')
+    ordered = isinstance(classes, (list, tuple, np.ndarray, range))
+    wrong = [name for name in classes if not isinstance(name, str)] if ordered else [classes]
+    if wrong:
+        raise ValueError(f'classes hold {shown(wrong[0])}; give a list of names, in their order')
     names = tuple(name.strip() for name in classes)
     again = [name for name, times in Counter(names).items() if times > 1]
     if again:

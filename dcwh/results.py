@@ -15,6 +15,7 @@ __all__ = ['SETTING_KINDS', 'PROTOCOL', 'METRICS', 'REPEATED', 'FACTS', 'PHASES'
 # %% ../nbs/15_results.ipynb #9fc30f29
 import hashlib
 import json
+import os
 import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -355,7 +356,7 @@ def read_result(
         raise FileNotFoundError(
             f'result file {said} is not there; runs write them to runs/<set>-<recipe>/<run>/'
         )
-    mend = 'delete it, or make it again (dcwh run … --force)'
+    mend = 'make it again (dcwh run … --force), or move it away'
     try:
         result = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as e:
@@ -1093,9 +1094,13 @@ def tables_in(
 def result_files(
     folder: str | Path,  # of a run, of a recipe's runs, or of all runs
 ) -> list[Path]:
-    "The result files in a folder and up to two levels below."
-    levels = 'result.json', '*/result.json', '*/*/result.json'
-    return sorted(file for level in levels for file in Path(folder).glob(level))
+    "The result files in a folder and up to two levels below. Raises OSError at an unreadable one."
+    found, level = [], [Path(folder)] if Path(folder).is_dir() else []
+    for _ in range(3):
+        inside = [entry for each in level for entry in os.scandir(each)]
+        found += [Path(entry) for entry in inside if entry.name == 'result.json']
+        level = [Path(entry) for entry in inside if entry.is_dir()]
+    return sorted(found)
 
 
 def tables_hash(

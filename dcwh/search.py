@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['COLUMN_TYPES', 'LONGEST_TEXT', 'SEVERAL', 'OPTIONS', 'MOST_KEYS', 'Answers', 'Ids', 'MOST_BYTES', 'STRUCTURES',
            'IN_ONE_GO', 'INDEX_KINDS', 'FORMAT', 'HEADER', 'LISTED', 'as_column', 'check_width', 'read_value',
-           'typed_value', 'checked_table', 'check_name', 'check_columns', 'conditions', 'check_column', 'labels_of',
-           'texts_with', 'Option', 'option_lines', 'check_options', 'IndexContract', 'CodeIndex', 'in_lance',
-           'check_file', 'faiss_library', 'structure_of', 'one_thread', 'searched', 'nearest_rows', 'ImageRows',
-           'FaissIndex', 'write_index', 'alone', 'read_index', 'changing', 'in_one_line', 'lance_table', 'values_at',
-           'as_arrow', 'types_of', 'header_of', 'sql', 'LanceTable', 'LanceIndex', 'append_codes']
+           'typed_value', 'checked_table', 'table_at', 'check_name', 'check_columns', 'conditions', 'check_column',
+           'labels_of', 'texts_with', 'Option', 'option_lines', 'check_options', 'IndexContract', 'CodeIndex',
+           'in_lance', 'check_file', 'faiss_library', 'structure_of', 'one_thread', 'searched', 'nearest_rows',
+           'ImageRows', 'FaissIndex', 'write_index', 'alone', 'read_index', 'changing', 'in_one_line', 'lance_table',
+           'values_at', 'as_arrow', 'types_of', 'header_of', 'sql', 'LanceTable', 'LanceIndex', 'append_codes']
 
 # %% ../nbs/18_search.ipynb #51e31f9a
 import json
@@ -266,6 +266,19 @@ def checked_table(
         columns[name] = as_column(values, f'column {name!r}', len(codes))
         _check_forms(columns[name], f'column {name!r}')
     return Codes(codes.packed, codes.bits, None, ids, codes.model), columns
+
+
+def table_at(
+    where: object,  # images and columns come from, for the error
+    ids: np.ndarray,  # names or numbers of N images
+    columns: Mapping[str, Any],  # what is known of each
+) -> tuple[Codes, dict[str, np.ndarray]]:  # blank codes, and columns, each (N,)
+    "`checked_table` before there are codes. Raises ValueError where no index could hold it."
+    check_columns(columns, where)
+    try:
+        return checked_table(Codes(np.zeros((len(ids), 1), np.uint8), 8, None, ids), columns)
+    except ValueError as e:
+        raise ValueError(f'{where}: {e}') from e
 
 
 def _check_forms(values: np.ndarray, what: str) -> None:
@@ -1872,6 +1885,8 @@ def _opened_table(place: _Place) -> Any:
     _check_lance_name(place.path)
     if not place.remote and not os.path.isdir(place.path):
         raise place.absent()
+    if not place.remote:
+        os.scandir(place.path).close()  # a folder that cannot be read is not damaged
     try:
         return place.database().open_table(place.name)
     except Exception as e:
@@ -1977,7 +1992,7 @@ def sql(
 ) -> str | None:  # None: no filter
     "A filter as SQL. Raises ValueError as `conditions` does."
     if isinstance(where, str):
-        return where or None
+        return f'({where}\n)' if where else None  # what follows the expression is an error, too
     return ' AND '.join(_one_of(*each) for each in conditions(where, types).items()) or None
 
 

@@ -1040,7 +1040,12 @@ def split_labels(
 def labels_in(
     columns: Mapping[str, Sequence[str]],  # of a table, as text
 ) -> list[list[str]] | None:  # the labels of each row
-    "The column label, or labels, separated by semicolons. None where there is neither."
+    """The column label, or labels, separated by semicolons. None where there is neither.
+
+    Raises ValueError where a column is one text."""
+    for name in ('label', 'labels'):
+        if isinstance(columns.get(name), str):
+            raise ValueError(f'{name} is {shown(columns[name])}; give a text for each row')
     if 'label' in columns:
         return [[str(value).strip()] for value in columns['label']]
     if 'labels' in columns:
@@ -1057,6 +1062,9 @@ def number_labels(
     """Class numbers where every image has one label, or a matrix.
 
     Raises ValueError if an image has none, or two classes look the same."""
+    wrong = [row for row in rows if isinstance(row, str)]
+    if wrong:
+        raise ValueError(f'a row is {shown(wrong[0])}; give the labels of each image as a list')
     bare = [i for i, row in enumerate(rows) if not row or not all(row)]
     if bare:
         raise ValueError(f'row {bare[0]} has an empty label; every image needs one')

@@ -760,7 +760,9 @@ def train(
             parts['scaler'] = accelerator.scaler  # of fp16
         history = checkpoint.read(parts) if resume else []
         if history and main:
-            log.info('resumed at epoch %d of %d', len(history) + 1, config.epochs)
+            done = len(history)
+            at = f'at epoch {done + 1} of' if done < config.epochs else 'after all'
+            log.info('resumed %s %d', at, config.epochs)
             for change in sessions.changes():
                 log.warning(change)
         accelerator.wait_for_everyone()  # until each has read

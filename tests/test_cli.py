@@ -594,6 +594,23 @@ def test_a_file_is_not_written_below_a_folder_called_s3(tmp_path, monkeypatch):
     assert os.listdir() == ['q.npz']
 
 
+def test_a_report_that_is_not_made_cannot_be_asked_for(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    said = do('run', '--recipe', 'quick', '--detail', 'none', '--report', 'mine.ipynb')
+    assert refused(said, '--detail none makes no report')
+    assert refused(do('run', '--recipe', 'quick', '--reports', ''), '--reports is empty')
+    assert not os.listdir()
+
+
+def test_labels_that_no_index_could_hold_are_refused_before_encoding(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for label in ('caf\u00e9', 'cafe\u0301'):
+        Path('images', label).mkdir(parents=True)
+        Image.new('RGB', (8, 8)).save(f'images/{label}/one.png')
+    said = do('encode', 'no-model', 'images', '--out', 'codes.npz')
+    assert refused(said, 'look the same')
+
+
 def test_classes_that_no_query_shares_with_the_database_are_said(tmp_path):
     "Such as names on one side, and their numbers on the other: the mAP is 0."
     bits = np.random.default_rng(0).normal(size=(6, 16))

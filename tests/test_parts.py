@@ -2,6 +2,7 @@
 store; while they grow, and where they cannot be read."""
 
 import json
+import shutil
 from io import BytesIO
 from pathlib import Path
 
@@ -150,6 +151,23 @@ def test_an_image_that_would_count_twice_is_said(place):
     database[[*range(300), 7, 7, 8]].save('twice.npz')
     said = do('q.npz', 'twice.npz', '--database-table', 'd.csv')[1]
     assert '3 images of the database with the id of another' in said
+
+
+def test_a_parquet_file_and_its_copy_are_said(place):
+    assert 'again' not in do('q.npz', 'codes')[1]
+    shutil.copy('codes/part-1.parquet', 'codes/part-2.parquet')
+    said = do('q.npz', 'codes')[1]
+    assert 'codes/part-2.parquet holds the images of codes/part-1.parquet again' in said
+
+
+def test_no_place_of_several_is_left_out(place):
+    Path('empty').mkdir()
+    for dataset, said in (
+        (['d0.npz', 'codes', 'd.lance'], 'd.lance is no dataset of codes'),
+        (['d0.npz', 'codes', 'empty'], 'empty is no dataset of codes'),
+        (['codes', 'd0.npz'], 'd0.npz are of two kinds; give files of one kind'),
+    ):
+        assert said in do('q.npz', *dataset, code=2)
 
 
 def test_files_in_folders_of_a_folder_are_not_passed_by(place):
