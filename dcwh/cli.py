@@ -350,7 +350,6 @@ def run(
 
     task = {'dataset': dataset, 'bits': bits, 'method': method, 'seed': seed, 'recipe': recipe}
     config, asked = _meant(context, template, task, assignments(set or []))
-    _check_reports(reports)
     folder = Path(runs) / results.run_name(config)
     place = _report_place(report, folder, detail)
     wanted = detail != 'none' and (bool(report) or (folder / 'query.npz').is_file())
@@ -358,7 +357,7 @@ def run(
     known = None if force else experiment.recorded(config, reports, runs, *shown)
     if not known:
         if record:
-            _check_record(results.table_of(reports, config.dataset), study, modified)
+            _check_record(reports, config.dataset, study, modified)
         asked |= {'detail': detail, 'runs': runs, 'reports': reports}
         with _heard():
             if detail == 'none':
@@ -404,7 +403,7 @@ def _meant(
         given['settings'] = {**own, **more} if isinstance(own, dict) else more
     return experiment.checked(given, known)[0], given
 
-
+# %% ../nbs/23_cli.ipynb #070c2343
 def _report_place(report: str, folder: Path, detail: str) -> Path:
     "Where the report will be. Raises ValueError where it would replace something else."
     from dcwh.experiment import check_place
@@ -438,10 +437,12 @@ def _check_reports(reports: str) -> None:
         raise ValueError('--reports is empty; give the folder of tables')
 
 
-def _check_record(table: Path, study: str, modified: bool) -> None:
+def _check_record(reports: str, dataset: str, study: str, modified: bool) -> None:
     "Raises ValueError or OSError where a run could not be recorded when it is over."
     from dcwh import experiment, files, results
 
+    _check_reports(reports)
+    table = results.table_of(reports, dataset)
     files.writable(table)
     if table.exists():
         results.read_table(table)

@@ -549,7 +549,7 @@ def _parquet_parts(files: Sequence[tuple[Folder, str]]) -> tuple[list[Piece], Fo
     _warn_of_copies(pieces, forms[0], footers)
     return list(pieces), _joint(forms, [piece.where for piece in pieces])
 
-
+# %% ../nbs/19_parts.ipynb #9f30a2ea
 def _warn_of_copies(pieces: Sequence[Piece], form: Form, footers: Sequence[str]) -> None:
     "Warn where a file is a copy of another: the footers are equal, and the first codes."
     known: dict[str, Piece] = {}
@@ -642,7 +642,7 @@ def _found_at(
     both = ' and '.join(folder.path(name) for folder, name in (files[0], _of_other_kind(files)))
     raise ValueError(f'{both} are of two kinds; give files of one kind, .parquet or .npz')
 
-
+# %% ../nbs/19_parts.ipynb #f23ff520
 def _of_other_kind(files: Sequence[tuple[Folder, str]]) -> tuple[Folder, str]:
     "A file with another suffix than the first."
     suffix = os.path.splitext(files[0][1])[1]
