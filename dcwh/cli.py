@@ -854,14 +854,19 @@ def check(
     dcwh data check folder/birds --data-dir /data/birds
     """
     from dcwh.data import check as check_images
+    from dcwh.data import leaves_out
 
     config = _config(name, lists_dir, missing, data_dir=data_dir, protocol=protocol)
-    found, wrong = check_images(_source(config), workers, config.protocol)
+    source = _source(config)
+    other = not protocol and config.protocol == 'full' and leaves_out(source)
+    found, wrong = check_images(source, workers, 'official' if other else config.protocol)
     _show(found)
     for line in wrong:
         _say(line, 'red')
     if wrong:
         raise typer.Exit(1)
+    if other:
+        _say('its split leaves images out, so train with --set protocol=official')
     _say('every image can be read')
 
 # %% ../nbs/23_cli.ipynb #c1a00008

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['PROTOCOLS', 'FORMATS', 'LARGEST', 'WORKERS', 'SHARE', 'LEAST', 'ROLES', 'PARTS', 'EVALUATE_ON', 'whole_number',
-           'draw', 'stratified', 'full', 'official', 'sampled', 'disjoint', 'check_protocol', 'Content', 'open_image',
-           'on_white', 'upright', 'square', 'fitting', 'ImageSet', 'fits_on', 'sent', 'Loader', 'memory_for_images',
-           'decode', 'content_hash', 'readable', 'RetrievalSet', 'classes_in', 'load', 'check', 'cuts', 'pixels_at',
-           'scaled_at', 'prepare', 'epoch_draws']
+           'draw', 'stratified', 'full', 'leaves_out', 'official', 'sampled', 'disjoint', 'check_protocol', 'Content',
+           'open_image', 'on_white', 'upright', 'square', 'fitting', 'ImageSet', 'fits_on', 'sent', 'Loader',
+           'memory_for_images', 'decode', 'content_hash', 'readable', 'RetrievalSet', 'classes_in', 'load', 'check',
+           'cuts', 'pixels_at', 'scaled_at', 'prepare', 'epoch_draws']
 
 # %% ../nbs/11_data.ipynb #844eca4c
 import hashlib
@@ -158,6 +158,16 @@ def full(
                 f'set leaves out {left}; set protocol=official, which does as the split says'
             )
     return Split(query, rest, rest, 'full')
+
+
+def leaves_out(
+    source: Source,
+) -> bool:
+    "Whether its split keeps images from training or from the database, so that `full` refuses it."
+    if source.split is None:
+        return False
+    rest = np.setdiff1d(np.arange(len(source.labels)), source.split.query)
+    return any(len(np.setdiff1d(rest, of)) for of in (source.split.train, source.split.database))
 
 
 def official(

@@ -603,6 +603,20 @@ def test_a_report_that_is_not_made_cannot_be_asked_for(tmp_path, monkeypatch):
     assert not os.listdir()
 
 
+def test_a_set_whose_split_leaves_images_out_is_checked_as_it_is(tmp_path, monkeypatch):
+    "Such as lists of queries, training images and a database that have other images each."
+    monkeypatch.chdir(tmp_path)
+    for shade, file in enumerate(('test', 'train', 'database')):
+        for name, label in ((f'{file}-ant.png', '1 0'), (f'{file}-bee.png', '0 1')):
+            Image.new('L', (8, 8), 50 * shade).save(name)
+            with open(f'{file}.txt', 'a') as f:
+                f.write(f'{name} {label}\n')
+    found = do('data', 'check', 'lists/x', '--data-dir', '.')
+    assert found.exit_code == 0 and 'train with --set protocol=official' in found.stdout
+    full = do('data', 'check', 'lists/x', '--data-dir', '.', '--protocol', 'full')
+    assert full.exit_code == 1 and 'set protocol=official' in full.output
+
+
 def test_labels_that_no_index_could_hold_are_refused_before_encoding(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for label in ('caf\u00e9', 'cafe\u0301'):
