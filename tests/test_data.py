@@ -342,7 +342,7 @@ def test_full_refuses_a_split_that_leaves_images_out(tmp_path):
         done = CliRunner().invoke(app, words)
         assert done.exit_code == 2 and 'set protocol=official, which' in done.stderr, done.output
         code, out, err = shell_check(name, where)
-        assert code == 1 and 'set protocol=official, which' in err
+        assert code == 0 and 'train with --set protocol=official' in out, err
         data = load(name, 'official', where)
         assert (len(data.train), len(data.database)) == (train, database)
 
