@@ -854,11 +854,12 @@ def check(
     dcwh data check folder/birds --data-dir /data/birds
     """
     from dcwh.data import check as check_images
-    from dcwh.data import leaves_out
+    from dcwh.data import left_out
 
     config = _config(name, lists_dir, missing, data_dir=data_dir, protocol=protocol)
     source = _source(config)
-    other = not protocol and config.protocol == 'full' and leaves_out(source)
+    left = any(left_out(source.split, len(source.labels)).values())
+    other = left and not protocol and config.protocol == 'full'
     found, wrong = check_images(source, workers, 'official' if other else config.protocol)
     _show(found)
     for line in wrong:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PROTOCOLS', 'FORMATS', 'LARGEST', 'WORKERS', 'SHARE', 'LEAST', 'ROLES', 'PARTS', 'EVALUATE_ON', 'whole_number',
-           'draw', 'stratified', 'full', 'leaves_out', 'official', 'sampled', 'disjoint', 'check_protocol', 'Content',
+           'draw', 'stratified', 'full', 'left_out', 'official', 'sampled', 'disjoint', 'check_protocol', 'Content',
            'open_image', 'on_white', 'upright', 'square', 'fitting', 'ImageSet', 'fits_on', 'sent', 'Loader',
            'memory_for_images', 'decode', 'content_hash', 'readable', 'RetrievalSet', 'classes_in', 'load', 'check',
            'cuts', 'pixels_at', 'scaled_at', 'prepare', 'epoch_draws']
@@ -149,9 +149,7 @@ def full(
     everything = np.arange(len(labels))
     query = split.query if split else stratified(labels, everything, 0.2, rng)
     rest = np.setdiff1d(everything, query)
-    roles = (('trains on', split.train), ('searches', split.database)) if split else ()
-    for does, images in roles:
-        left = len(np.setdiff1d(rest, images))
+    for does, left in left_out(split, len(labels)).items():
         if left:
             raise ValueError(
                 f'full {does} all {len(rest)} images that are no queries, and the split of this '
@@ -160,14 +158,16 @@ def full(
     return Split(query, rest, rest, 'full')
 
 
-def leaves_out(
-    source: Source,
-) -> bool:
-    "Whether its split keeps images from training or from the database, so that `full` refuses it."
-    if source.split is None:
-        return False
-    rest = np.setdiff1d(np.arange(len(source.labels)), source.split.query)
-    return any(len(np.setdiff1d(rest, of)) for of in (source.split.train, source.split.database))
+def left_out(
+    split: Split | None,  # the official one
+    images: int,  # of the set
+) -> dict[str, int]:  # by what `full` would do with them
+    "How many images that are no queries a split keeps from training, and from the database."
+    if split is None:
+        return {}
+    rest = np.setdiff1d(np.arange(images), split.query)
+    roles = {'trains on': split.train, 'searches': split.database}
+    return {does: len(np.setdiff1d(rest, of)) for does, of in roles.items()}
 
 
 def official(
