@@ -223,6 +223,10 @@ class ImageSearch:
         encoder: Encoder,  # the model that the index was made with
         root: str | Path = '',  # folder of the images, or s3://…; empty: the index's own
     ) -> None:
+        for name, given, kind in (('index', index, CodeIndex), ('encoder', encoder, Encoder)):
+            if not isinstance(given, kind):
+                has, needs = type(given).__name__, kind.__name__
+                raise ValueError(f'{name} is of type {has}, and should be of type {needs}')
         self.index, self.encoder = index, encoder
         folder = Path(root or index.root or '.').expanduser().resolve()
         self.root = Folder(str(root)) if '://' in str(root) else folder
@@ -941,6 +945,11 @@ def _launch(blocks: Any, port: int, open_browser: bool, largest: str) -> None:
     )
 
 # %% ../nbs/22_app.ipynb #746aaa82
+def _address(port: int, index: CodeIndex) -> str:
+    "Where a page is, and what it searches."
+    return f'http://127.0.0.1:{port} searches {counted(len(index), "image")}'
+
+
 def serve(
     index: CodeIndex,  # its ids are names of files below root
     encoder: Encoder,  # the model that the index was made with
@@ -952,18 +961,17 @@ def serve(
 ) -> Any:  # the gradio Blocks
     "Open the page on 127.0.0.1. Raises as `page` does, and OSError if the port is taken."
     check_port(port)
-    said = f'http://127.0.0.1:{port} searches {counted(len(index), "image")}'
     if not wait:
         blocks = page(index, encoder, root)
         _launch(blocks, port, open_browser, largest)
-        print(said)
+        print(_address(port, index))
         return blocks
     blocks = None
     with _ended_by_signals():
         try:
             blocks = page(index, encoder, root)
             _launch(blocks, port, open_browser, largest)
-            print(f'{said}; Ctrl-C ends it', flush=True)
+            print(f'{_address(port, index)}; Ctrl-C ends it', flush=True)
             blocks.block_thread()
         except KeyboardInterrupt:  # while it opens: block_thread catches those that come later
             if blocks is not None:

@@ -732,16 +732,23 @@ def _check_compared(folders: list[str]) -> None:
 
 
 def _warn_of_results(folders: list[str]) -> None:
-    "Warn of folders and tables without rows, and of runs that contradict theirs."
+    """Warn of folders and tables without rows, and of runs that contradict theirs.
+
+    Raises FileNotFoundError where there is nothing to compare."""
     from dcwh import results
 
-    for folder in folders:
-        tables = results.tables_in(folder)
-        if not tables and not results.result_files(folder):
-            warnings.warn(f'{folder} has no table and no result', stacklevel=2)
-        for table in tables:
-            if not any(results.lines_of(table)):
-                warnings.warn(f'{table} has no row', stacklevel=2)
+    tables = {folder: results.tables_in(folder) for folder in folders}
+    bare = [f for f in folders if not tables[f] and not results.result_files(f)]
+    if len(bare) == len(folders):
+        raise FileNotFoundError(
+            f'there is no table and no result in {", ".join(bare)}; '
+            'give a folder of tables or of runs'
+        )
+    for folder in bare:
+        warnings.warn(f'{folder} has no table and no result', stacklevel=2)
+    for table in sum(tables.values(), []):
+        if not any(results.lines_of(table)):
+            warnings.warn(f'{table} has no row', stacklevel=2)
     other = len(results.other_numbers(*folders))
     if other:
         warnings.warn(

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .files import file_is_there, shown, write_whole
+from .files import as_path, file_is_there, shown, write_whole
 
 # %% ../nbs/01_codes.ipynb #02814294
 def sign(
@@ -486,7 +486,7 @@ def saved_as(
     more: Iterable[str],  # names of what is kept beside codes
 ) -> str | Path:  # the path
     "Where codes are saved. Raises ValueError where the file would be read as something else."
-    if Path(path).suffix in ('.mat', '.npy'):
+    if as_path(path).suffix in ('.mat', '.npy'):
         raise ValueError(f'{shown(str(path))}: an .npz is written; end its name with .npz')
     own = 'packed', 'bits', 'ids', 'model', 'file'
     for name in more:
@@ -637,6 +637,8 @@ def read_codes(
     A matrix holds outputs (floats), -1 and 1, or 0 and 1. `ids` may lie beside it in an .npz.
 
     Raises FileNotFoundError, or ValueError naming the file if it holds something else."""
+    if not isinstance(codes, str) or not isinstance(labels, (str, Path)):
+        raise ValueError('codes and labels name arrays of the file; give text')
     if not file_is_there(path):
         raise FileNotFoundError(f'{path} is not there; give an .npz, .npy or .mat of codes')
     parts = _arrays_in(path)

@@ -34,7 +34,7 @@ from tqdm import tqdm
 import dcwh
 from .codes import Codes, pack
 from .data import WORKERS, Content, square
-from .files import shown, writable
+from .files import as_path, shown, writable
 from .model import Encoder, HashModel, check_count, first_line, model_folder
 from dcwh.parts import (
     STATE,
@@ -584,7 +584,7 @@ def model_of(
     "The model of some files. Raises ValueError."
     with tempfile.TemporaryDirectory() as home:
         for name, data in files.items():
-            Path(home, name).write_bytes(data)
+            Folder(home).write(name, data)
         if 'model.onnx' in files:
             return OnnxModel(f'{home}/model.onnx')
         return HashModel.from_pretrained(home)
@@ -968,10 +968,13 @@ def encode_dataset(
 
     Raises FileNotFoundError, ValueError, OSError or ImportError, before anything is encoded
     where that can be known."""
+    for place in (model, to):
+        as_path(place)
     to, settings = str(to).rstrip('/'), dict(storage_options or {})
     address = address or os.environ.get('RAY_ADDRESS', '')
     numbers = {'batch_size': batch_size, 'part': part, 'actors': actors, 'threads': threads}
     _check_call(to, settings, numbers, engine, address)
+    model = str(model)
     encoder = OnnxModel(model) if _is_onnx(model) else HashModel.from_pretrained(model)
     _check_encoder(encoder, first, precision)
     beside = Folder(f'{to}.plan', settings)

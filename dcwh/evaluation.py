@@ -734,7 +734,8 @@ def kinship(
 def _superclass_numbers(superclasses: Sequence[Any]) -> np.ndarray:  # int, shape (C,)
     """Numbers in place of names.
 
-    Raises ValueError where there is not one for each class, or where two names look the same."""
+    Raises ValueError where there is not one for each class, where all are the same, or where two
+    names look the same."""
     try:
         names = np.asarray(superclasses)
     except ValueError:  # ragged
@@ -747,6 +748,8 @@ def _superclass_numbers(superclasses: Sequence[Any]) -> np.ndarray:  # int, shap
         )
     if names.dtype.kind == 'U':
         check_spelling(names.tolist(), 'superclasses')
+    if len(names) > 1 and (names == names[0]).all():
+        raise ValueError(f'{shown(names[0].item())} is the superclass of all classes; give two')
     return np.unique(names, return_inverse=True)[1]
 
 

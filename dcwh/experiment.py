@@ -43,7 +43,16 @@ from .config import Config, resolve
 from .criterion import Criterion
 from .data import ROLES, RetrievalSet, classes_in, load
 from .evaluation import Evaluation, ap_of_outputs, decisions, evaluate, kinship
-from .files import locked, remove_leftovers, shipped, shown, unknown, writable, write_whole
+from dcwh.files import (
+    as_path,
+    locked,
+    remove_leftovers,
+    shipped,
+    shown,
+    unknown,
+    writable,
+    write_whole,
+)
 from .methods import BUILT_IN, Nested, shorter_lengths
 from .model import HashModel, first_line, threads_for
 from .results import check_result, read_result, result_of, row_of_config, run_name, table_of
@@ -178,7 +187,7 @@ def otherwise(file: str | Path) -> str:
 
 def finished(config: Config, runs: str | Path = 'runs') -> dict | None:
     "The result of a configuration, or None. Raises ValueError if the file has another's result."
-    file = Path(runs) / run_name(config) / 'result.json'
+    file = named_path(runs, 'runs') / run_name(config) / 'result.json'
     if not file.is_file():
         return None
     result = read_result(file)
@@ -348,7 +357,7 @@ _MODEL = 'dcwh_model'  # the identity of the model that it tells of
 
 def reported(report: str | Path, config: Config) -> bool:
     "Whether this configuration has a report that does not end in an error."
-    file = Path(report)
+    file = as_path(report)
     content = file.read_bytes() if file.is_file() else b''
     return config.hash.encode() in content and b'"output_type": "error"' not in content
 
@@ -365,7 +374,7 @@ def tells_of_another(report: str | Path, result: dict) -> bool:
 
 def _said_of(report: str | Path) -> dict:
     "The metadata of a notebook. Raises OSError, ValueError, KeyError or TypeError."
-    return json.loads(Path(report).read_bytes())['metadata']
+    return json.loads(as_path(report).read_bytes())['metadata']
 
 
 def is_changed(report: str | Path) -> bool:
@@ -440,7 +449,7 @@ def finished_runs(
     """Runs by their folders, evaluated again from their codes, each with a name of its own.
 
     Raises FileNotFoundError, or ValueError where result or codes are damaged."""
-    results = [read_result(Path(folder) / 'result.json') for folder in folders]
+    results = [read_result(as_path(folder) / 'result.json') for folder in folders]
     names = [_name_of(result['config']) for result in results]
     hashes = [result['config']['hash'][:8] for result in results]
     return [
@@ -841,7 +850,7 @@ def template_parameters(template: str | Path) -> dict:
         raise ImportError(
             "reports need papermill: pip install '.[report]' in a clone of dcwh"
         ) from e
-    if not Path(template).is_file():
+    if not as_path(template).is_file():
         raise FileNotFoundError(
             f'template {template} is not there; without --template '
             'the one that comes with dcwh is taken'
@@ -1060,7 +1069,7 @@ def report(
     `run` and `execute` do."""
     template = template or shipped('templates', 'run.ipynb')
     config, options = checked(parameters, template_parameters(template))
-    path = Path(path or Path(options['runs']) / run_name(config) / 'report.ipynb')
+    path = as_path(path or Path(options['runs']) / run_name(config) / 'report.ipynb')
     check_report_name(path)
     writable(path)
     afresh, shown = force or not options['resume'], sys.stderr.isatty()

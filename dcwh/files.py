@@ -207,7 +207,7 @@ def locked(
     timeout: float = -1,  # seconds to wait; -1: for ever
 ) -> Iterator[None]:
     "One process at a time. Raises filelock.Timeout where it is not had in time."
-    place = Path(os.path.realpath(path))
+    place = Path(os.path.realpath(as_path(path)))
     place.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(place.with_name(f'.{place.name}.lock'))
     wait = timeout if timeout >= 0 else math.inf
@@ -230,7 +230,7 @@ def folder_lock(
     wait: bool = True,  # until it is had
 ) -> Iterator[bool]:  # whether it is; not so on a file system without locks
     "A lock on a folder itself, of which no file is left."
-    place = os.open(folder, os.O_RDONLY)
+    place = os.open(as_path(folder), os.O_RDONLY)
     try:
         try:
             fcntl.flock(place, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))

@@ -602,7 +602,7 @@ def read_saved(
 ) -> SavedModel:
     "What a saved model is. Raises ValueError where the file is cut, or holds something else."
     try:
-        return SavedModel.model_validate_json(file.read_bytes())
+        return SavedModel.model_validate_json(as_path(file).read_bytes())
     except ValidationError as e:
         raise ValueError(
             f'{file} is not, or no longer, the configuration of a model '

@@ -61,9 +61,10 @@ def files_at(
 ) -> tuple[Any, str]:  # a file system of PyArrow, and the path in it
     "Where files are. Raises ValueError or OSError where no such place can be."
     arrow = arrow_library()
+    as_path(where)
     scheme, given, path = where.partition('://')
     if not given:
-        return arrow.fs.LocalFileSystem(), os.path.abspath(as_path(where))
+        return arrow.fs.LocalFileSystem(), os.path.abspath(where)
     try:
         if scheme == 's3':
             return _s3(storage_options or {}), path.strip('/')
@@ -710,7 +711,9 @@ class CodeParts:
 
         Raises FileNotFoundError, OSError where a place cannot be read, or ValueError where it
         holds something else, or parts that do not belong together."""
-        places = [where] if isinstance(where, (str, Path)) else list(where)
+        places: list = list(where) if isinstance(where, (list, tuple)) else [where]
+        for place in places:
+            as_path(place)  # which a URI would not survive
         return _opened(list(map(str, places)), engine, version, rows, storage_options, namer)
 
     def __len__(self) -> int:

@@ -31,10 +31,18 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from .config import MANY, Config, explain, resolve
 from .data import PARTS
-from .files import locked, shipped, shown, write_whole
+from .files import as_path, locked, shipped, shown, write_whole
 from .methods import BUILT_IN, shorter_lengths
 from .model import first_line
-from .sources import BENCHMARKS, as_cell, at_line, named_path, printable, read_cells
+from dcwh.sources import (
+    BENCHMARKS,
+    as_cell,
+    at_line,
+    check_source,
+    named_path,
+    printable,
+    read_cells,
+)
 
 try:
     import pandas as pd
@@ -610,6 +618,7 @@ def table_of(
     dataset: str,  # such as folder/birds
 ) -> Path:  # such as reports/birds.csv
     "The table of a data set. Raises ValueError if that name is taken by another kind of table."
+    check_source(dataset)
     name = dataset.rpartition('/')[2]
     if name in OTHER_TABLES:
         raise ValueError(
@@ -1095,7 +1104,7 @@ def result_files(
     folder: str | Path,  # of a run, of a recipe's runs, or of all runs
 ) -> list[Path]:
     "The result files in a folder and up to two levels below. Raises OSError at an unreadable one."
-    found, level = [], [Path(folder)] if Path(folder).is_dir() else []
+    found, level = [], [as_path(folder)] if as_path(folder).is_dir() else []
     for _ in range(3):
         inside = [entry for each in level for entry in os.scandir(each)]
         found += [Path(entry) for entry in inside if entry.name == 'result.json']

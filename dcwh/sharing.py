@@ -576,8 +576,8 @@ def card(
     except ValueError as e:
         raise ValueError(f'result: {e}; give the content of runs/…/result.json') from e
     for name, text in {'identity': identity, 'license': license}.items():
-        if not isinstance(text, str):
-            raise ValueError(f'{name} is {shown(text)}; give a text')
+        if not isinstance(text, str) or not text.isprintable():
+            raise ValueError(f'{name} is {shown(text)}; give a text of one line')
     check_flag('counted', counted)
     check_flag('onnx', onnx)
     c, measured = SimpleNamespace(**result['config']), _measured(result)

@@ -445,7 +445,7 @@ def fetch(
         import requests
     except ImportError as e:
         raise ImportError("downloads need pooch: pip install '.[data]' in a clone of dcwh") from e
-    path = Path(folder).expanduser() / (name or url.rsplit('/', 1)[-1])
+    path = named_path(folder, 'folder').expanduser() / (name or url.rsplit('/', 1)[-1])
     try:
         with locked(path):
             if not (path.is_file() and pooch.hashes.hash_matches(path, known_hash)):
@@ -527,7 +527,7 @@ def cifar(
     from torchvision import datasets
 
     kind = {'cifar10': datasets.CIFAR10, 'cifar100': datasets.CIFAR100}[name]
-    folder = Path(data_dir).expanduser()
+    folder = named_path(data_dir, 'data_dir').expanduser()
     if not _is_whole(kind, folder):
         try:
             archive = fetch(kind.url, f'md5:{kind.tgz_md5}', folder)
@@ -1252,8 +1252,8 @@ def catalogue(
     """The image files of a folder, or of a CSV with a column `path`, and what is known of each.
 
     That is the columns of the CSV as text, or `label`, the folder in which a file lies, where all
-    lie in one. Warns where folders lie in folders. Raises ValueError naming file and line, or
-    OSError naming what cannot be read."""
+    lie in one. Warns where only some do, or folders lie in folders. Raises ValueError naming file
+    and line, or OSError naming what cannot be read."""
     root = named_path(where, 'where')
     if root.suffix.lower() == '.csv' and not root.is_dir():
         names, columns = read_columns(root, 'path')
@@ -1265,6 +1265,7 @@ def catalogue(
     rows = images_below(root)
     images = Files(root, tuple('/'.join(row) for row in rows))
     if min(map(len, rows)) < 2:
+        _warn_of_labels(root, rows)
         return images, {}
     split = 1 if _split_folders(root) else 0
     deep = [row for row in rows if len(row) != 2 + split]
@@ -1275,6 +1276,17 @@ def catalogue(
             stacklevel=2,
         )
     return images, {'label': np.array([row[-2].strip() for row in rows])}
+
+
+def _warn_of_labels(root: Path, rows: Sequence[tuple[str, ...]]) -> None:
+    "Warn where only some images lie in folders, so that none has a label."
+    beside = [row[0] for row in rows if len(row) == 1]
+    if len(beside) < len(rows):
+        warnings.warn(
+            f'{printable(root)}: images have no label, because {len(beside)} of them lie in no '
+            f'folder, the first {printable(beside[0])}; put it into one, or away',
+            stacklevel=3,
+        )
 
 # %% ../nbs/10_sources.ipynb #2029c1b4
 def as_cell(
@@ -1529,8 +1541,8 @@ def lists(
 
     Raises FileNotFoundError with the number and the first names of images that are not there,
     ValueError naming the line of what is wrong."""
-    root = Path(data_dir)
-    files = find_lists(Path(lists_dir or data_dir))
+    root = named_path(data_dir, 'data_dir')
+    files = find_lists(named_path(lists_dir or data_dir, 'lists_dir'))
     names, member, ids, sums = read_lists(files, root)
     classes, top_k, *known = BENCHMARKS.get(name, (member.shape[1], None))
     if classes != member.shape[1]:

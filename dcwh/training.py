@@ -41,7 +41,7 @@ from tqdm import tqdm
 from .config import Config
 from .criterion import Criterion, widest
 from .data import ImageSet, Loader, RetrievalSet, epoch_draws, prepare
-from .files import shown, write_whole
+from .files import as_path, shown, write_whole
 from .methods import LIBRARIES, Squashed, method_of
 from .model import HashModel, find_timm, first_line
 from .optimizer import Alternation
@@ -148,7 +148,7 @@ class Checkpoint:
         key: str,  # of the run, from `checkpoint_key`
         writes: bool = True,  # False in all processes but the main one
     ):
-        self.path = Path(folder) / 'checkpoint.pt' if folder else None
+        self.path = as_path(folder) / 'checkpoint.pt' if folder else None
         self.key, self.writes, self.cost, self.saved = key, writes, 0.0, -math.inf
 
     def read(self, parts: dict) -> list[dict]:

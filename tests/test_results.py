@@ -473,6 +473,8 @@ def test_a_folder_without_results_is_named(tmp_path, monkeypatch):
     out = str(tmp_path / 'out.ipynb')
     done = CliRunner().invoke(app, ['compare', str(tmp_path / 'reports'), str(model), '--out', out])
     assert done.exit_code == 0 and done.stderr == f'{model} has no table and no result\n'
+    done = CliRunner().invoke(app, ['compare', str(model), '--out', out])
+    assert done.exit_code == 2 and f'no table and no result in {model}; give' in done.stderr
 
 
 def test_a_run_with_other_numbers_than_its_row_is_told(tmp_path, monkeypatch):

@@ -325,7 +325,7 @@ def test_what_a_killed_publish_left_goes_with_the_next(digits, tmp_path):
 
 def test_a_card_of_no_text_is_refused(digits):
     result = read_result(digits[0] / 'runs' / digits[1] / 'result.json')
-    odd = {'identity': np.eye(3), 'license': None, 'onnx': 'yes'}
+    odd = {'identity': np.eye(3), 'license': 'mit\nbsd', 'onnx': 'yes'}
     for name, value in odd.items():
         with pytest.raises(ValueError, match=f'{name} is '):
             card(result, **{name: value})
