@@ -31,7 +31,7 @@ LONGEST = 60  # lines of an exported cell
 LIMIT = 900  # seconds that a notebook may take
 IMAGES = {'51ad798f', '98e3e799'}  # tutorials on the digits where CIFAR-10 is not at hand
 ON_IMAGES = [p for p in NOTEBOOKS if p.stem in ('own_images', 'search')]
-ELSEWHERE = {  # what is another on another processor:
+LOCAL = {  # what is another on another processor:
     'e90a65e1',  # answers and name of a model
     '29214d51',  # the name of the processor
 }
@@ -146,7 +146,7 @@ def runs_and_prints(path, tmp_path):
 
 def differing(path, given):
     "Cells that were executed: the text that is committed, and the one that the code now gives."
-    cells = [c for c in json.loads(path.read_text())['cells'] if c['id'] in given.keys() - ELSEWHERE]
+    cells = [c for c in json.loads(path.read_text())['cells'] if c['id'] in given.keys() - LOCAL]
     pairs = {c['id']: (comparable(c['outputs']), comparable(given[c['id']])) for c in cells}
     stale = {cell: pair for cell, pair in pairs.items() if not same(*pair)}
     return {} if stale.keys() & IMAGES else stale
