@@ -204,6 +204,13 @@ def test_parameters_are_refused_before_anything_starts(tmp_path, wrong, message)
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize('name', ('result.json', 'digits.csv', 'report'))
+def test_a_report_is_a_notebook(tmp_path, name):
+    with pytest.raises(ValueError, match=f'{name} is no name of a report'):
+        report(TEMPLATE, tmp_path / name, **QUICK, runs=str(tmp_path / 'runs'))
+    assert not list(tmp_path.iterdir())
+
+
 def test_parameters_of_the_template_are_those_of_the_configuration():
     from dcwh.config import Config
 
@@ -344,6 +351,7 @@ def dying(state, file):
     save(state, file)
 torch.save = dying
 """
+LOUD = 'import logging; logging.basicConfig(level=logging.INFO)\n'
 KILL_IN_CODES = """
 import os, signal, dcwh.codes
 dcwh.codes.Codes.save = lambda self, path: os.kill(os.getpid(), signal.SIGKILL)
@@ -365,8 +373,10 @@ def test_killed_and_resumed_is_the_same_to_the_bit(tmp_path, uninterrupted, deat
     runs, config = tmp_path / 'runs', resolve(**QUICK)
     killed, said = python(death + RUN, runs)
     assert killed == -signal.SIGKILL and not results(tmp_path), said
-    code, said = python(RUN, runs)
+    code, said = python(LOUD + RUN, runs)
     assert code == 0, said
+    assert ('resumed after all' in said) == (death == KILL_IN_CODES), said
+    assert ('resumed at epoch' in said) == (death != KILL_IN_CODES), said
     result, codes = uninterrupted
     assert same(codes_of(config, runs), codes)
     assert {**read_result(*results(runs)), 'manifest': 0} == {**result, 'manifest': 0}
