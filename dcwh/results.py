@@ -34,6 +34,7 @@ from .data import PARTS
 from .files import as_path, locked, shipped, shown, write_whole
 from .methods import BUILT_IN, shorter_lengths
 from .model import first_line
+from .optimizer import CLOSED_FORM, epochs_of
 from dcwh.sources import (
     BENCHMARKS,
     as_cell,
@@ -205,14 +206,26 @@ def _check_parts(row: dict) -> None:
             raise ValueError(f'{name} is {part}, and {whole} is {most}, which is less')
     if (row.get('passed') or 0) > 1 + 1e-9:
         raise ValueError(f'passed is {row["passed"]}; a share is at most 1')
+    held, taken = (row.get(name) or 0 for name in ('epochs_held', 'centres_found'))
+    if held + taken > row['epochs']:
+        raise ValueError(
+            f'epochs_held is {held} and centres_found {taken}, of {row["epochs"]} epochs'
+        )
 
 
 def _check_bounds(row: dict) -> None:
-    "Raises ValueError where mAP is not between its bounds. A ranking cut at k has none."
+    """Raises ValueError where mAP is not between its bounds, of which a ranking cut at k has none,
+    or is not what the queries with a relevant image give: the others count 0."""
     low, middle, high = (row[name] for name in ('map_pessimistic', 'map', 'map_optimistic'))
     if not row['top_k'] and not low - 1e-9 <= middle <= high + 1e-9:
         raise ValueError(
             f'map {middle} is not between map_pessimistic {low} and map_optimistic {high}'
+        )
+    share = 1 - (row.get('queries_without_relevant') or 0) / row['query']
+    relevant = row.get('map_with_relevant')
+    if relevant is not None and abs(middle - share * relevant) > 1e-6:
+        raise ValueError(
+            f'map is {middle}, and map_with_relevant {relevant}, of {share:.4f} of the queries'
         )
 
 
@@ -493,8 +506,8 @@ def facts(
     found = {'passed': last.get('passed')}
     for name in ('gradient', 'class_gradient'):
         found |= {f'{name}_first': first.get(name), f'{name}_last': last.get(name)}
-    if 'held' in last:
-        still, every = config['centres_hold'] * config['epochs'], config['centres_every']
+    if 'held' in last and config['centres'] in CLOSED_FORM:
+        still, every = epochs_of(config['centres_hold'], config['epochs']), config['centres_every']
         due = [e for e in history if e['epoch'] > still and e['epoch'] % every == 0]
         found['epochs_held'] = sum(bool(e.get('held')) for e in history)
         found['centres_found'] = sum(not e.get('held') for e in due)

@@ -230,7 +230,7 @@ IMPOSSIBLE = {  # column: values that no run could have
     'map': ('1.5', '-.1', '.2', '.95'),
     'map_optimistic': ('.8', '1.1'),
     'map_pessimistic': ('.95', '-.2'),
-    'map_with_relevant': ('2',),
+    'map_with_relevant': ('2', '.3', '.91'),
     'overlap': ('1.2',),
     'precision_radius_2': ('1.01',),
     'distance_within': ('17', '-1', '1e999'),

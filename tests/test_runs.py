@@ -699,7 +699,8 @@ def quick_run(reports, runs):
 
 def test_a_recorded_run_is_not_made_again_and_its_row_stays(tmp_path, uninterrupted, monkeypatch):
     config, reports, runs = resolve(**QUICK), tmp_path / 'reports', tmp_path / 'runs'
-    half = dict.fromkeys(('map', 'map_pessimistic', 'map_optimistic'), 0.5)
+    names = ('map', 'map_with_relevant', 'map_pessimistic', 'map_optimistic')
+    half = dict.fromkeys(names, 0.5)
     other = {
         **uninterrupted[0],
         'metrics': {**uninterrupted[0]['metrics'], **half},
