@@ -399,7 +399,8 @@ def _as_parquet(rows: Any) -> bytes:
 
 
 def _of_parquet(data: bytes) -> Any:
-    return arrow_library().parquet.read_table(BytesIO(data))
+    file = arrow_library().BufferReader(data)  # in this thread: another may outlive the program
+    return arrow_library().parquet.ParquetFile(file).read(use_threads=False)
 
 # %% ../nbs/21_encoding.ipynb #21e00027
 def _changes(

@@ -145,12 +145,14 @@ class Balanced(TwoStep):
         """The update of the centres; its facts, and the stage.
 
         Raises ValueError as `exact_sums` and `epoch_means`."""
-        if self.due:
+        due = self.due
+        if due:
             means = epoch_means(self.epoch_sums(outputs), self.centres)
             self.centres.data.copy_(balanced_means(means))
         self.over = True
         apart = least_distance(self.centres)
-        return {'stage': self.stage, 'least_centre_distance': apart, 'held': False}
+        facts = {'least_centre_distance': apart, 'held': False, 'taken': due}
+        return {'stage': self.stage, **facts}
 
 # %% ../nbs/09_methods.ipynb #b07a0160
 class Nested(Criterion):

@@ -265,14 +265,14 @@ class Alternation(Criterion):
         """The update of the centres. The exact rule needs `outputs`.
 
         Raises ValueError as `exact_sums` and `epoch_means`, RuntimeError as `count_collapse`."""
-        sigma, held = self.loss.classwise.sigma, False
-        if self.due:
+        sigma, due, held = self.loss.classwise.sigma, self.due, False
+        if due:
             means = epoch_means(self.epoch_sums(outputs), self.centres)
             held = take_or_hold(self.centres, means, sigma, self.epoch)
         apart = finite_distance(self.centres)
         count_collapse(self.collapsed, apart, sigma)
         self.over = True
-        return {'least_centre_distance': apart, 'held': held}
+        return {'least_centre_distance': apart, 'held': held, 'taken': due and not held}
 
 # %% ../nbs/04_optimizer.ipynb #6025e6fe
 class TwoStep(Alternation):

@@ -32,7 +32,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from .config import MANY, Config, explain, resolve
 from .data import PARTS
 from .files import as_path, locked, shipped, shown, write_whole
-from .methods import BUILT_IN, shorter_lengths
+from .methods import BUILT_IN, METHODS, shorter_lengths
 from .model import first_line
 from .optimizer import CLOSED_FORM, epochs_of
 from dcwh.sources import (
@@ -106,6 +106,7 @@ class _Metrics(_Part):
 class _Epoch(_Part):
     epoch: _Positive
     held: bool | None = None
+    taken: bool | None = None
     passed: _Share | None = None
     gradient: _Measure | None = None
     class_gradient: _Measure | None = None
@@ -497,6 +498,14 @@ LATER: dict[str, Any] = {  # columns that a table may lack: what its rows have t
 }
 
 # %% ../nbs/15_results.ipynb #a4fc99b4
+def _was_taken(epoch: dict, config: dict) -> bool:
+    "Whether an epoch ended with new centres. Earlier versions noted only whether one held them."
+    if epoch.get('taken') is not None:
+        return epoch['taken']
+    done, still = epoch['epoch'], epochs_of(config['centres_hold'], config['epochs'])
+    return done > still and done % config['centres_every'] == 0 and not epoch.get('held')
+
+
 def facts(
     result: dict,  # of `read_result`
 ) -> dict:  # name: value, for each of FACTS
@@ -507,10 +516,8 @@ def facts(
     for name in ('gradient', 'class_gradient'):
         found |= {f'{name}_first': first.get(name), f'{name}_last': last.get(name)}
     if 'held' in last and config['centres'] in CLOSED_FORM:
-        still, every = epochs_of(config['centres_hold'], config['epochs']), config['centres_every']
-        due = [e for e in history if e['epoch'] > still and e['epoch'] % every == 0]
         found['epochs_held'] = sum(bool(e.get('held')) for e in history)
-        found['centres_found'] = sum(not e.get('held') for e in due)
+        found['centres_found'] = sum(_was_taken(e, config) for e in history)
     return {name: found.get(name) for name in FACTS}
 
 # %% ../nbs/15_results.ipynb #e2beb05e
@@ -1071,7 +1078,9 @@ def _usual(whole: dict) -> dict:
     task = [whole[name] for name in ('dataset', 'bits', 'method', 'recipe')]
     recipe = _recipe(*task)
     fitted = _recipe(*task, whole['image_size']) if recipe else {}
-    return recipe | {name: fitted[name] for name in ('resize', 'padding') if fitted}
+    sizes = {name: fitted[name] for name in ('resize', 'padding') if fitted}
+    registered = METHODS.get(whole['method'])  # its settings are what it is, and no change
+    return recipe | sizes | (registered.settings if recipe and registered else {})
 
 # %% ../nbs/15_results.ipynb #1482a09b
 def changed(

@@ -45,6 +45,7 @@ from .files import as_path, shown, write_whole
 from .methods import LIBRARIES, Squashed, method_of
 from .model import HashModel, find_timm, first_line
 from .optimizer import Alternation
+from .sources import digest
 
 # %% ../nbs/14_training.ipynb #01b165c7
 def schedule_factor(
@@ -69,10 +70,17 @@ def weights_hash(config: Config) -> str | None:
     return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else None
 
 
-def checkpoint_key(config: Config, data: RetrievalSet) -> str:
-    "The key of a checkpoint: hashes of configuration, split, images and weights, 16 digits each."
+def checkpoint_key(
+    config: Config,
+    data: RetrievalSet,
+    model: HashModel | None = None,  # one of yours, before it is trained
+) -> str:
+    """The key of a checkpoint: hashes of configuration, split, images and weights, and of a model
+    of yours with the weights it starts from. 16 digits each."""
     images, weights = data.query.source.hash, weights_hash(config)
-    hashes = config.hash, data.split_hash(), images[:16], (weights or 'none')[:16]
+    hashes = [config.hash, data.split_hash(), images[:16], (weights or 'none')[:16]]
+    if model is not None:
+        hashes.append(digest(repr(model).encode(), model.identity().encode()))
     return '-'.join(hashes)
 
 
@@ -97,8 +105,9 @@ def load_checkpoint(path: Path, key: str, **parts: Any) -> list[dict]:  # the hi
         raise _not_resumed(path, 'it is no checkpoint of a training')
     if state['key'] != key:
         raise ValueError(
-            f'checkpoint {path} belongs to another configuration, other images or other weights '
-            f'({state["key"]}, not {key}); delete it, or give another folder of runs'
+            f'checkpoint {path} belongs to another configuration, other images or weights, or a '
+            f'model that started otherwise ({state["key"]}, not {key}); delete it, or give another '
+            'folder of runs'
         )
     epoch, history = state['epoch'], state['history']
     if type(epoch) is not int or not _is_history(history, epoch):
@@ -241,10 +250,7 @@ def build(
     if not isinstance(model, HashModel):
         sizes = config.image_size, config.resize
         model = HashModel(model or config.backbone, config.bits, config.weights, *sizes)
-    if model.bits != config.bits:
-        raise ValueError(
-            f'the model gives {model.bits} bits, the configuration asks for {config.bits}'
-        )
+    _check_fits(model, config)
     check_batches(config, model, images)
     model = model.to(memory_format=torch.channels_last)
     torch.manual_seed(config.seed)
@@ -252,6 +258,21 @@ def build(
     criterion = method_of(config.method).build(config, num_classes, images, generator)
     model.lengths = criterion.lengths
     return model, criterion, _optimizer(config, model, criterion)
+
+
+def _check_fits(model: HashModel, config: Config) -> None:
+    "Raises ValueError where a model has another code length, or takes images of other sizes."
+    wanted = {
+        'bits': config.bits,
+        'image_size': config.image_size,
+        'resize': max(config.resize, config.image_size),
+    }
+    for name, value in wanted.items():
+        if getattr(model, name) != value:
+            raise ValueError(
+                f'{name} of the model is {getattr(model, name)}, and the configuration asks for '
+                f'{value}; make both alike'
+            )
 
 
 def _optimizer(config: Config, model: HashModel, criterion: Criterion) -> torch.optim.Optimizer:
@@ -536,7 +557,7 @@ def _check_finite(means: Means, step: int, look: int, epoch: int, lr: float, h: 
     )
 
 # %% ../nbs/14_training.ipynb #bcddac62
-MEANT = {Squashed: ('passed', 'gradient', 'class_gradient'), Alternation: ('held',)}
+MEANT = {Squashed: ('passed', 'gradient', 'class_gradient'), Alternation: ('held', 'taken')}
 
 
 def facts_of(
@@ -546,13 +567,13 @@ def facts_of(
     "Facts as plain values for the history. Raises ValueError for other values and names in use."
     if not isinstance(facts, dict):
         raise ValueError(f'end_epoch gives {shown(facts)}; return a dictionary, {{}} for no facts')
-    taken = {'epoch', 'loss', 'lr'}  # of each line
+    used = {'epoch', 'loss', 'lr'}  # of each line
     for kind, names in MEANT.items():
         if not any(isinstance(part, kind) for part in criterion.modules()):
-            taken |= {*names}  # tables have them for something else
+            used |= {*names}  # tables have them for something else
     told = [*criterion.last, *facts]
     for name in told:
-        if not isinstance(name, str) or name in taken or told.count(name) > 1:
+        if not isinstance(name, str) or name in used or told.count(name) > 1:
             raise ValueError(
                 f'a term or fact of the criterion is called {shown(name)}; '
                 'the history cannot take that name; give a text that is not in use'
@@ -740,7 +761,8 @@ def train(
     tracker: str = '',  # a tracker of accelerate that also gets the epochs, such as tensorboard
     made_by: dict[str, str] | None = None,  # what a checkpoint says of this session, by name
 ) -> Trained:
-    """Train to the last epoch. After an interruption, a second call goes on and ends the same.
+    """Train to the last epoch. After an interruption, a second call goes on and ends the same. A
+    model of yours has to start from the same weights then: seed it.
 
     Raises ValueError if parts do not fit, FloatingPointError if the loss is not finite."""
     if not isinstance(config, Config):
@@ -750,9 +772,11 @@ def train(
     with numerics(config):
         accelerator = accelerator_of(config, **tracking(tracker, folder))
         main, images = accelerator.is_main_process, data.train
+        own = model is not None
         model, criterion, optimizer = build(config, len(data.seen), model, len(images))
+        key = checkpoint_key(config, data, model if own else None)
         model, criterion = model.to(accelerator.device), criterion.to(accelerator.device)
-        checkpoint = Checkpoint(folder, checkpoint_key(config, data), main)
+        checkpoint = Checkpoint(folder, key, main)
         sessions = Sessions(made_by or {})
         parts = {'model': model, 'criterion': criterion, 'optimizer': optimizer}
         parts |= {'sessions': sessions}

@@ -23,6 +23,7 @@ from dcwh import results
 from dcwh.cli import app
 from dcwh.config import resolve
 from dcwh.experiment import execute
+from dcwh.methods import METHODS, register
 
 pytestmark = pytest.mark.usefixtures('begun')
 
@@ -754,3 +755,20 @@ except ImportError as e: print(e)
         done.stdout.startswith('0.9\npandas is missing')
         and "pip install '.[report]'" in done.stdout
     ), done.stderr
+
+
+def test_settings_that_define_a_registered_method_are_no_change():
+    "The method was left out of every standing."
+
+    def wider(config, num_classes, images, generator):
+        "dcwh with means of the whole training set."
+        return METHODS['dcwh'].build(config, num_classes, images, generator)
+
+    register('wider', wider, settings={'centres': 'exact'})
+    try:
+        config = resolve(dataset='digits', bits=16, method='wider').model_dump()
+        assert results.setting(config, own=False) == 'default'
+        assert results.setting(config | {'epochs': 7}, own=False) == 'default, epochs=7'
+    finally:
+        del METHODS['wider']
+    assert results.setting(config, own=False) == 'default, centres=exact'

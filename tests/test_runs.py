@@ -20,6 +20,7 @@ from PIL import Image
 from programs import Python, python
 from safetensors.torch import save_file
 from sklearn.datasets import load_digits
+from torch import nn
 from typer.testing import CliRunner
 
 from dcwh.cli import _known, app
@@ -868,7 +869,7 @@ def test_a_checkpoint_is_of_its_images(folder, tmp_path):
     mine, theirs = of_folder(folder, epochs=1), of_folder(others, epochs=1)
     assert mine.hash == theirs.hash
     train(mine, retrieval_set(mine).read(16), folder=tmp_path, progress=False)
-    with pytest.raises(ValueError, match='other images or other weights .*; delete it, or give'):
+    with pytest.raises(ValueError, match='other images or weights.*; delete it, or give'):
         train(theirs, retrieval_set(theirs).read(16), folder=tmp_path, progress=False)
 
 
@@ -888,7 +889,7 @@ def test_a_checkpoint_and_a_result_are_of_their_weights(tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr('dcwh.experiment.evaluate', replaced)  # while the run goes on
         assert run(config, tmp_path / 'runs')['manifest']['weights_sha256'] == began
-    with pytest.raises(ValueError, match='other images or other weights .*; delete it, or give'):
+    with pytest.raises(ValueError, match='other images or weights.*; delete it, or give'):
         train(config, data, folder=tmp_path, progress=False)
 
 
@@ -1184,3 +1185,30 @@ def test_another_template_or_detail_makes_its_report(tmp_path, monkeypatch):
     for detail in ('brief', 'none'):
         done = CliRunner().invoke(app, [*words, detail, '--template', 'nowhere.ipynb'])
         assert done.exit_code == 2 and 'nowhere.ipynb is not there' in done.stderr
+
+
+def net_of(activation, seed=0):
+    "A backbone of one's own, seeded."
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 32), activation())
+
+
+def test_a_checkpoint_is_of_the_model_that_was_trained(tmp_path):
+    "Of two models of one shape, the second took the weights of the first."
+    config = resolve(**QUICK, epochs=1)
+    data = retrieval_set(config).read(16)
+    first = train(config, data, net_of(nn.ReLU), tmp_path, progress=False)
+    for other in (net_of(nn.Tanh), net_of(nn.ReLU, seed=1), None):
+        with pytest.raises(ValueError, match='a model that started otherwise'):
+            train(config, data, other, tmp_path, progress=False)
+    again = train(config, data, net_of(nn.ReLU), tmp_path, progress=False)
+    assert again.history == first.history and again.model.identity() == first.model.identity()
+
+
+@pytest.mark.parametrize('name, sizes', [('image_size', (32, 0)), ('resize', (16, 20))])
+def test_a_model_for_images_of_other_sizes_is_refused(name, sizes):
+    "It was trained at the size of the configuration, and encoded at its own."
+    config = resolve(**QUICK, epochs=1)
+    model = HashModel('small', 16, 'none', *sizes)
+    with pytest.raises(ValueError, match=f'^{name} of the model is'):
+        train(config, retrieval_set(config).read(16), model, progress=False)
