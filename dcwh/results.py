@@ -224,7 +224,7 @@ def _check_bounds(row: dict) -> None:
         )
     share = 1 - (row.get('queries_without_relevant') or 0) / row['query']
     relevant = row.get('map_with_relevant')
-    if relevant is not None and abs(middle - share * relevant) > 1e-6:
+    if relevant is not None and abs(middle - share * relevant) > 1e-5:
         raise ValueError(
             f'map is {middle}, and map_with_relevant {relevant}, of {share:.4f} of the queries'
         )

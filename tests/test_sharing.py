@@ -354,7 +354,8 @@ def test_codes_without_a_name_are_still_evaluated(digits, tmp_path):
         == 0
     )
     changed = json.loads(result.read_text())
-    changed['metrics']['map'] += 0.01
+    for name in ('map', 'map_with_relevant'):
+        changed['metrics'][name] += 0.01
     result.write_text(json.dumps(changed))
     with pytest.raises(ValueError, match='they are of another run'):
         publish(result, tmp_path / 'other')
@@ -413,6 +414,7 @@ def test_a_card_says_that_codes_prove_its_metrics_and_not_its_split(edited):
 def test_a_card_says_that_its_numbers_were_not_counted_again(edited, digits, missing):
     metrics = read_result(digits[0] / 'runs' / digits[1] / 'result.json')['metrics']
     middle = (metrics['map'] + metrics['map_optimistic']) / 2
-    text = (edited(missing, metrics={'map': middle}) / 'README.md').read_text()
+    told = {'map': middle, 'map_with_relevant': middle}
+    text = (edited(missing, metrics=told) / 'README.md').read_text()
     assert sharing.COUNTED[False] in text
     assert sharing.COUNTED[True] not in text
