@@ -971,11 +971,11 @@ def encode_dataset(
     where that can be known."""
     for place in (model, to):
         as_path(place)
-    to, settings = str(to).rstrip('/'), dict(storage_options or {})
+    to, settings = os.fspath(to).rstrip('/'), dict(storage_options or {})
     address = address or os.environ.get('RAY_ADDRESS', '')
     numbers = {'batch_size': batch_size, 'part': part, 'actors': actors, 'threads': threads}
     _check_call(to, settings, numbers, engine, address)
-    model = str(model)
+    model = os.fspath(model)
     encoder = OnnxModel(model) if _is_onnx(model) else HashModel.from_pretrained(model)
     _check_encoder(encoder, first, precision)
     beside = Folder(f'{to}.plan', settings)

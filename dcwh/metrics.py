@@ -142,10 +142,11 @@ class _JoinedWhole(Metric):
             here = {name: len(parts) for name, parts in self.metric_state.items() if name in LISTS}
             super().merge_state(incoming_state)
             for name, number in here.items():
-                joined = getattr(self, name)  # theirs are in front
+                joined = getattr(self, name)  # theirs are in front; after sync it is one tensor
                 theirs, ours = joined[: len(joined) - number], joined[len(joined) - number :]
-                setattr(self, name, ours + theirs)
-                if name.endswith('_ids') and theirs:
+                whole = isinstance(joined, Tensor)
+                setattr(self, name, torch.cat([ours, theirs]) if whole else ours + theirs)
+                if name.endswith('_ids') and len(theirs):
                     _check_new(self, dim_zero_cat(theirs).cpu().numpy(), LISTS[name][0])
         self._computed = None
 

@@ -16,7 +16,7 @@ import socket
 import warnings
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -711,10 +711,11 @@ class CodeParts:
 
         Raises FileNotFoundError, OSError where a place cannot be read, or ValueError where it
         holds something else, or parts that do not belong together."""
-        places: list = list(where) if isinstance(where, (list, tuple)) else [where]
+        several = isinstance(where, Iterable) and not isinstance(where, (str, bytes))
+        places: list = list(where) if several else [where]  # type: ignore[arg-type]
         for place in places:
             as_path(place)  # which a URI would not survive
-        return _opened(list(map(str, places)), engine, version, rows, storage_options, namer)
+        return _opened(list(map(os.fspath, places)), engine, version, rows, storage_options, namer)
 
     def __len__(self) -> int:
         return sum(piece.images for piece in self.pieces)

@@ -106,7 +106,6 @@ class _Metrics(_Part):
 class _Epoch(_Part):
     epoch: _Positive
     held: bool | None = None
-    taken: bool | None = None
     passed: _Share | None = None
     gradient: _Measure | None = None
     class_gradient: _Measure | None = None
@@ -500,8 +499,8 @@ LATER: dict[str, Any] = {  # columns that a table may lack: what its rows have t
 # %% ../nbs/15_results.ipynb #a4fc99b4
 def _was_taken(epoch: dict, config: dict) -> bool:
     "Whether an epoch ended with new centres. Earlier versions noted only whether one held them."
-    if epoch.get('taken') is not None:
-        return epoch['taken']
+    if isinstance(epoch.get('taken'), bool):
+        return epoch['taken'] and not epoch.get('held')
     done, still = epoch['epoch'], epochs_of(config['centres_hold'], config['epochs'])
     return done > still and done % config['centres_every'] == 0 and not epoch.get('held')
 

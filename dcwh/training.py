@@ -17,6 +17,7 @@ import logging
 import math
 import os
 import random
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
@@ -70,17 +71,26 @@ def weights_hash(config: Config) -> str | None:
     return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else None
 
 
+def _start_of(model: HashModel) -> str:
+    "A hash of the layers of a model, of what of it is trained, and of the weights it starts from."
+    parts = [re.sub(' at 0x[0-9a-f]+', '', repr(model)).encode()]
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        held = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        parts += [f'{name} {tensor.requires_grad}'.encode(), held.numpy().tobytes()]
+    return digest(*parts)
+
+
 def checkpoint_key(
     config: Config,
     data: RetrievalSet,
     model: HashModel | None = None,  # one of yours, before it is trained
 ) -> str:
-    """The key of a checkpoint: hashes of configuration, split, images and weights, and of a model
-    of yours with the weights it starts from. 16 digits each."""
+    """The key of a checkpoint: hashes of configuration, split, images and weights, and of how a
+    model of yours starts. 16 digits each. Functions that it calls are seen by none of them."""
     images, weights = data.query.source.hash, weights_hash(config)
     hashes = [config.hash, data.split_hash(), images[:16], (weights or 'none')[:16]]
     if model is not None:
-        hashes.append(digest(repr(model).encode(), model.identity().encode()))
+        hashes.append(_start_of(model))
     return '-'.join(hashes)
 
 
@@ -774,7 +784,7 @@ def train(
         main, images = accelerator.is_main_process, data.train
         own = model is not None
         model, criterion, optimizer = build(config, len(data.seen), model, len(images))
-        key = checkpoint_key(config, data, model if own else None)
+        key = checkpoint_key(config, data, model if own and folder else None)
         model, criterion = model.to(accelerator.device), criterion.to(accelerator.device)
         checkpoint = Checkpoint(folder, key, main)
         sessions = Sessions(made_by or {})

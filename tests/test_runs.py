@@ -1198,7 +1198,9 @@ def test_a_checkpoint_is_of_the_model_that_was_trained(tmp_path):
     config = resolve(**QUICK, epochs=1)
     data = retrieval_set(config).read(16)
     first = train(config, data, net_of(nn.ReLU), tmp_path, progress=False)
-    for other in (net_of(nn.Tanh), net_of(nn.ReLU, seed=1), None):
+    still = net_of(nn.ReLU)
+    still[1].requires_grad_(False)
+    for other in (net_of(nn.Tanh), net_of(nn.ReLU, seed=1), still, None):
         with pytest.raises(ValueError, match='a model that started otherwise'):
             train(config, data, other, tmp_path, progress=False)
     again = train(config, data, net_of(nn.ReLU), tmp_path, progress=False)
