@@ -868,7 +868,7 @@ def map_by_bits(
         return None
     coloured = [_foremost(ours, main, most) for _, ours, _ in found]
     looks = _looks([[main], *coloured])
-    size = (8, 3 * len(found))
+    size = (7, 2.4 * len(found))
     fig, axes = plt.subplots(len(found), 1, figsize=size, squeeze=False, layout='constrained')
     for n, (title, ours, theirs) in enumerate(found):
         own = {name: looks[_plain_name(name)] for name in coloured[n]}
