@@ -738,17 +738,17 @@ def _warn_of_results(folders: list[str]) -> None:
     from dcwh import results
 
     tables = {folder: results.tables_in(folder) for folder in folders}
-    bare = [f for f in folders if not tables[f] and not results.result_files(f)]
+    empty = {t for t in sum(tables.values(), []) if not any(results.lines_of(t))}
+    bare = [f for f in folders if empty.issuperset(tables[f]) and not results.result_files(f)]
     if len(bare) == len(folders):
         raise FileNotFoundError(
-            f'there is no table and no result in {", ".join(bare)}; '
+            f'there is no row of a table and no result in {", ".join(bare)}; '
             'give a folder of tables or of runs'
         )
     for folder in bare:
-        warnings.warn(f'{folder} has no table and no result', stacklevel=2)
-    for table in sum(tables.values(), []):
-        if not any(results.lines_of(table)):
-            warnings.warn(f'{table} has no row', stacklevel=2)
+        warnings.warn(f'{folder} has no row of a table and no result', stacklevel=2)
+    for table in sorted(empty):
+        warnings.warn(f'{table} has no row', stacklevel=2)
     other = len(results.other_numbers(*folders))
     if other:
         warnings.warn(

@@ -128,6 +128,14 @@ LISTS = {
 }
 
 
+def _with_lists(state: dict[str, Any]) -> dict[str, Any]:
+    "A state with its batches in lists; one that was gathered has a tensor for each."
+    return {
+        name: [held] if name in LISTS and isinstance(held, Tensor) else held
+        for name, held in state.items()
+    }
+
+
 class _JoinedWhole(Metric):
     "Batches of several metrics or processes are joined whole, or not at all."
 
@@ -136,16 +144,19 @@ class _JoinedWhole(Metric):
     def merge_state(self, incoming_state: dict[str, Any] | Metric) -> None:
         """Add the batches of another metric, behind those that are here.
 
-        Raises ValueError, before anything is kept, where they do not fit, or where an image comes
-        again after `compute`."""
+        Raises ValueError, before anything is kept, where they do not fit, where an image comes
+        again after `compute`, or between `sync` and `unsync`."""
+        if self._is_synced:
+            raise ValueError('unsync would take away what joins now; call it before merge_state')
+        known = isinstance(incoming_state, type(self))
+        state = incoming_state.metric_state if known else incoming_state
         with self._whole_or_not():
-            here = {name: len(parts) for name, parts in self.metric_state.items() if name in LISTS}
-            super().merge_state(incoming_state)
+            here = {name: len(getattr(self, name)) for name in LISTS}
+            super().merge_state(_with_lists(state) if isinstance(state, dict) else state)
             for name, number in here.items():
-                joined = getattr(self, name)  # theirs are in front; after sync it is one tensor
+                joined = getattr(self, name)  # theirs are in front
                 theirs, ours = joined[: len(joined) - number], joined[len(joined) - number :]
-                whole = isinstance(joined, Tensor)
-                setattr(self, name, torch.cat([ours, theirs]) if whole else ours + theirs)
+                setattr(self, name, ours + theirs)
                 if name.endswith('_ids') and len(theirs):
                     _check_new(self, dim_zero_cat(theirs).cpu().numpy(), LISTS[name][0])
         self._computed = None

@@ -131,6 +131,12 @@ def test_queries_in_the_database_and_equal_codes_are_said(place):
     assert 'all codes of the database are equal' in do('own.npz', 'equal0.npz', 'equal1.npz')[1]
 
 
+@pytest.mark.parametrize('sequence', (list, tuple, iter, dict.fromkeys), ids=lambda s: s.__name__)
+def test_files_come_in_any_sequence(place, sequence):
+    parts = CodeParts.open(sequence(['d0.npz', 'd1.npz']))
+    assert [piece.where for piece in parts.pieces] == ['d0.npz', 'd1.npz'] and len(parts) == 300
+
+
 def test_an_image_that_would_count_twice_is_said(place):
     "A file that is given twice is refused, and files that share images are told."
     _, database = place

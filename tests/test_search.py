@@ -133,6 +133,20 @@ def test_a_folder_that_cannot_be_written(tmp_path):
         CodeIndex.build(codes(10)).save(tmp_path / 'file' / 'photos.index')
 
 
+def test_a_table_that_cannot_be_read_is_not_damaged(tmp_path, monkeypatch):
+    index = built('lance', some_codes(5), folder=tmp_path)
+    scan = os.scandir
+
+    def refuse(path):
+        if str(path) == index.path:
+            raise PermissionError(13, 'Permission denied', str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, 'scandir', refuse)  # as for a user who may not; root may
+    with pytest.raises(PermissionError, match='Permission denied'):
+        CodeIndex.load(index.path)
+
+
 def test_an_object_store_that_does_not_answer():
     began = time.time()
     with pytest.raises(OSError, match='cannot be opened'):
