@@ -1889,7 +1889,9 @@ def _scores(found: 'Evaluation', k: int | None, normaliser: str) -> dict[str, An
 
 # %% ../nbs/23_cli.ipynb #9efb2c1b
 def _warn_of_codes(seen: 'Seen', same_file: bool) -> None:
-    "Warn where queries seem to be in the database too, or where all its codes are equal."
+    "Warn where images seem to be in the database twice, or queries, or where all codes are equal."
+    from dcwh.parts import SAMPLE
+
     queries = len(seen.query)
     again = queries if same_file else seen.in_both
     if again:
@@ -1901,10 +1903,11 @@ def _warn_of_codes(seen: 'Seen', same_file: bool) -> None:
             'each finds itself at distance 0, and the mAP is too high',
             stacklevel=2,
         )
-    if seen.again:
+    if seen.names.again:
+        some = f' (looked at {SAMPLE})' if len(seen.names.hashes) == SAMPLE else ''
         warnings.warn(
-            f'{counted(seen.again, "image")} of the database with the id of another there: '
-            'an image that stands twice counts twice',
+            f'{counted(seen.names.again, "image")} of the database with the id of another there'
+            f'{some}: an image that stands twice counts twice',
             stacklevel=2,
         )
     if seen.images > 1 and seen.equal:

@@ -148,8 +148,8 @@ class _JoinedWhole(Metric):
         again after `compute`, or between `sync` and `unsync`."""
         if self._is_synced:
             raise ValueError('unsync would take away what joins now; call it before merge_state')
-        known = isinstance(incoming_state, type(self))
-        state = incoming_state.metric_state if known else incoming_state
+        other = incoming_state
+        state = other.metric_state if isinstance(other, type(self)) else other
         with self._whole_or_not():
             here = {name: len(getattr(self, name)) for name in LISTS}
             super().merge_state(_with_lists(state) if isinstance(state, dict) else state)

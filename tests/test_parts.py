@@ -148,12 +148,18 @@ def test_an_image_that_would_count_twice_is_said(place):
         (['d1.npz', 'link.npz'], 'link.npz is given twice, as d1.npz; give each file once'),
     ):
         assert said in do('q.npz', *dataset, code=2)
-    assert '10 images in more than one of the files' in do('q.npz', 'd0.npz', 'd2.npz')[1]
+    twice = '10 images of the database with the id of another there: an image that stands twice'
+    assert twice in do('q.npz', 'd0.npz', 'd2.npz')[1]
+    write_parquet(database[190:210], 'codes/part-2.parquet')
+    for engine in ('here', 'ray'):
+        said = do('q.npz', 'codes', '--engine', engine)[1]
+        assert twice.replace('10', '20') in said
+    Path('codes/part-2.parquet').unlink()
     for number in (-1, -2):  # of one hash in Python
         alone = database[:1]
         Codes(alone.packed, alone.bits, alone.labels, np.array([number])).save(f'id{number}.npz')
     files = ['id-1.npz', 'id-2.npz']
-    assert 'more than one' not in do('q.npz', *files, '--query-table', 'none')[1]
+    assert 'twice' not in do('q.npz', *files, '--query-table', 'none')[1]
     database[[*range(300), 7, 7, 8]].save('twice.npz')
     said = do('q.npz', 'twice.npz', '--database-table', 'd.csv')[1]
     assert '3 images of the database with the id of another' in said

@@ -213,7 +213,9 @@ def test_a_changed_result_is_no_result(tmp_path, part, name, value):
     assert str(file) in str(error.value) and '\n' not in str(error.value)
 
 
-@pytest.mark.parametrize('taken, found', [(None, 2), (['conv1'], 2), ('no', 2), (False, 0)], ids=str)
+@pytest.mark.parametrize(
+    'taken, found', [(None, 2), (['conv1'], 2), ('no', 2), (False, 0)], ids=str
+)
 def test_a_history_of_another_version_may_hold_another_taken(taken, found):
     "Centres are new in every epoch after those that hold them, where no epoch says otherwise."
     past = result(0.5, method='dcwh', settings={'centres_hold': 0.0}, centres_every=1)
@@ -473,7 +475,9 @@ def test_a_table_without_rows_is_said(tmp_path, monkeypatch):
         str(ROOT / 'nbs/templates/compare.ipynb'),
     ]
     done = CliRunner().invoke(app, words)
-    assert done.exit_code == 2 and f'no row of a table and no result in {file.parent};' in done.stderr
+    assert (
+        done.exit_code == 2 and f'no row of a table and no result in {file.parent};' in done.stderr
+    )
     made(tmp_path / 'other', 0.9)
     bare = tmp_path / 'other/bare.csv'
     bare.write_text(file.read_text())
@@ -491,7 +495,9 @@ def test_a_folder_without_results_is_named(tmp_path, monkeypatch):
     done = CliRunner().invoke(app, ['compare', str(tmp_path / 'reports'), str(model), '--out', out])
     assert done.exit_code == 0 and done.stderr == f'{model} has no row of a table and no result\n'
     done = CliRunner().invoke(app, ['compare', str(model), '--out', out])
-    assert done.exit_code == 2 and f'no row of a table and no result in {model}; give' in done.stderr
+    assert (
+        done.exit_code == 2 and f'no row of a table and no result in {model}; give' in done.stderr
+    )
 
 
 def test_a_run_with_other_numbers_than_its_row_is_told(tmp_path, monkeypatch):
