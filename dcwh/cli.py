@@ -231,8 +231,10 @@ def _warn(
     file: Any = None,
     line: str | None = None,
 ) -> None:
-    "What `warnings` calls: only the message is printed."
-    _say(str(message), 'yellow')
+    "What `warnings` calls: only the message is printed, in one line."
+    from dcwh.sources import printable
+
+    _say(printable(str(message)), 'yellow')
 
 # %% ../nbs/23_cli.ipynb #d419c60d
 DATA_SETS = (
@@ -348,7 +350,14 @@ def run(
     """
     from dcwh import experiment, results
 
+    if record:
+        _check_reports(reports)
+    elif study or modified:
+        raise ValueError(f'--{"study" if study else "modified"} is of a row; give --record, too')
     task = {'dataset': dataset, 'bits': bits, 'method': method, 'seed': seed, 'recipe': recipe}
+    empty = [name for name in ('dataset', 'method', 'recipe') if not task[name]]
+    if empty:
+        raise ValueError(f'--{empty[0]} is empty; name one, or leave the option out')
     config, asked = _meant(context, template, task, assignments(set or []))
     folder = Path(runs) / results.run_name(config)
     place = _report_place(report, folder, detail)
@@ -803,9 +812,11 @@ def _source(config: 'Config') -> 'Source':
 
 def _show(table: dict) -> None:
     "Print a table of names and values, aligned."
+    from dcwh.sources import printable
+
     width = max(16, *map(len, table)) + 2
     for name, value in table.items():
-        _say(f'{name:{width}}{_in_words(value)}')
+        _say(f'{name:{width}}{printable(_in_words(value))}')
 
 
 def _in_words(value: object) -> str:
@@ -953,7 +964,8 @@ def _check_places(
     something else."""
     if out.suffix != '.npz':
         raise ValueError(
-            f'{out} does not end in .npz, which codes do; the table beside them ends in .csv'
+            f'{out} is no name that ends in .npz, as that of codes does; '
+            'the table beside them ends in .csv'
         )
     table = _table_beside(out)
     for place in (out, table):
@@ -1046,6 +1058,8 @@ def encode(
     """
     if not images:  # as of a variable that is not set; a Path makes this folder of it
         raise ValueError("images is ''; give a folder of images or a CSV")
+    if not out:
+        raise ValueError("--out is ''; give a name that ends in .npz, or a place for a dataset")
     if engine or address or actors or part:
         parts = {'engine': engine, 'address': address, 'actors': actors, 'part': part}
         given = {'first': first, 'precision': precision, 'batch_size': batch_size}
@@ -1167,6 +1181,12 @@ def _encode_in_parts(
     if made.changes:
         said = f'{made.changes}, and the list stays as it was'
         warnings.warn(f'{images}: {said}; encode what is there now to another place', stacklevel=2)
+    if made.left_out_before:
+        again = f'{counted(made.left_out_before, "image")}, which are not tried again'
+        warnings.warn(
+            f'an earlier call left out {again}; when they can be read, encode to another place',
+            stacklevel=2,
+        )
     parts = f'{made.parts}, of which {made.found} were there'
     found = {'codes': out, 'images': made.images, 'bits': made.bits, 'model': made.model}
     found |= {'columns': list(made.columns), 'left_out': len(made.left_out), 'parts': parts}
@@ -1297,7 +1317,7 @@ def build(
     found = read_codes(codes)
     found = found.first(first) if first else found
     options = check_options(kind, options, found.bits, len(found))
-    root = str(Path(images).resolve()) if images else ''
+    root = str(Path(images).resolve()) if images and '://' not in images else images
     columns = typed_columns(columns_of(found, codes, table))
     check_columns(columns, codes)
     made = CodeIndex.build(found, kind, columns, root, **options)
@@ -1317,6 +1337,8 @@ def _check_new_index(where: str, kind: str) -> None:
         )
     if kind == 'lance':
         return
+    if Path(where).is_dir():
+        raise FileExistsError(f'{where} is a folder; give the name of a file that is not there yet')
     if Path(where).exists():
         raise FileExistsError(
             f'{where} is there already; dcwh index add extends it, or give another name'
@@ -1750,8 +1772,10 @@ def labelled(
     if not known:
         return sides
     if len(known) < len(names):
-        bare = tables[names.index(None)]
+        bare: Any = tables[names.index(None)]
         said = 'has no column label' if bare.is_file() else 'is not there'
+        if str(bare) == 'none':
+            bare, said = 'one side', 'is without a table'
         inside = all(codes.labels is not None for codes in sides)
         other = 'or say none for both' if inside else 'as dcwh encode makes of folders of classes'
         raise ValueError(

@@ -10,7 +10,7 @@ __all__ = ['LONGEST', 'MATRICES', 'LABELS', 'sign', 'as_array', 'as_outputs', 'r
 # %% ../nbs/01_codes.ipynb #8d8c6dd7
 import unicodedata
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -144,8 +144,8 @@ def check_packed(
 ) -> None:
     "Raises ValueError if `packed` is not uint8 of shape (N, B), with B from 1 to 8,191 bytes."
     if not isinstance(packed, np.ndarray) or packed.dtype != np.uint8 or packed.ndim != 2:
-        shape = getattr(packed, 'shape', None)
-        given = f'{packed.dtype} of shape {shape}' if shape is not None else type(packed).__name__
+        named = isinstance(packed, np.ndarray | Tensor)
+        given = f'{packed.dtype} of shape {packed.shape}' if named else type(packed).__name__
         raise ValueError(
             f'{name} is {given}; '
             'packed codes are a uint8 array of shape (N, B), as `pack` gives them'
@@ -376,9 +376,10 @@ def _beginnings(codes: 'Codes', bits: int) -> 'Codes':
     "The first bits of each code, packed again. Raises ValueError where codes are shorter."
     if check_bits(bits) > codes.bits:
         raise ValueError(f'bits is {bits} and codes have {codes.bits}; their first bits are fewer')
+    bits = int(bits)  # of numpy, an unsigned number has no minus
     packed = codes.packed[:, : -(-bits // 8)].copy()
     packed[:, -1] &= 0xFF << -bits % 8 & 0xFF  # padding bits are zero
-    return Codes(packed, int(bits), codes.labels, codes.ids, codes.model)
+    return Codes(packed, bits, codes.labels, codes.ids, codes.model)
 
 # %% ../nbs/01_codes.ipynb #8bb8da39
 def _packed_bits(
@@ -473,7 +474,8 @@ class Codes:
     def save(self, path: str | Path, **more: Any) -> None:
         "Write one .npz, whole or not at all, `more` beside codes. Raises as `saved_as` does."
         parts = {name: part for name, part in vars(self).items() if part is not None}
-        write_whole(saved_as(path, more), lambda f: np.savez(f, **parts, **more))
+        place, beside = saved_as(path, more), _arrays_of(more)
+        write_whole(place, lambda f: np.savez(f, **parts, **beside))
 
     @staticmethod
     def load(path: str | Path) -> 'Codes':
@@ -493,6 +495,21 @@ def saved_as(
         if name in (*own, *MATRICES, *LABELS):
             raise ValueError(f'{name} means something else in a file of codes; take another name')
     return path
+
+
+def _arrays_of(more: Mapping[str, Any]) -> dict[str, Any]:  # of arrays
+    "Values as arrays, by name. Raises ValueError where one would have to be pickled."
+    made: dict[str, Any] = {}
+    for name, value in more.items():
+        try:
+            made[name] = np.asarray(value)
+        except ValueError:  # lists of several lengths
+            made[name] = np.array(None)
+        if made[name].dtype.hasobject:
+            raise ValueError(
+                f'{name} is {shown(value)}; give numbers or texts, or an array of them'
+            )
+    return made
 
 
 def _arrays_in(path: str | Path) -> dict[str, np.ndarray]:

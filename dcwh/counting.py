@@ -531,7 +531,7 @@ def check_device(device: str | torch.device) -> torch.device:
         torch.zeros(1, device=device).cpu()
     except Exception as e:  # each kind of device has its own
         raise ValueError(
-            f'device is {shown(device)}; give cpu, cuda, or another device of torch'
+            f'device is {shown(device)}; give cpu, or another device of torch that is here'
         ) from e
     return device
 

@@ -8,7 +8,7 @@ __all__ = ['Outputs', 'check_above', 'check_outputs', 'looked_at', 'full_precisi
 
 # %% ../nbs/02_criterion.ipynb #c2170004
 from collections.abc import Callable, Mapping
-from numbers import Integral, Real
+from numbers import Integral
 from types import MappingProxyType
 from typing import Any, Self
 
@@ -25,10 +25,10 @@ def check_above(
     value: float,
     least: float = 0.0,
 ) -> None:
-    "Raises ValueError where a number is not finite, or not `least` or more."
-    plain: float = value.item() if isinstance(value, np.generic) else value  # as wide as 1e308
-    if isinstance(plain, bool) or not isinstance(plain, Real) or not least <= plain < 1e308:
-        raise ValueError(f'{name} is {shown(value)}; give a number of {least:g} or more')
+    "Raises ValueError where a number is not finite, or not from `least` to a billion."
+    plain: float = value.item() if isinstance(value, np.generic) else value
+    if isinstance(plain, bool) or not isinstance(plain, int | float) or not least <= plain <= 1e9:
+        raise ValueError(f'{name} is {shown(value)}; give a number from {least:g} to a billion')
 
 # %% ../nbs/02_criterion.ipynb #401c94fb
 def check_outputs(

@@ -30,7 +30,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 from torch.utils.data import DataLoader, Dataset
 
-from .files import counted, unknown, write_whole
+from .files import check_word, counted, write_whole
 from dcwh.sources import (
     UNREAD,
     Files,
@@ -235,8 +235,7 @@ PROTOCOLS: dict[str, _Protocol] = {
 
 def check_protocol(name: str) -> None:
     "Raises ValueError listing the known ones, if `name` is none."
-    if name not in list(PROTOCOLS):
-        raise ValueError(unknown('protocol', name, PROTOCOLS))
+    check_word('protocol', name, PROTOCOLS)
 
 # %% ../nbs/11_data.ipynb #d8abf8ea
 Image.init()
@@ -927,8 +926,7 @@ def load(
 
     Raises ValueError, or OSError where files cannot be read, saying what is wrong."""
     check_protocol(protocol)
-    if evaluate_on not in EVALUATE_ON:
-        raise ValueError(unknown('evaluate_on', evaluate_on, EVALUATE_ON))
+    check_word('evaluate_on', evaluate_on, EVALUATE_ON)
     whole_number(seed, 'seed')
     whole_number(train_per_class, 'train_per_class')
     whole_number(train_images, 'train_images')

@@ -34,7 +34,7 @@ from tqdm import tqdm
 import dcwh
 from .codes import Codes, pack
 from .data import WORKERS, Content, square
-from .files import as_path, shown, writable
+from .files import as_path, check_word, writable
 from .model import Encoder, HashModel, check_count, first_line, model_folder
 from dcwh.parts import (
     STATE,
@@ -714,7 +714,8 @@ class Dataset(ABC):
         for part in range(len(sizes)):
             if _lines_of(part) in names:
                 self.left_out[part] = _lines(self.beside.read(_lines_of(part)).decode())
-        return parts | {k for k, lines in self.left_out.items() if len(lines) == sum(sizes[k])}
+        empty = {k for k, lines in self.left_out.items() if len(lines) == sum(sizes[k])}
+        return parts | empty if parts else parts  # where no code is there, all are tried again
 
     def add(self, part: int, kept: bytes, packed: bytes, left_out: str) -> int:
         "Add a part that a worker made: how many images are done with."
@@ -785,25 +786,6 @@ def _check_same(plan: Plan, bits: int, model: str, place: str) -> None:
         )
 
 # %% ../nbs/21_encoding.ipynb #21e00070
-_UNMADE = re.compile(  # what LanceDB writes before a table is there
-    r'data(/\.tmp\w*|/\w+\.lance)?|_transactions(/[\w-]+\.txn(#\d+)?)?'
-    r'|_versions(/\.tmp.*|/\d+\.manifest#\d+)?'
-)
-
-
-def _remove_unmade(to: Path) -> None:
-    """Remove what a call has left that was killed before its table was made.
-
-    Raises FileExistsError, with nothing removed, where anything else is there."""
-    names = sorted(path.relative_to(to).as_posix() for path in to.rglob('*'))
-    others = [name for name in names if not _UNMADE.fullmatch(name)]
-    if others:
-        raise FileExistsError(
-            f'{to} is there and holds {others[0]}, so encode did not make it; give another place'
-        )
-    shutil.rmtree(to)
-
-
 @dataclass
 class LanceDataset(Dataset):
     "A table of LanceDB. It is made where it is not there."
@@ -811,8 +793,6 @@ class LanceDataset(Dataset):
     def __post_init__(self) -> None:
         to, plan = self.to.place, self.plan
         options = {'storage_options': dict(self.to.settings or {})}
-        if os.path.isdir(to) and not any(Path(to).glob('_versions/*.manifest')):
-            _remove_unmade(Path(to))
         try:
             if not self.to.remote and not os.path.lexists(to):
                 raise FileNotFoundError
@@ -946,6 +926,7 @@ class Encoded:
     parts: int
     found: int  # parts that were done before
     left_out: list[str]  # a line for each image that cannot be read
+    left_out_before: int  # of these, in parts that were done before; they are not tried again
     changes: str  # of the source since its list was made; empty: none
 
 # %% ../nbs/21_encoding.ipynb #21e00050
@@ -972,6 +953,9 @@ def encode_dataset(
     for place in (model, to):
         as_path(place)
     to, settings = os.fspath(to).rstrip('/'), dict(storage_options or {})
+    for name, value in (('address', address), ('actors', actors)):
+        if value and engine == 'here':
+            raise ValueError(f'{name} is {value}, which is for engine ray, and this is engine here')
     address = address or os.environ.get('RAY_ADDRESS', '')
     numbers = {'batch_size': batch_size, 'part': part, 'actors': actors, 'threads': threads}
     _check_call(to, settings, numbers, engine, address)
@@ -998,6 +982,7 @@ def encode_dataset(
         kind = LanceDataset if to.endswith('.lance') else ParquetDataset
         dataset = kind(Folder(to, settings), beside, plan, rows)
         done = dataset.done()
+        before = sum(len(lines) for k, lines in dataset.left_out.items() if k in done)
         left = [k for k in range(len(plan.sizes)) if k not in done]
         if left:
             beside.write(STATE, UNFINISHED)
@@ -1006,7 +991,7 @@ def encode_dataset(
             _add_all(dataset, ENGINES[engine](*given, actors, address), left, progress)
         dataset.finish()
         beside.write(STATE, b'finished')
-    return _summary(dataset, len(done), changes)
+    return _summary(dataset, len(done), before, changes)
 
 # %% ../nbs/21_encoding.ipynb #21e00051
 def _check_call(
@@ -1017,8 +1002,7 @@ def _check_call(
     check_count('part', numbers['part'], 0, 2**31)
     check_count('actors', numbers['actors'], 0, 2**16)
     check_count('threads', numbers['threads'], 1, WORKERS)
-    if engine not in ENGINES:
-        raise ValueError(f'engine is {shown(engine)}; known are {", ".join(ENGINES)}')
+    check_word('engine', engine, ENGINES)
     ending = os.path.splitext(to)[1]
     if ending == '.lance':
         check_options('lance', {'path': to, 'storage_options': settings}, 1, 1)
@@ -1038,8 +1022,7 @@ def _check_call(
 def _check_encoder(encoder: HashModel | OnnxModel, first: int, precision: str) -> None:
     "Raises ValueError where a model does not give what is asked."
     check_count('first', first, 0, encoder.bits)
-    if precision not in ('fp32', 'bf16'):
-        raise ValueError(f'precision is {shown(precision)}; known are fp32, bf16')
+    check_word('precision', precision, ('fp32', 'bf16'))
     if precision == 'bf16' and isinstance(encoder, OnnxModel):
         raise ValueError("precision is 'bf16'; an .onnx file computes in fp32 only")
 
@@ -1115,18 +1098,21 @@ def _not_done(dataset: Dataset, missing: set[int]) -> str:
     )
 
 
-def _summary(dataset: Dataset, found: int, changes: str) -> Encoded:
+def _summary(dataset: Dataset, found: int, before: int, changes: str) -> Encoded:
     "What there is in the end. Raises ValueError where nothing is, OSError where some is missing."
     plan = dataset.plan
     left_out = [line for k in sorted(dataset.left_out) for line in dataset.left_out[k]]
     images = plan.images - len(left_out)
     if not images:
-        raise ValueError(f'none of the {plan.images} images can be read; the first: {left_out[0]}')
+        raise ValueError(
+            f'none of the {plan.images} images can be read; the first: {left_out[0]}. After images '
+            f'were changed, remove {dataset.beside.place}, and {dataset.to.place} if it is there'
+        )
     there = dataset.count()
     if there != images:
         raise OSError(
             f'{dataset.to.place} holds {there} images and should hold {images}; somebody else '
             'changed it meanwhile. Encode into another place'
         )
-    parts = len(plan.sizes)
-    return Encoded(images, plan.bits, plan.model, dataset.columns, parts, found, left_out, changes)
+    made = images, plan.bits, plan.model, dataset.columns, len(plan.sizes), found
+    return Encoded(*made, left_out, before, changes)

@@ -40,7 +40,7 @@ from dcwh.counting import (
     trips,
     words,
 )
-from .files import shown
+from .files import check_word, shown
 
 # %% ../nbs/06_evaluation.ipynb #cf30767a
 _first_harmonic = np.concatenate([[0], np.cumsum(1 / np.arange(1, 64))])  # H(0) … H(63)
@@ -101,8 +101,7 @@ def split_ties(
     """The groups of tied items, each split in two where relevant items shall come first, or last.
 
     Raises ValueError where `ties` is none of the three."""
-    if ties not in TIES:
-        raise ValueError(f'ties is {shown(ties)}; known are {", ".join(TIES)}')
+    check_word('ties', ties, TIES)
     if ties == 'expected':
         return items, relevant
     others, none = items - relevant, np.zeros_like(relevant)
@@ -125,9 +124,9 @@ def check_cut(
     if top_k is not None and not (whole and 1 <= top_k < 2**62):
         raise ValueError(
             f'top_k is {shown(top_k)}; '
-            'it is a whole number from 1 to 2^62, or None for the whole database'
+            'it is a whole number from 1 and below 2^62, or None for the whole database'
         )
-    if normaliser not in ('found', 'min', 'all'):
+    if not isinstance(normaliser, str) or normaliser not in ('found', 'min', 'all'):
         raise ValueError(
             f"normaliser is {shown(normaliser)}; 'found' divides by the relevant items in the "
             "top k, 'min' by min(R, k), 'all' by R"
@@ -361,6 +360,8 @@ def discounts(
     numbers = as_array(ranks, 'ranks')
     if numbers.dtype.kind not in 'iu' or (numbers.size and numbers.min() < 0):
         raise ValueError('ranks are no whole numbers from 0 up')
+    if numbers.max(initial=0) > 2**36:
+        raise ValueError(f'ranks go up to {numbers.max()}; give numbers up to 2^36')
     if not numbers.size:
         return np.zeros(numbers.shape)
     asked, back = np.unique(numbers, return_inverse=True)
@@ -701,7 +702,8 @@ def evaluate(
 
     Raises ValueError, before any work, where the arguments do not fit together. Whether a part
     fits is known when it comes."""
-    check_cut(top_k, normaliser or 'found')
+    usual = isinstance(normaliser, str) and not normaliser
+    check_cut(top_k, 'found' if usual else normaliser)
     if isinstance(database, CountsItself):
         counts = database.histograms(query, graded, device)
     elif isinstance(database, Codes):

@@ -22,7 +22,7 @@ from dcwh.criterion import (
     full_precision,
     label_loss,
 )
-from .files import shown, unknown
+from .files import check_word, shown
 
 # %% ../nbs/03_loss.ipynb #7e97d86d
 STARTS = ('vertices', 'sparse', 'normal')
@@ -41,8 +41,7 @@ def check_start(
     start: str = 'vertices',  # one of STARTS
 ) -> None:
     "Raises ValueError at an unknown start, and where there are fewer such corners than classes."
-    if start not in STARTS:
-        raise ValueError(unknown('start of centres', start, STARTS))
+    check_word('start of centres', start, STARTS)
     check_classes(num_classes)
     if check_bits(bits) < 64 and 2**bits < num_classes:
         raise ValueError(

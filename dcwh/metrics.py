@@ -28,7 +28,7 @@ except ImportError as e:
 from .codes import Codes, as_array, check_flag
 from .counting import known_labels
 from .evaluation import check_cut, evaluate
-from .files import shown
+from .files import check_word
 
 # %% ../nbs/07_metrics.ipynb #5e2a91bc
 def _batch(
@@ -38,8 +38,7 @@ def _batch(
     side: str,
 ) -> Codes:
     "The codes of a batch. Raises ValueError where they do not go with earlier ones."
-    if side not in ('query', 'database'):
-        raise ValueError(f"side is {shown(side)}; known are 'query', 'database'")
+    check_word('side', side, ('query', 'database'))
     if isinstance(h, Codes) and y is not None:
         raise ValueError('y is given beside codes, which have labels of their own')
     codes = h if isinstance(h, Codes) else Codes.from_outputs(h, y)

@@ -32,7 +32,7 @@ from tqdm import tqdm
 
 from .codes import LONGEST, Codes, check_bits
 from .data import WORKERS, ImageSet, prepare, readable, sent, square
-from .files import as_path, file_is_there, shown, unknown, writable, write_whole
+from .files import as_path, check_word, file_is_there, shown, unknown, writable, write_whole
 from .sources import Files, Source
 
 # %% ../nbs/12_model.ipynb #c8985181
@@ -705,8 +705,7 @@ def _write_card(file: Path, card: str) -> None:
 # %% ../nbs/12_model.ipynb #94ad1daa
 def _check_values(model: 'HashModel', precision: str = 'fp32') -> None:
     "Raises ValueError where a model cannot compute, or not in this precision."
-    if precision not in ('fp32', 'bf16'):
-        raise ValueError(f'precision is {shown(precision)}; known are fp32, bf16')
+    check_word('precision', precision, ('fp32', 'bf16'))
     if model.device.type == 'meta':
         raise ValueError('the model is on meta, where tensors have no values; load its weights')
     if precision == 'bf16' and model.dtype != torch.float32:

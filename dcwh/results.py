@@ -31,7 +31,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from .config import MANY, Config, explain, resolve
 from .data import PARTS
-from .files import as_path, locked, shipped, shown, write_whole
+from .files import as_path, file_is_there, locked, shipped, shown, writable, write_whole
 from .methods import BUILT_IN, METHODS, shorter_lengths
 from .model import first_line
 from .optimizer import CLOSED_FORM, epochs_of
@@ -980,6 +980,7 @@ def record(
     if not modified:
         _check_commit(new[None])
     file = table_of(reports, new[None]['dataset'])
+    writable(file)
     file.parent.mkdir(parents=True, exist_ok=True)
     _check_endings(file.parent)
     with locked(file):
@@ -1567,7 +1568,7 @@ def published(
     _pandas_needed()
     csv = shipped('published', 'published.csv') if csv is None else csv
     file = named_path(csv, 'csv')
-    if not file.is_file():
+    if not file_is_there(file):
         raise FileNotFoundError(f'{csv} is not there; give the table of published numbers')
     mend = 'mend the line, or take it out'
     rows = []

@@ -4,18 +4,18 @@
 
 # %% auto #0
 __all__ = ['COLUMN_TYPES', 'LONGEST_TEXT', 'SEVERAL', 'OPTIONS', 'MOST_KEYS', 'Answers', 'Ids', 'MOST_BYTES', 'STRUCTURES',
-           'IN_ONE_GO', 'INDEX_KINDS', 'FORMAT', 'HEADER', 'LISTED', 'as_column', 'check_width', 'read_value',
-           'typed_value', 'checked_table', 'table_at', 'check_name', 'check_columns', 'conditions', 'check_column',
-           'labels_of', 'texts_with', 'Option', 'option_lines', 'check_options', 'IndexContract', 'CodeIndex',
-           'in_lance', 'check_file', 'faiss_library', 'structure_of', 'one_thread', 'searched', 'nearest_rows',
-           'ImageRows', 'FaissIndex', 'write_index', 'alone', 'read_index', 'changing', 'in_one_line', 'lance_table',
-           'values_at', 'as_arrow', 'types_of', 'header_of', 'sql', 'LanceTable', 'LanceIndex', 'append_codes']
+           'IN_ONE_GO', 'INDEX_KINDS', 'FORMAT', 'HEADER', 'NO_WHOLE', 'LISTED', 'as_column', 'check_width',
+           'read_value', 'typed_value', 'checked_table', 'table_at', 'check_name', 'check_columns', 'conditions',
+           'check_column', 'labels_of', 'texts_with', 'Option', 'option_lines', 'check_options', 'IndexContract',
+           'CodeIndex', 'in_lance', 'check_file', 'faiss_library', 'structure_of', 'one_thread', 'searched',
+           'nearest_rows', 'ImageRows', 'FaissIndex', 'write_index', 'alone', 'read_index', 'changing', 'in_one_line',
+           'lance_table', 'values_at', 'as_arrow', 'types_of', 'header_of', 'sql', 'LanceTable', 'LanceIndex',
+           'append_codes']
 
 # %% ../nbs/18_search.ipynb #51e31f9a
 import json
 import os
 import re
-import shutil
 import unicodedata
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -39,7 +39,7 @@ from filelock import Timeout
 from torch import Tensor
 
 from .codes import Codes, as_array, as_outputs, check_bits, check_flag, rounded, unpack
-from .files import as_path, locked, shown, unknown, writable, write_whole
+from .files import as_path, locked, shown, unknown, whole_folder, writable, write_whole
 from .sources import check_spelling
 
 # %% ../nbs/18_search.ipynb #cda9fd7b
@@ -712,6 +712,8 @@ def _checked_root(root: str | Path, ids: np.ndarray) -> str:
         raise ValueError(f'root is {root!r}; give the folder of the images')
     if root == '':
         return ''
+    if re.match('[a-z][a-z0-9]*:/', str(root)):
+        raise ValueError(f'root is {root}, a URI; give a folder on this machine')
     if not os.path.isdir(root):
         raise FileNotFoundError(f'root is {root}, which is no folder; ids are relative to it')
     if ids.dtype.kind != 'U':
@@ -749,6 +751,8 @@ def check_file(
         raise ValueError(
             f'{path} is a URI; only an index of kind lance can be there, the others are files'
         )
+    if str(path).endswith('/'):
+        raise ValueError(f'{path} is a folder, by its /; an index of any kind but lance is a file')
 
 
 def _check_path(path: object) -> None:
@@ -1806,6 +1810,9 @@ _CALM = {
 }
 
 
+NO_WHOLE = 'is there, and no whole index; remove it, or give another place'
+
+
 @dataclass(frozen=True)
 class _Place:
     "Where a table is, or is to be."
@@ -1829,12 +1836,12 @@ class _Place:
         "Whether this is an object store."
         return '://' in self.folder
 
-    def database(self) -> Any:
-        "LanceDB's connection."
+    def database(self, folder: str | Path = '') -> Any:
+        "LanceDB's connection to what the table is in, or to a folder on this machine."
         settings = {name: str(value) for name, value in self.settings.items()}
         options = _CALM | settings if self.remote else {}
-        folder = self.folder if self.remote else os.path.abspath(self.folder)  # no ~ to expand
-        return _lancedb().connect(folder, storage_options=options)
+        local = os.path.abspath(folder or self.folder)  # no ~ to expand
+        return _lancedb().connect(self.folder if self.remote else local, storage_options=options)
 
     def error(self, error: Exception) -> OSError:
         "What is said where a table can be neither opened nor made."
@@ -1851,29 +1858,26 @@ class _Place:
 
     def taken(self) -> FileExistsError:
         "What is said of a place that is taken."
-        path = self.path
-        if os.path.isdir(path) and not os.path.isdir(os.path.join(path, '_versions')):
-            what = 'is there, and no whole index; remove it, or give another place'
-        else:
-            what = 'is there already; CodeIndex.load opens it, and add extends it'
-        return FileExistsError(f'{path} {what}')
+        whole = 'is there already; CodeIndex.load opens it, and add extends it'
+        return FileExistsError(f'{self.path} {NO_WHOLE if self.torn else whole}')
+
+    @property
+    def torn(self) -> bool:
+        "Whether something else than a table is there, or what a killed call of LanceDB left."
+        return not self.remote and not os.path.isdir(os.path.join(self.path, '_versions'))
 
 # %% ../nbs/18_search.ipynb #b090a96f
-def _made_table(place: _Place, rows: Any) -> Any:
-    """A new table of LanceDB. What could not be made leaves nothing.
-
-    Raises FileExistsError, or OSError where nothing answers."""
-    _lancedb()
-    _check_lance_name(place.path)
-    if not place.remote and os.path.lexists(place.path):
-        raise place.taken()
+def _made_table(
+    place: _Place,
+    rows: Any,
+    folder: str | Path = '',  # where it is made; empty: in its place
+) -> Any:
+    "A new table of LanceDB. Raises FileExistsError, or OSError where nothing answers."
     try:
-        return place.database().create_table(place.name, rows)
+        return place.database(folder).create_table(place.name, rows)
     except Exception as e:
         if 'already exists' in str(e):
             raise place.taken() from e
-        if not place.remote:
-            shutil.rmtree(place.path, ignore_errors=True)  # it was not there before
         raise place.error(e) from e
 
 
@@ -1887,6 +1891,8 @@ def _opened_table(place: _Place) -> Any:
         raise place.absent()
     if not place.remote:
         os.scandir(place.path).close()  # a folder that cannot be read is not damaged
+    if place.torn:
+        raise ValueError(f'{place.path} {NO_WHOLE}')
     try:
         return place.database().open_table(place.name)
     except Exception as e:
@@ -2305,13 +2311,25 @@ def _lance_index(
     codes: Codes, columns: dict[str, np.ndarray], kind: str, root: str, options: dict
 ) -> LanceIndex:
     "A new index. The options are checked."
+    _lancedb()
     path, lists = options['path'], options.get('lists', 0)
+    _check_lance_name(path)
+    place, rows = _Place(path, options.get('storage_options') or {}), as_arrow(codes, columns, root)
     with _one_writer(path):
-        place = _Place(path, options.get('storage_options') or {})
-        made = _made_table(place, as_arrow(codes, columns, root))
-        index = LanceIndex(LanceTable(made, path))
-        if lists:
-            _make_lists(index, lists)
+        if place.remote:
+            return _with_lists(_made_table(place, rows), path, lists)
+        if os.path.lexists(path):
+            raise place.taken()
+        with whole_folder(path) as draft:
+            _with_lists(_made_table(place, rows, draft.parent), path, lists)
+        return LanceIndex(LanceTable(_opened_table(place), path))
+
+
+def _with_lists(table: Any, path: str | Path, lists: int) -> LanceIndex:
+    "An index of a new table of LanceDB, with so many lists of its codes."
+    index = LanceIndex(LanceTable(table, path))
+    if lists:
+        _make_lists(index, lists)
     return index
 
 

@@ -29,16 +29,7 @@ from torch import Tensor
 
 from .codes import Codes, check_bits, check_flag
 from .evaluation import evaluate
-from dcwh.files import (
-    as_path,
-    file_is_there,
-    folder_lock,
-    leftovers,
-    shown,
-    temporary,
-    writable,
-    write_whole,
-)
+from .files import as_path, file_is_there, shown, whole_folder, writable, write_whole
 from .methods import BUILT_IN, METHODS
 from dcwh.model import (
     HUB,
@@ -690,26 +681,6 @@ def _alike(a: Any, b: Any) -> bool:
     numbers = all(isinstance(value, int | float) for value in (a, b))
     return math.isclose(a, b, rel_tol=1e-9, abs_tol=1e-9) if numbers else a == b
 
-# %% ../nbs/20_sharing.ipynb #b65ea845
-@contextmanager
-def _draft_of(to: Path) -> Iterator[Path]:
-    "A place for a folder until it is whole, beside its own."
-    draft = temporary(to)
-    draft.mkdir(parents=True)
-    try:
-        with folder_lock(draft):
-            yield draft / 'made'
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
-
-
-def _remove_drafts(to: Path) -> None:
-    "Remove what killed writers of a folder have left beside it."
-    for old in filter(Path.is_dir, leftovers(to)):
-        with folder_lock(old, wait=False) as left:  # not had while its writer lives
-            if left:
-                shutil.rmtree(old, ignore_errors=True)
-
 # %% ../nbs/20_sharing.ipynb #5f084d9b
 def publish(
     result: str | Path,  # the folder of a run, or the result.json in it
@@ -734,19 +705,13 @@ def publish(
         file = file / 'result.json'
     held = _whole_result(file)
     model, counted = _belonging(held, file.parent)
-    writable(to)
-    _remove_drafts(to)
-    with _draft_of(to) as made:
+    with whole_folder(to) as made:
         home = f'{HUB}{repo_id}' if repo_id else '.'
         text = str(card(held, home, model.identity(), onnx, license, counted))
         model.save_pretrained(made)
         write_whole(made / 'README.md', lambda f: f.write(marked(text).encode()))
         if onnx:
             export_onnx(model, made / 'model.onnx')
-        try:
-            made.rename(to)
-        except OSError as e:
-            raise OSError(f'{to} cannot be made ({e.strerror}); give another folder') from e
     if repo_id:
         _upload(to, repo_id, private, f'{file.parent.name}, made with dcwh')
     return to

@@ -27,6 +27,7 @@ import tarfile
 import textwrap
 import warnings
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -37,7 +38,8 @@ import torch
 from torch import Tensor
 
 from .codes import as_array, as_labels, check_spelling
-from .files import counted, file_is_there, locked, shipped, shown, unknown
+from .evaluation import check_cut
+from .files import check_word, counted, file_is_there, locked, shipped, shown, unknown
 
 # %% ../nbs/10_sources.ipynb #d0982fcf
 @dataclass(frozen=True)
@@ -125,6 +127,7 @@ def _check_split(source: 'Source') -> None:
         return
     if not isinstance(split, Split):
         raise ValueError(f'{name}: split is a {type(split).__name__}; give a Split, or None')
+    check_cut(split.top_k)
     for role in ('query', 'train', 'database'):
         given = getattr(split, role)
         ids = check_positions(given, len(source.labels), f'{name}: the positions of {role}')
@@ -243,11 +246,15 @@ def _class_names(
     "Names of classes. Raises ValueError if they are no names, one is empty, or two look the same."
     if isinstance(classes, str) or not hasattr(classes, '__iter__'):
         raise ValueError(f'{name}: classes is {classes!r}; give a name for each class')
-    for i, known in enumerate(classes):
+    names = tuple(classes)
+    for i, known in enumerate(names):
         if not isinstance(known, str) or not known.strip():
             raise ValueError(f'{name}: class {i} is called {known!r}; every class has a name')
-    _check_spelling(classes, 'classes', name)
-    return tuple(classes)
+    twice = [known for known, times in Counter(names).items() if times > 1]
+    if twice:
+        raise ValueError(f'{name}: the class {twice[0]} stands twice; each has one number')
+    _check_spelling(names, 'classes', name)
+    return names
 
 
 def _check_spelling(names: Iterable[str], of: str, where: str) -> None:
@@ -1194,9 +1201,9 @@ def _check_present(rows: Rows, images: Files) -> None:
     absent = np.flatnonzero(~_present(images))
     if len(absent):
         first = printable(images.names[absent[0]])
+        more = f', and {len(absent) - 1} more' if len(absent) > 1 else ''
         raise FileNotFoundError(
-            f'{rows.at(absent[0])}: {first} is not there, and '
-            f'{len(absent) - 1} more; paths are relative to {images.root}'
+            f'{rows.at(absent[0])}: {first} is not there{more}; paths are relative to {images.root}'
         )
 
 # %% ../nbs/10_sources.ipynb #43e26f5c
@@ -1811,8 +1818,7 @@ def find_source(
 
     Raises ValueError, or OSError where files cannot be read."""
     check_source(name)
-    if missing not in MISSING:
-        raise ValueError(unknown('missing', missing, MISSING))
+    check_word('missing', missing, MISSING)
     for argument, where in {'data_dir': data_dir, 'lists_dir': lists_dir}.items():
         named_path(where, argument)
     source = _source_of(name, data_dir, lists_dir, missing)
@@ -1823,9 +1829,12 @@ def find_source(
 
 def _source_of(name: str, data_dir: str | Path, lists_dir: str | Path, missing: str) -> Source:
     "Images and labels of a set."
+    kind = 'lists' if name in BENCHMARKS else name.partition('/')[0]
+    for option, value in {'lists_dir': lists_dir, 'missing': missing.replace('refuse', '')}.items():
+        if value and kind != 'lists':
+            raise ValueError(f'{option} is {value}, and {name} has no lists; leave {option} out')
     if name in SOURCES:
         return SOURCES[name](data_dir)
-    kind = 'lists' if name in BENCHMARKS else name.partition('/')[0]
     try:
         if kind == 'lists':
             return lists(name, data_dir, lists_dir, missing)

@@ -603,6 +603,47 @@ def test_a_report_that_is_not_made_cannot_be_asked_for(tmp_path, monkeypatch):
     assert not os.listdir()
 
 
+def test_options_that_say_nothing_are_refused(place):
+    for words, said in (
+        (['run', '--dataset', ''], '--dataset is empty; name one'),
+        (['run', '--method', ''], '--method is empty; name one'),
+        (['run', '--study', 'trial'], '--study is of a row; give --record, too'),
+        (['run', '--modified'], '--modified is of a row; give --record, too'),
+        (['encode', 'model', 'photos', '--out', ''], "--out is ''; give a name that ends in .npz"),
+        (['encode', 'model', 'photos', '--out', '.npz'], '.npz is no name that ends in .npz'),
+        (
+            ['encode', 'model', 'photos', '--out', 'd', '--engine', 'here', '--actors', 2],
+            'actors is 2, which is for engine ray',
+        ),
+        (['data', 'describe', 'digits', '--missing', 'skip'], 'missing is skip, and digits has no'),
+        (['data', 'check', 'csv/x', '--lists-dir', 'a'], 'lists_dir is a, and csv/x has no lists'),
+    ):
+        assert refused(do(*words), said)
+    write_list('path,label,split', ['gone.png,a,train'])
+    said = do('data', 'describe', 'csv/x', '--data-dir', 'list.csv')
+    assert refused(said, 'gone.png is not there; paths are relative')
+
+
+def test_a_place_of_another_kind_is_called_what_it_is(place):
+    encode()
+    for words, said in (
+        (['index', 'build', 'photos', 'c.npz'], 'photos is a folder; give the name of a file'),
+        (['index', 'build', 'y/', 'c.npz'], 'y/ is a folder, by its /'),
+        (['index', 'build', 'y', 'c.npz', '--images', 's3://b/p'], 'root is s3://b/p, a URI'),
+        (['evaluate', 'c.npz', 'c.npz', '--query-table', 'none'], 'one side is without a table'),
+        (['compare', 'photos', '--published', 'photos'], 'photos cannot be read (it is a'),
+    ):
+        assert refused(do(*words), said)
+    dcwh.run(dcwh.resolve({'epochs': 1}, dataset='digits', bits=16, recipe='quick'), 'runs')
+    for reports in ('s3://b/r', 'c.npz'):
+        done = do('record', 'runs', '--modified', '--reports', reports)
+        assert done.exit_code == 1 and 'cannot be written' in done.stderr, done.output
+    assert not Path('s3:').exists()
+    Path('a\nb').mkdir()
+    done = encode(out='a\nb/c.npz')
+    assert done.exit_code == 0 and 'a\\nb/c.npz' in done.stdout
+
+
 def test_a_set_whose_split_leaves_images_out_is_checked_as_it_is(tmp_path, monkeypatch):
     "Such as lists of queries, training images and a database that have other images each."
     monkeypatch.chdir(tmp_path)

@@ -451,7 +451,7 @@ def test_whoever_opens_an_unfinished_dataset_is_warned(home, tmp_path, monkeypat
 
 
 def test_a_folder_in_the_place_of_a_table_that_was_moved_stays(home, tmp_path):
-    "The plan still lies beside it. What is left of a table that was never made is removed."
+    "The plan still lies beside it."
     place = tmp_path / 'new.lance'
     call = partial(encode_dataset, str(home / 'model'), home / 'photos', place, engine='here')
     call()
@@ -459,15 +459,46 @@ def test_a_folder_in_the_place_of_a_table_that_was_moved_stays(home, tmp_path):
     for name in ('thesis.txt', 'data/thesis.txt', '_versions/1.txt', 'notes/a.lance'):
         (place / name).parent.mkdir(parents=True, exist_ok=True)
         (place / name).write_text('mine')
-        with pytest.raises(FileExistsError, match=f'new.lance is there and holds {name[:5]}'):
+        with pytest.raises(ValueError, match='new.lance is (there, and no whole index|damaged)'):
             call()
         assert (place / name).read_text() == 'mine'
         shutil.rmtree(place)
-    for name in ('data/.tmp1a', 'data/0a.lance', '_transactions/0-1a.txn', '_versions/.tmp_1'):
-        (place / name).parent.mkdir(parents=True, exist_ok=True)
-        (place / name).touch()
     assert call().images == IMAGES
     check_codes(CodeIndex.load(place), home)
+
+
+@pytest.mark.parametrize('name', ['codes', 'codes.lance'])
+def test_images_that_could_not_be_read_before(home, tmp_path, name):
+    "Where none could, all are tried again. Where some could, it is said that they are not."
+    shutil.copytree(home / 'photos', tmp_path / 'photos')
+    photos = sorted((tmp_path / 'photos').glob('*/???.png'))
+    whole = {path: path.read_bytes() for path in photos}
+
+    def write(path, content):
+        "A file that looks as before, as one does that could not be read for a while."
+        path.write_bytes(content)
+        os.utime(path, (0, 0))
+
+    for path in photos:
+        write(path, bytes(len(whole[path])))
+    call = partial(do_encode, home / 'model', tmp_path / 'photos', tmp_path / name)
+    for _ in range(2):
+        done = call()
+        assert done.exit_code == 2 and 'none of the 602 images can be read' in done.stderr
+        assert f'images were changed, remove {tmp_path / name}.plan, and' in done.stderr
+    for path in photos[:-1]:
+        write(path, whole[path])
+    done = call()
+    assert done.exit_code == 1 and 'earlier call' not in done.stderr
+    assert re.search('^images +599$', done.stdout, re.MULTILINE)
+    write(photos[-1], whole[photos[-1]])
+    done = call()
+    assert done.exit_code == 1 and 'an earlier call left out 3 images, which are not' in done.stderr
+
+
+def do_encode(model, images, out):
+    words = ['encode', model, images, '--out', out, '--engine', 'here', '--part', 200]
+    return CliRunner().invoke(app, list(map(str, words)))
 
 
 @pytest.mark.parametrize('to', ['~/new.lance', '~/new'])

@@ -48,6 +48,18 @@ def test_figures_of_files_and_of_many_classes(tmp_path):
     assert len(shown.axes) == 18
 
 
+def test_what_cannot_be_drawn_is_refused():
+    pixels, labels = np.zeros((8, 4, 4, 3), np.uint8), np.arange(8) % 4
+    images = ImageSet(Source('four', pixels, labels, tuple('abcd')), np.arange(8))
+    codes = Codes.from_outputs(np.random.default_rng(0).normal(size=(8, 8)), labels)
+    for name in ('per_class', 'classes'):
+        with pytest.raises(ValueError, match=f'^{name} is 0; give a whole number, 1 to'):
+            figures.samples(images, **{name: 0})
+    for figure in (figures.class_table, figures.code_map):
+        with pytest.raises(ValueError, match='^classes has 2 names, and none for class [23]$'):
+            figure(codes, classes=('a', 'b'))
+
+
 def test_names_are_shown_as_they_are():
     names = ('$5_$10', '_background', 'a$', 'plain')
     pixels, labels = np.zeros((8, 4, 4, 3), np.uint8), np.arange(8) % 4

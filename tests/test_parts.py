@@ -207,7 +207,7 @@ def test_what_is_refused_before_anything_is_counted(place, monkeypatch):
         (['d.npz', 'nowhere.npz'], 'nowhere.npz is not there'),
         (['gaps.lance'], 'an image has an empty label'),
         (['nowhere.lance'], 'nowhere.lance'),
-        (['codes', '--engine', 'spark'], "engine is 'spark'; known are here, ray"),
+        (['codes', '--engine', 'spark'], "unknown engine 'spark'; known are here, ray"),
         (['codes', '--database-table', 'd.csv'], '--database-table is d.csv'),
         (['codes', '--query-table', 'none'], 'none is not there, and the labels'),
         (['codes', '--first', 64], 'bits is 64 and codes have 32'),

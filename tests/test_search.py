@@ -7,6 +7,7 @@ import json
 import os
 import pickle
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -1168,16 +1169,45 @@ def test_a_lance_index_that_could_not_be_made_leaves_nothing(tmp_path, monkeypat
     path = tmp_path / 'x.lance'
 
     def full(self, name, table, **more):
-        (path / 'data').mkdir(parents=True)
+        Path(self.uri, 'x.lance/data').mkdir(parents=True)
         raise RuntimeError('File too large (os error 27)')
 
-    monkeypatch.setattr('lancedb.db.LanceDBConnection.create_table', full)
-    with pytest.raises(OSError, match='x.lance cannot be opened .*File too large'):
+    with monkeypatch.context() as patch:
+        patch.setattr('lancedb.db.LanceDBConnection.create_table', full)
+        with pytest.raises(OSError, match=f'^{path} cannot be opened .*File too large'):
+            CodeIndex.build(codes(10), 'lance', path=path)
+    assert [name for name in os.listdir(tmp_path) if not name.endswith('.lock')] == []
+    (path / 'data').mkdir(parents=True)  # of somebody, or of an earlier version that was killed
+    torn = 'x.lance is there, and no whole index; remove it'
+    with pytest.raises(FileExistsError, match=torn):
         CodeIndex.build(codes(10), 'lance', path=path)
-    assert not path.exists()
-    (path / 'data').mkdir(parents=True)  # what a kill leaves has no version
-    with pytest.raises(FileExistsError, match='x.lance is there, and no whole index; remove it'):
-        CodeIndex.build(codes(10), 'lance', path=path)
+    with pytest.raises(ValueError, match=torn):
+        CodeIndex.load(path)
+
+
+def test_a_lance_index_is_there_with_its_lists_or_not_at_all(tmp_path):
+    program = """
+import lancedb.table
+make = lancedb.table.LanceTable.create_index
+def slow(self, *given, **more):
+    print('lists', flush=True)
+    if sys.argv[2] == 'stop': time.sleep(9999)
+    return make(self, *given, **more)
+lancedb.table.LanceTable.create_index = slow
+CodeIndex.build(codes(2000), 'lance', path=sys.argv[1], lists=8)
+"""
+    path = tmp_path / 'x.lance'
+    for end in (signal.SIGKILL, signal.SIGINT):
+        writer = Python(PARTS + 'import time' + program, path, 'stop')
+        assert writer.stdout.readline().strip() == 'lists'
+        writer.send_signal(end)
+        writer.end()
+        assert not path.exists()
+    code, said = python(PARTS + program, path, 'go')
+    assert code == 0, said
+    assert [name for name in os.listdir(tmp_path) if not name.endswith('.lock')] == ['x.lance']
+    index = CodeIndex.load(path)
+    assert len(index) == 2000 and len(index.table.lance.list_indices()) == 1
 
 
 @pytest.mark.parametrize('kind', OPTIONS)
