@@ -35,7 +35,7 @@ from PIL import Image, ImageOps
 
 from .codes import Codes
 from .data import Content, on_white, open_image, upright
-from .files import counted
+from .files import counted, is_whole
 from .model import Encoder
 from .parts import Folder
 from .search import CodeIndex
@@ -886,7 +886,7 @@ def check_port(
     port: int,  # of 127.0.0.1
 ) -> None:
     "Raises ValueError for a number that is no port, OSError for one that is taken."
-    if isinstance(port, bool) or not isinstance(port, int) or not 0 < port < 65536:
+    if not is_whole(port) or not 0 < port < 65536:
         raise ValueError(f'port is {port!r}; a port is a number from 1 to 65535')
     with socket.socket() as s:
         s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

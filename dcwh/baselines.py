@@ -34,7 +34,7 @@ from dcwh.criterion import (
     label_loss,
     looked_at,
 )
-from .files import shown
+from .files import is_whole, shown
 from dcwh.loss import (
     DCWHLoss,
     check_classes,
@@ -146,9 +146,8 @@ class Memory(nn.Module):
         bits: int,  # K
     ):
         super().__init__()
-        check_classes(num_classes)
-        check_bits(bits)
-        if isinstance(images, bool) or not isinstance(images, int) or not 1 <= images < 2**40:
+        num_classes, bits = check_classes(num_classes), check_bits(bits)
+        if not is_whole(images) or not 1 <= images < 2**40:
             raise ValueError(
                 f'images is {shown(images)}; give how many images the training set has, from 1 up'
             )
@@ -200,10 +199,8 @@ class CrossEntropy(Criterion):
         bias: bool = True,  # of the classifier
     ):
         super().__init__()
-        check_classes(num_classes)
-        check_bits(bits)
-        self.num_classes, self.bits = num_classes, bits
-        self.classifier = nn.Linear(bits, num_classes, bias)
+        self.num_classes, self.bits = check_classes(num_classes), check_bits(bits)
+        self.classifier = nn.Linear(self.bits, self.num_classes, bias)
 
     def logits(self, h: Tensor) -> Tensor:
         "Scores of the classes, (N, K) to (N, C)."
@@ -478,7 +475,7 @@ def hash_centres(
 ) -> Tensor:  # -1 or +1, shape (C, K)
     """Rows of a Hadamard matrix and their negatives. Or corners far from each other, where bits are
     no power of two, or there are too few rows."""
-    check_start(num_classes, bits)
+    num_classes, bits = check_start(num_classes, bits)
     check_generator(generator)
     if bits & (bits - 1) or num_classes > 2 * bits:
         return start_centres(num_classes, bits, 'vertices', generator)
@@ -498,7 +495,7 @@ class _FixedCentres(Criterion):
 
     def __init__(self, num_classes: int, bits: int, generator: torch.Generator | None):
         super().__init__()
-        check_start(num_classes, bits)
+        num_classes, bits = check_start(num_classes, bits)
         self.num_classes, self.bits = num_classes, bits
         self.register_buffer('hash_centres', hash_centres(num_classes, bits, generator))
         self.register_buffer('tie', sign(torch.randn(bits, generator=generator)))

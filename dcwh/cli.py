@@ -156,6 +156,8 @@ def _said(e: Exception) -> str:
     if isinstance(e, OSError) and e.filename and e.strerror:  # of the system
         return f'{reprlib.repr(str(e.filename))}: {e.strerror}'
     said = str(getattr(e, 'evalue', e)).strip() or _kind_of(e)
+    if 'torchvision::' in said:
+        said += '; torch and torchvision are of two releases: install both again, together'
     if isinstance(e, MemoryError):
         return f'there is not enough memory for this ({said})'
     return said
@@ -758,11 +760,12 @@ def _warn_of_results(folders: list[str]) -> None:
         warnings.warn(f'{folder} has no row of a table and no result', stacklevel=2)
     for table in sorted(empty):
         warnings.warn(f'{table} has no row', stacklevel=2)
-    other = len(results.other_numbers(*folders))
+    other = results.other_numbers(*folders)
     if other:
+        named = ', '.join(other[:3]) + ', …' * (len(other) > 3)
         warnings.warn(
             'finished runs that have other numbers than their rows in the tables: '
-            f'{other}; the rows are shown',
+            f'{len(other)} ({named}); the rows are shown',
             stacklevel=2,
         )
 

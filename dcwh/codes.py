@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .files import as_path, file_is_there, shown, write_whole
+from .files import as_path, file_is_there, is_whole, shown, write_whole
 
 # %% ../nbs/01_codes.ipynb #02814294
 def sign(
@@ -130,8 +130,7 @@ def pack(
 # %% ../nbs/01_codes.ipynb #fc40b15f
 def check_bits(bits: int) -> int:
     "A code length as an int. Raises ValueError if it is not a whole number from 1 to 65,528."
-    whole = isinstance(bits, (int, np.integer)) and not isinstance(bits, bool)
-    if not whole or not 1 <= bits <= LONGEST:
+    if not is_whole(bits) or not 1 <= bits <= LONGEST:
         raise ValueError(
             f'bits is {shown(bits)}; a code length is a whole number from 1 to {LONGEST}'
         )
@@ -828,6 +827,5 @@ def margins(
 
 def _check_block(block: int) -> None:
     "Raises ValueError where a number of distances is no whole one from 1 up."
-    whole = isinstance(block, (int, np.integer)) and not isinstance(block, bool)
-    if not whole or block < 1:
+    if not is_whole(block) or block < 1:
         raise ValueError(f'block is {shown(block)}; give a whole number from 1')

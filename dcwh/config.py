@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from inspect import getsource
 from typing import Annotated, Any, Literal, get_args, get_origin
 
+import numpy as np
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
@@ -165,6 +166,7 @@ def _given(settings: Any, flat: dict[str, Any]) -> dict[str, Any]:
             f'settings is {reprlib.repr(settings)}; give a dictionary of names and values'
         )
     always = ('seed', 'bits')  # also where 0
+    settings, flat = ({n: _plain(v) for n, v in part.items()} for part in (settings, flat))
     meant = {name: value for name, value in flat.items() if name in always or _is_said(value)}
     twice = sorted(meant.keys() & settings.keys())
     if twice:
@@ -172,6 +174,11 @@ def _given(settings: Any, flat: dict[str, Any]) -> dict[str, Any]:
     given = {'dataset': 'digits', 'method': 'dcwh', 'recipe': 'default', **meant, **settings}
     _check_names(given)
     return given
+
+
+def _plain(value: Any) -> Any:
+    "A number of numpy as one of Python."
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def _is_said(value: Any) -> bool:

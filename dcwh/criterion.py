@@ -8,7 +8,6 @@ __all__ = ['Outputs', 'check_above', 'check_outputs', 'looked_at', 'full_precisi
 
 # %% ../nbs/02_criterion.ipynb #c2170004
 from collections.abc import Callable, Mapping
-from numbers import Integral
 from types import MappingProxyType
 from typing import Any, Self
 
@@ -17,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from .files import shown
+from .files import is_whole, shown
 
 # %% ../nbs/02_criterion.ipynb #7e97d86e
 def check_above(
@@ -157,8 +156,7 @@ def check_epoch(
     epochs: int,  # how many there are
 ) -> None:
     "Raises ValueError where `epoch` is not one of 0 to `epochs` - 1."
-    whole = all(isinstance(n, Integral) and not isinstance(n, bool) for n in (epoch, epochs))
-    if not whole or not 0 <= epoch < epochs < 2**31:
+    if not all(map(is_whole, (epoch, epochs))) or not 0 <= epoch < epochs < 2**31:
         raise ValueError(
             f'epoch is {shown(epoch)} and epochs {shown(epochs)}; '
             'epochs are whole numbers, counted from 0 to epochs - 1'

@@ -30,7 +30,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 from torch.utils.data import DataLoader, Dataset
 
-from .files import check_word, counted, write_whole
+from .files import check_word, counted, is_whole, write_whole
 from dcwh.sources import (
     UNREAD,
     Files,
@@ -52,8 +52,7 @@ def whole_number(
     most: int | None = None,
 ) -> int:
     "An argument as an int. Raises ValueError if it is not a whole number in the range."
-    is_whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-    if not is_whole or value < least or most is not None and value > most:
+    if not is_whole(value) or value < least or most is not None and value > most:
         wanted = f'{least} or more' if most is None else f'from {least} to {most}'
         raise ValueError(f'{name} is {value!r}; give a whole number, {wanted}')
     return int(value)

@@ -40,7 +40,7 @@ from dcwh.counting import (
     trips,
     words,
 )
-from .files import check_word, shown
+from .files import check_word, is_whole, shown
 
 # %% ../nbs/06_evaluation.ipynb #cf30767a
 _first_harmonic = np.concatenate([[0], np.cumsum(1 / np.arange(1, 64))])  # H(0) … H(63)
@@ -120,8 +120,7 @@ def check_cut(
     normaliser: str = 'found',  # 'found', 'min' or 'all'
 ) -> None:
     "Raises ValueError where a cut or its normaliser is not one of those defined here."
-    whole = isinstance(top_k, (int, np.integer)) and not isinstance(top_k, bool)
-    if top_k is not None and not (whole and 1 <= top_k < 2**62):
+    if top_k is not None and not (is_whole(top_k) and 1 <= top_k < 2**62):
         raise ValueError(
             f'top_k is {shown(top_k)}; '
             'it is a whole number from 1 and below 2^62, or None for the whole database'

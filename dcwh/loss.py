@@ -22,28 +22,28 @@ from dcwh.criterion import (
     full_precision,
     label_loss,
 )
-from .files import check_word, shown
+from .files import check_word, is_whole, shown
 
 # %% ../nbs/03_loss.ipynb #7e97d86d
 STARTS = ('vertices', 'sparse', 'normal')
 
 
-def check_classes(num_classes: int) -> None:
-    "Raises ValueError where a number of classes is no whole one from 2 up."
-    whole = isinstance(num_classes, int) and not isinstance(num_classes, bool)
-    if not whole or not 2 <= num_classes < 2**31:
+def check_classes(num_classes: int) -> int:
+    "A number of classes as an int. Raises ValueError where it is no whole one from 2 up."
+    if not is_whole(num_classes) or not 2 <= num_classes < 2**31:
         raise ValueError(f'num_classes is {shown(num_classes)}; give a whole number from 2 up')
+    return int(num_classes)
 
 
 def check_start(
     num_classes: int,  # C
     bits: int,  # K
     start: str = 'vertices',  # one of STARTS
-) -> None:
+) -> tuple[int, int]:  # C and K
     "Raises ValueError at an unknown start, and where there are fewer such corners than classes."
     check_word('start of centres', start, STARTS)
-    check_classes(num_classes)
-    if check_bits(bits) < 64 and 2**bits < num_classes:
+    num_classes, bits = check_classes(num_classes), check_bits(bits)
+    if bits < 64 and 2**bits < num_classes:
         raise ValueError(
             f'{bits} bits have {2**bits} codes, too few for {num_classes} classes; '
             f'take {(num_classes - 1).bit_length()} bits or more'
@@ -54,6 +54,7 @@ def check_start(
             f'{math.comb(bits, own)} codes of {bits} bits have {own} of them at +1, '
             f'too few for {num_classes} classes; take more bits, or start on vertices'
         )
+    return num_classes, bits
 
 
 def _own_bits(bits: int) -> int:
@@ -70,7 +71,7 @@ def start_centres(
     """Centres to start from. `normal` are draws from N(0, 1).
 
     Raises ValueError where there are fewer such corners than classes."""
-    check_start(num_classes, bits, start)
+    num_classes, bits = check_start(num_classes, bits, start)
     check_generator(generator)
     if start == 'normal':
         return torch.randn(num_classes, bits, generator=generator)
@@ -123,7 +124,7 @@ class ClassWiseLoss(nn.Module):
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
-        check_start(num_classes, bits, start)
+        num_classes, bits = check_start(num_classes, bits, start)
         if sigma is not None:
             check_above('sigma', sigma, 1e-12)
         self.sigma = bits**0.5 / 2 if sigma is None else float(sigma)
@@ -198,8 +199,7 @@ class DCWHLoss(Criterion):
         check_above('margin', margin)
         check_above('cube_weight', cube_weight)
         check_above('vertex_weight', vertex_weight)
-        self.num_classes = num_classes
-        self.bits = bits
+        self.num_classes, self.bits = self.centres.shape
         self.margin = margin
         self.weights = {'cube': cube_weight, 'vertex': vertex_weight}
 

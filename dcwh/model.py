@@ -32,7 +32,16 @@ from tqdm import tqdm
 
 from .codes import LONGEST, Codes, check_bits
 from .data import WORKERS, ImageSet, prepare, readable, sent, square
-from .files import as_path, check_word, file_is_there, shown, unknown, writable, write_whole
+from dcwh.files import (
+    as_path,
+    check_word,
+    file_is_there,
+    is_whole,
+    shown,
+    unknown,
+    writable,
+    write_whole,
+)
 from .sources import Files, Source
 
 # %% ../nbs/12_model.ipynb #c8985181
@@ -241,8 +250,7 @@ def check_count(
     unit: str = '',  # such as ' of pixels'
 ) -> None:
     "Raises ValueError if a number is no whole one from `least` to `most`."
-    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
-    if not whole or not least <= value <= most:
+    if not is_whole(value) or not least <= value <= most:
         raise ValueError(f'{name} is {shown(value)}; give a whole number{unit}, {least} to {most}')
 
 

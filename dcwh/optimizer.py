@@ -25,7 +25,7 @@ from dcwh.criterion import (
     label_shares,
     widest,
 )
-from .files import check_word, shown
+from .files import check_word, is_whole, shown
 from .loss import DCWHLoss, least_distance
 
 # %% ../nbs/04_optimizer.ipynb #347e0a2f
@@ -77,7 +77,7 @@ def check_rule(
     if not isinstance(loss, DCWHLoss):
         raise ValueError(f'loss is {type(loss).__name__}; give a DCWHLoss')
     check_word('rule of centres', rule, RULES)
-    if isinstance(every, bool) or not isinstance(every, int) or every < 1:
+    if not is_whole(every) or every < 1:
         raise ValueError(f'every is {shown(every)}; centres are found every 1 or more epochs')
     check_above('hold', hold)
 

@@ -36,7 +36,7 @@ from numba import set_num_threads
 from .codes import Codes, check_bits, check_spelling, read_codes
 from .counting import histograms_of_parts
 from .data import WORKERS, fitting
-from .files import as_path, check_word, file_is_there, shown, write_whole
+from .files import as_path, check_word, file_is_there, is_whole, shown, write_whole
 from .model import first_line
 from .search import CodeIndex, check_width, header_of, in_lance, types_of
 from .sources import split_labels
@@ -791,8 +791,7 @@ def _opened(
     namer: Namer | None,
 ) -> CodeParts:
     check_word('engine', engine, _ENGINES)
-    whole = isinstance(rows, (int, np.integer)) and not isinstance(rows, bool)
-    if not whole or rows < 1:
+    if not is_whole(rows) or rows < 1:
         raise ValueError(f'rows is {shown(rows)}; give a whole number from 1')
     if not places:
         raise ValueError('where is empty; give a dataset of codes, or files')

@@ -7,14 +7,15 @@ __all__ = ['SETTING_KINDS', 'PROTOCOL', 'METRICS', 'REPEATED', 'FACTS', 'PHASES'
            'OTHER_TABLES', 'ELSEWHERE', 'LIMITED', 'ALIKE', 'T975', 'STOOD', 'PUBLISHED', 'SEVERAL', 'SHORT', 'MARKS',
            'parts_of', 'length_of', 'check_result', 'read_result', 'run_name', 'facts', 'row_of', 'rows_of',
            'result_of', 'table_of', 'read_row', 'check_study', 'check_columns', 'lines_of', 'read_table',
-           'row_of_config', 'write_rows', 'record', 'completed', 'setting', 'changed', 'tables_in', 'result_files',
-           'tables_hash', 'read_results', 'check_alike', 'other_numbers', 'protocols', 'student', 'half_width', 'stood',
-           'summary', 'paired', 'standings', 'published', 'beside', 'mean_text', 'comparison', 'as_html', 'measured_on',
-           'widths', 'standing_cells']
+           'row_of_config', 'alike', 'write_rows', 'record', 'completed', 'setting', 'changed', 'tables_in',
+           'result_files', 'tables_hash', 'read_results', 'check_alike', 'other_numbers', 'protocols', 'student',
+           'half_width', 'stood', 'summary', 'paired', 'standings', 'published', 'beside', 'mean_text', 'comparison',
+           'as_html', 'measured_on', 'widths', 'standing_cells']
 
 # %% ../nbs/15_results.ipynb #9fc30f29
 import hashlib
 import json
+import math
 import os
 import re
 import warnings
@@ -901,13 +902,19 @@ def _check_commit(row: dict) -> None:
         )
 
 
+def alike(a: Any, b: Any) -> bool:
+    "Whether two values are the same; of floats the last digits may differ, as sums are rounded."
+    numbers = all(isinstance(value, int | float) for value in (a, b))
+    return math.isclose(a, b, rel_tol=1e-9, abs_tol=1e-9) if numbers else a == b
+
+
 def _check_same(held: dict, row: dict, file: Path) -> None:
     "Raises ValueError if a recorded row of the same run has other values."
     rounding = (
         ' (another processor or commit rounds last digits otherwise, and training amplifies them)'
     )
     for name in ('study', *PROTOCOL, *METRICS):
-        if held[name] != row[name]:
+        if not alike(held[name], row[name]):
             why = rounding if name in METRICS else ''
             raise ValueError(
                 f'{row["run"]} is recorded in {file} with {name} {printable(held[name])}, '
@@ -1305,7 +1312,7 @@ def other_numbers(
         if own is None:
             continue
         row = _read_line(where, texts)
-        if any(row[name] not in (None, own[name]) for name in METRICS):
+        if any(row[n] is not None and not alike(row[n], own[n]) for n in METRICS):
             found.append(row['run'])
     return [*dict.fromkeys(found)]
 

@@ -39,7 +39,16 @@ from filelock import Timeout
 from torch import Tensor
 
 from .codes import Codes, as_array, as_outputs, check_bits, check_flag, rounded, unpack
-from .files import as_path, locked, shown, unknown, whole_folder, writable, write_whole
+from dcwh.files import (
+    as_path,
+    is_whole,
+    locked,
+    shown,
+    unknown,
+    whole_folder,
+    writable,
+    write_whole,
+)
 from .sources import check_spelling
 
 # %% ../nbs/18_search.ipynb #cda9fd7b
@@ -485,8 +494,7 @@ def check_options(
 def _in_range(name: str, value: Any, option: Option, bits: int, images: int) -> int:
     "A number, checked."
     highest = option.highest(bits, images)
-    whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-    if whole and option.least <= value <= highest:
+    if is_whole(value) and option.least <= value <= highest:
         return int(value)
     raise ValueError(
         f'{name} is {shown(value)}; with {images} codes of {bits} bits '
@@ -789,8 +797,7 @@ def _check_comparable(index: CodeIndex, codes: Codes) -> None:
 
 def _check_count(name: str, value: Any) -> int:
     "A number as an int. Raises ValueError if it is not a whole one, 1 or more."
-    whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-    if whole and value >= 1:
+    if is_whole(value) and value >= 1:
         return int(value)
     raise ValueError(f'{name} is {shown(value)}; ask for a whole number of at least 1')
 

@@ -9,7 +9,6 @@ __all__ = ['EXTRAS', 'NOTES_FORMAT', 'NOTES', 'NUMBERS', 'CARD', 'CODE', 'PAPER'
 # %% ../nbs/20_sharing.ipynb #f979cfd8
 import json
 import logging
-import math
 import os
 import re
 import shutil
@@ -41,7 +40,7 @@ from dcwh.model import (
     marked,
     read_saved,
 )
-from .results import read_result, row_of
+from .results import alike, read_result, row_of
 
 # %% ../nbs/20_sharing.ipynb #7eb82418
 EXTRAS = 'onnx', 'onnxscript', 'onnxruntime'
@@ -668,18 +667,12 @@ def _check_metrics_of(query: Codes, database: Codes, result: dict, folder: Path)
     by = said['normaliser']
     found = evaluate(query, database, top_k, 'ndcg' in said, normaliser=by).to_dict()
     for name in [name for name in found if name in said]:
-        if not _alike(found[name], said[name]):
+        if not alike(found[name], said[name]):
             raise ValueError(
                 f'the codes in {folder} have {name} {found[name]} and the result says '
                 f'{said[name]}; they are of another run, or another machine made them '
                 '(dcwh run … --force makes both)'
             )
-
-
-def _alike(a: Any, b: Any) -> bool:
-    "Whether two values of a metric are the same, but for the last digits of numbers."
-    numbers = all(isinstance(value, int | float) for value in (a, b))
-    return math.isclose(a, b, rel_tol=1e-9, abs_tol=1e-9) if numbers else a == b
 
 # %% ../nbs/20_sharing.ipynb #5f084d9b
 def publish(

@@ -516,13 +516,14 @@ def test_a_run_with_other_numbers_than_its_row_is_told(tmp_path, monkeypatch):
         '--template',
         str(ROOT / 'nbs/templates/compare.ipynb'),
     ]
-    left(runs, 0.9)
+    left(runs, 0.9 + 1e-15)  # a last digit that another sum has
     assert CliRunner().invoke(app, words).stderr == ''
-    left(runs, 0.85, seed=1)
+    assert results.record(result(0.9 + 1e-15), reports) == reports / 'digits.csv'
+    name = left(runs, 0.85, seed=1).parent.name
     said = CliRunner().invoke(app, words).stderr
     assert said == (
-        'finished runs that have other numbers than their rows in the tables: 1; '
-        'the rows are shown\n'
+        'finished runs that have other numbers than their rows in the tables: 1 '
+        f'({name}); the rows are shown\n'
     )
     assert results.read_results(reports, runs)['map'].tolist() == [0.9, 0.9]
 
