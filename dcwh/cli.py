@@ -352,14 +352,8 @@ def run(
     """
     from dcwh import experiment, results
 
-    if record:
-        _check_reports(reports)
-    elif study or modified:
-        raise ValueError(f'--{"study" if study else "modified"} is of a row; give --record, too')
+    _check_meant(context, record)
     task = {'dataset': dataset, 'bits': bits, 'method': method, 'seed': seed, 'recipe': recipe}
-    empty = [name for name in ('dataset', 'method', 'recipe') if not task[name]]
-    if empty:
-        raise ValueError(f'--{empty[0]} is empty; name one, or leave the option out')
     config, asked = _meant(context, template, task, assignments(set or []))
     folder = Path(runs) / results.run_name(config)
     place = _report_place(report, folder, detail)
@@ -387,6 +381,17 @@ def run(
     _tell(result, results.row_of_config(config, reports), report=place, model=folder / 'model')
 
 # %% ../nbs/23_cli.ipynb #5111dfd4
+def _check_meant(context: typer.Context, record: bool) -> None:
+    "Raises ValueError for options of `run` that say nothing."
+    given = {name for name, value in context.params.items() if value and value is not None}
+    for name in ('dataset', 'method', 'recipe', *['reports'] * record):
+        if name not in given:
+            raise ValueError(f'--{name} is empty; give a name, or leave the option out')
+    for name in {'study', 'modified'} & given:
+        if not record:
+            raise ValueError(f'--{name} is of a row; give --record, too')
+
+
 def _meant(
     context: typer.Context,
     template: str,  # empty: the one that comes with dcwh, whose defaults are those of `run`
@@ -804,6 +809,15 @@ def _config(name: str, lists_dir: str = '', missing: str = 'refuse', **flat: Any
 
     sources.check_source(name)
     lists = {'lists_dir': lists_dir, 'missing': missing}
+    has_lists = name in sources.BENCHMARKS or name.startswith('lists/')
+    for option, value in {
+        'lists-dir': lists_dir,
+        'missing': missing.removeprefix('refuse'),
+    }.items():
+        if value and not has_lists:
+            raise ValueError(
+                f'--{option} is {value}, and {name} has no lists; leave --{option} out'
+            )
     return resolve(lists, dataset=name, bits=1, **flat)
 
 

@@ -473,8 +473,7 @@ class Codes:
     def save(self, path: str | Path, **more: Any) -> None:
         "Write one .npz, whole or not at all, `more` beside codes. Raises as `saved_as` does."
         parts = {name: part for name, part in vars(self).items() if part is not None}
-        place, beside = saved_as(path, more), _arrays_of(more)
-        write_whole(place, lambda f: np.savez(f, **parts, **beside))
+        write_whole(saved_as(path, more), lambda f: np.savez(f, **parts, **_arrays_of(more)))
 
     @staticmethod
     def load(path: str | Path) -> 'Codes':

@@ -953,10 +953,8 @@ def encode_dataset(
     for place in (model, to):
         as_path(place)
     to, settings = os.fspath(to).rstrip('/'), dict(storage_options or {})
-    for name, value in (('address', address), ('actors', actors)):
-        if value and engine == 'here':
-            raise ValueError(f'{name} is {value}, which is for engine ray, and this is engine here')
-    address = address or os.environ.get('RAY_ADDRESS', '')
+    if engine != 'here':
+        address = address or os.environ.get('RAY_ADDRESS', '')
     numbers = {'batch_size': batch_size, 'part': part, 'actors': actors, 'threads': threads}
     _check_call(to, settings, numbers, engine, address)
     model = os.fspath(model)
@@ -1003,6 +1001,9 @@ def _check_call(
     check_count('actors', numbers['actors'], 0, 2**16)
     check_count('threads', numbers['threads'], 1, WORKERS)
     check_word('engine', engine, ENGINES)
+    for name, value in (('address', address), ('actors', numbers['actors'])):
+        if value and engine == 'here':
+            raise ValueError(f'{name} is {value}, which is for engine ray, and this is engine here')
     ending = os.path.splitext(to)[1]
     if ending == '.lance':
         check_options('lance', {'path': to, 'storage_options': settings}, 1, 1)

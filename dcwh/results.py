@@ -8,9 +8,9 @@ __all__ = ['SETTING_KINDS', 'PROTOCOL', 'METRICS', 'REPEATED', 'FACTS', 'PHASES'
            'parts_of', 'length_of', 'check_result', 'read_result', 'run_name', 'facts', 'row_of', 'rows_of',
            'result_of', 'table_of', 'read_row', 'check_study', 'check_columns', 'lines_of', 'read_table',
            'row_of_config', 'alike', 'write_rows', 'record', 'completed', 'setting', 'changed', 'tables_in',
-           'result_files', 'tables_hash', 'read_results', 'check_alike', 'other_numbers', 'protocols', 'student',
-           'half_width', 'stood', 'summary', 'paired', 'standings', 'published', 'beside', 'mean_text', 'comparison',
-           'as_html', 'measured_on', 'widths', 'standing_cells']
+           'result_files', 'tables_hash', 'read_results', 'check_alike', 'each_seed_once', 'other_numbers', 'protocols',
+           'student', 'half_width', 'stood', 'summary', 'paired', 'standings', 'published', 'beside', 'mean_text',
+           'comparison', 'as_html', 'measured_on', 'widths', 'standing_cells']
 
 # %% ../nbs/15_results.ipynb #9fc30f29
 import hashlib
@@ -1261,7 +1261,7 @@ def read_results(
     table = pd.DataFrame(rows, columns=names).astype({'top_k': 'Int64'})
     table = table.copy()  # in one piece, or a further column warns
     check_alike(table)
-    return _each_seed_once(table)
+    return each_seed_once(table)
 
 # %% ../nbs/15_results.ipynb #a9266adb
 def check_alike(
@@ -1284,8 +1284,10 @@ def check_alike(
                 )
 
 
-def _each_seed_once(table: 'pd.DataFrame') -> 'pd.DataFrame':
-    "One run of each setting and seed: another would count as one more seed."
+def each_seed_once(
+    table: 'pd.DataFrame',  # of `read_results`
+) -> 'pd.DataFrame':
+    "The first run of each setting and seed: another would count as one more seed. It is warned of."
     again = table.duplicated(['dataset', 'protocol', 'bits', 'called', 'same', 'seed'])
     if again.any():
         kinds = ', '.join(name for name in ALIKE if name != 'seed')

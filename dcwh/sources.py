@@ -1829,12 +1829,9 @@ def find_source(
 
 def _source_of(name: str, data_dir: str | Path, lists_dir: str | Path, missing: str) -> Source:
     "Images and labels of a set."
-    kind = 'lists' if name in BENCHMARKS else name.partition('/')[0]
-    for option, value in {'lists_dir': lists_dir, 'missing': missing.replace('refuse', '')}.items():
-        if value and kind != 'lists':
-            raise ValueError(f'{option} is {value}, and {name} has no lists; leave {option} out')
     if name in SOURCES:
         return SOURCES[name](data_dir)
+    kind = 'lists' if name in BENCHMARKS else name.partition('/')[0]
     try:
         if kind == 'lists':
             return lists(name, data_dir, lists_dir, missing)

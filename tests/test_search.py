@@ -1121,7 +1121,7 @@ def test_what_is_there_decides_on_the_kind(tmp_path):
     os.mkfifo(tmp_path / 'pipe')
     for name, said in (
         ('folder', 'is a folder and no index'),
-        ('empty.lance', 'damaged, or is no index'),
+        ('empty.lance', 'is there, and no whole index; remove it'),
         ('text.lance', 'damaged, or is no index'),
         ('x.npy', 'damaged, or is no index'),
         ('pipe', 'is no file'),
