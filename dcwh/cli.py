@@ -352,7 +352,6 @@ def run(
     """
     from dcwh import experiment, results
 
-    _check_meant(context, record)
     task = {'dataset': dataset, 'bits': bits, 'method': method, 'seed': seed, 'recipe': recipe}
     config, asked = _meant(context, template, task, assignments(set or []))
     folder = Path(runs) / results.run_name(config)
@@ -381,14 +380,13 @@ def run(
     _tell(result, results.row_of_config(config, reports), report=place, model=folder / 'model')
 
 # %% ../nbs/23_cli.ipynb #5111dfd4
-def _check_meant(context: typer.Context, record: bool) -> None:
+def _check_meant(options: dict[str, Any]) -> None:
     "Raises ValueError for options of `run` that say nothing."
-    given = {name for name, value in context.params.items() if value and value is not None}
-    for name in ('dataset', 'method', 'recipe', *['reports'] * record):
-        if name not in given:
+    for name in ('dataset', 'method', 'recipe', *['reports'] * options['record']):
+        if not options[name]:
             raise ValueError(f'--{name} is empty; give a name, or leave the option out')
-    for name in {'study', 'modified'} & given:
-        if not record:
+    for name in ('study', 'modified'):
+        if options[name] and not options['record']:
             raise ValueError(f'--{name} is of a row; give --record, too')
 
 
@@ -402,6 +400,7 @@ def _meant(
     from dcwh import experiment
     from dcwh.config import resolve
 
+    _check_meant(context.params)
     for name in more.keys() & task.keys():
         option = f'--{name} {more[name]}'
         raise ValueError(f'{name} has an option of its own; give {option}, without --set')
@@ -810,14 +809,9 @@ def _config(name: str, lists_dir: str = '', missing: str = 'refuse', **flat: Any
     sources.check_source(name)
     lists = {'lists_dir': lists_dir, 'missing': missing}
     has_lists = name in sources.BENCHMARKS or name.startswith('lists/')
-    for option, value in {
-        'lists-dir': lists_dir,
-        'missing': missing.removeprefix('refuse'),
-    }.items():
-        if value and not has_lists:
-            raise ValueError(
-                f'--{option} is {value}, and {name} has no lists; leave --{option} out'
-            )
+    for option, value, usual in (('lists-dir', lists_dir, ''), ('missing', missing, 'refuse')):
+        if value != usual and not has_lists:
+            raise ValueError(f'--{option} is {value}, and {name} has no lists; leave it out')
     return resolve(lists, dataset=name, bits=1, **flat)
 
 
@@ -980,10 +974,7 @@ def _check_places(
     """Raises ValueError or OSError where codes and table cannot be written, or would replace
     something else."""
     if out.suffix != '.npz':
-        raise ValueError(
-            f'{out} is no name that ends in .npz, as that of codes does; '
-            'the table beside them ends in .csv'
-        )
+        raise ValueError(f'{out} is no .npz, which codes are; the table beside them ends in .csv')
     table = _table_beside(out)
     for place in (out, table):
         writable(place)
