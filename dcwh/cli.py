@@ -974,7 +974,10 @@ def _check_places(
     """Raises ValueError or OSError where codes and table cannot be written, or would replace
     something else."""
     if out.suffix != '.npz':
-        raise ValueError(f'{out} is no .npz, which codes are; the table beside them ends in .csv')
+        raise ValueError(
+            f'{out} does not end in .npz after a name, as codes do; the table beside them '
+            'ends in .csv'
+        )
     table = _table_beside(out)
     for place in (out, table):
         writable(place)

@@ -609,7 +609,7 @@ def test_options_that_say_nothing_are_refused(place):
         (['run', '--study', 'trial'], '--study is of a row; give --record, too'),
         (['run', '--modified'], '--modified is of a row; give --record, too'),
         (['encode', 'model', 'photos', '--out', ''], "--out is ''; give a name that ends in .npz"),
-        (['encode', 'model', 'photos', '--out', '.npz'], '.npz is no name that ends in .npz'),
+        (['encode', 'model', 'photos', '--out', '.npz'], '.npz does not end in .npz after a name'),
         (
             ['encode', 'model', 'photos', '--out', 'd', '--engine', 'here', '--actors', 2],
             'actors is 2, which is for engine ray',
