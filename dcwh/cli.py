@@ -722,6 +722,11 @@ def compare(
         )
     others = [folder for folder in folders if not _run_of(folder)]
     _warn_of_results([*others, *named])
+    if not named and results.read_results(*others).empty:
+        raise ValueError(
+            f'all results in {", ".join(others)} are of study tuning, on validation images, and '
+            'a comparison shows the others; name a run by its own folder to see it'
+        )
     given = {'folders': others, 'runs': named} if 'runs' in known else {'folders': others + named}
     experiment.execute(notebook, out, {**given, 'published': published}, partial=False)
     _say(out)
@@ -1938,11 +1943,12 @@ def _warn_of_codes(seen: 'Seen', same_file: bool) -> None:
             'each finds itself at distance 0, and the mAP is too high',
             stacklevel=2,
         )
-    if seen.names.again:
-        some = f' (looked at {SAMPLE})' if len(seen.names.hashes) == SAMPLE else ''
+    sample = seen.sample
+    if sample.again:
+        some = f' of {sample.times.sum():,} looked at' if len(sample.hashes) == SAMPLE else ''
         warnings.warn(
-            f'{counted(seen.names.again, "image")} of the database with the id of another there'
-            f'{some}: an image that stands twice counts twice',
+            f'{counted(sample.again, "image")} of the database with the id of another there{some}: '
+            'an image that stands twice counts twice',
             stacklevel=2,
         )
     if seen.images > 1 and seen.equal:

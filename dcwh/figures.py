@@ -11,6 +11,7 @@ __all__ = ['COLOURS', 'BLUE', 'ORANGE', 'GREY', 'HALO', 'MEANINGS', 'DASHES', 'R
 
 # %% ../nbs/16_figures.ipynb #ae449817
 import io
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import product
 from typing import Any
@@ -414,7 +415,8 @@ def precision_at_n(
         colours.setdefault(e.relevant.sum(1).mean(), look_of['color'])
     for relevant, own in colours.items():
         colour = own if len(colours) > 1 else '0.3'
-        ax.axvline(relevant, color=colour, ls=':', label=f'{relevant:,.0f} relevant images a query')
+        number = f'{relevant:,.0f}' if relevant >= 10 else f'{relevant:.2g}'
+        ax.axvline(relevant, color=colour, ls=':', label=f'{number} relevant images a query')
     ax.set(
         xscale='log',
         xlabel='first N ranks',
@@ -655,8 +657,8 @@ def code_map(
     xy = plane(unpack(unique, codes.bits), seed)
     images = pd.DataFrame({'place': place, 'label': labels})
     points = images.groupby(['label', 'place']).size().rename('images').reset_index()
-    number = max(len(classes), len(stars), int(labels.max()) + 1)
-    colours = {c: COLOURS[n] for n, c in enumerate(_spread(number, 10))}
+    present = np.union1d(labels, np.arange(len(stars)))
+    colours = {c: COLOURS[n] for n, c in enumerate(present[_spread(len(present), 10)])}
     fig, ax = plt.subplots(figsize=(7.5, 5), layout='constrained')
     _draw_points(ax, points, xy, colours, classes)
     _draw_stars(ax, xy[star_place], colours, classes)
@@ -664,7 +666,9 @@ def code_map(
     title = f'{len(chosen):,} codes of {codes.bits} bits, {different:,} of them different'
     ax.set(xlabel='t-SNE, first axis', ylabel='second axis', xticks=[], yticks=[], title=title)
     several = codes.labels is not None and codes.labels.ndim == 2
-    heads = ['first label'] * several + [f'10 of {number} classes'] * (number > 10)
+    listed = len(np.intersect1d(labels, [*colours]))
+    some = [f'{listed} of {len(present)} classes'] * (listed < len(present))
+    heads = ['first label'] * several + some
     place_of_legend: dict[str, Any] = {'loc': 'center left', 'bbox_to_anchor': (1, 0.5)}
     ax.legend(title='\n'.join(heads) or None, frameon=False, **place_of_legend)
     _place_names(fig)
@@ -872,6 +876,19 @@ def _looks(panels: Sequence[Iterable[str]]) -> dict[str, dict[str, Any]]:
     }
 
 
+_TURNS = [{'ls': ls, 'mfc': face} for ls in ('-', ':', '-.') for face in (None, 'white')]
+
+
+def _own_looks(names: Iterable[str], looks: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    "Looks of the lines of a panel. Those of one method with several settings differ in their dash."
+    own, times = {}, Counter[str]()
+    for name in names:
+        plain = _plain_name(name)
+        own[name] = looks[plain] | (_TURNS[times[plain] % len(_TURNS)] if times[plain] else {})
+        times[plain] += 1
+    return own
+
+
 def map_by_bits(
     cells: pd.DataFrame,  # from `comparison`
     main: str = 'dcwh',  # the method that always has a colour
@@ -886,8 +903,7 @@ def map_by_bits(
     size = (7, 2.4 * len(found))
     fig, axes = plt.subplots(len(found), 1, figsize=size, squeeze=False, layout='constrained')
     for n, (title, ours, theirs) in enumerate(found):
-        own = {name: looks[_plain_name(name)] for name in coloured[n]}
-        _draw_panel(axes[n, 0], ours, theirs, own)
+        _draw_panel(axes[n, 0], ours, theirs, _own_looks(coloured[n], looks))
         axes[n, 0].set_title(title, loc='left')
     return fig
 

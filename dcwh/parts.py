@@ -630,6 +630,10 @@ class Sample(NamedTuple):
         "Images whose id another has that came before."
         return int(self.times.sum()) - len(self.times)
 
+
+def _sampled(ids: np.ndarray) -> Sample:
+    return Sample().plus(Sample(_hashes_of(ids), np.ones(len(ids), np.int64)))
+
 # %% ../nbs/19_parts.ipynb #aaf466cd
 def _found_at(
     where: Sequence[str],
@@ -862,16 +866,21 @@ class Seen:
     code: bytes = b''  # of the first image
     equal: bool = True  # all codes so far
     names: Sample = Sample()  # ids that are no numbers of rows
+    rows: int = 0  # numbers of rows go up to this
+    following: int = 0  # the number of the next row, where a file goes on
 
     def add(self, part: Codes) -> None:
         "Look at a part of the database; parts come in order."
         numbers = np.arange(len(part))
-        rows = [np.array_equal(part.ids, numbers + first) for first in (self.images, 0)]
-        self.continues &= rows[0]
-        self.restarts &= rows[1]
-        if not any(rows):
-            hashes = _hashes_of(part.ids)
-            self.names = self.names.plus(Sample(hashes, np.ones_like(numbers)))
+        starts = self.images, 0, self.following
+        fits = [np.array_equal(part.ids, numbers + start) for start in starts]
+        self.continues &= fits[0]
+        self.restarts &= fits[1]
+        if any(fits):
+            self.following = int(part.ids[-1]) + 1
+            self.rows = max(self.rows, self.following)
+        else:
+            self.names = self.names.plus(_sampled(part.ids))
         wanted = set(self.query.ids.tolist())
         for row, name in enumerate(part.ids.tolist()):
             if name in wanted:
@@ -888,7 +897,16 @@ class Seen:
         self.code = self.code or later.code
         self.equal &= later.equal and self.code == later.code
         self.names = self.names.plus(later.names)
+        self.rows, self.following = max(self.rows, later.rows), later.following
         self.images = later.images
+
+    @property
+    def sample(self) -> Sample:
+        "Of the ids of all images. A number of a row counts once, in however many files it is."
+        found = self.names
+        for start in range(0, self.rows if len(found.hashes) else 0, PART):
+            found = found.plus(_sampled(np.arange(start, min(start + PART, self.rows))))
+        return found
 
     @property
     def in_both(self) -> int:

@@ -423,6 +423,11 @@ def limits(
         )
     if c['method'] not in BUILT_IN:
         said.append('The method is no part of dcwh. It comes from whoever trained the model.')
+    elif METHODS[c['method']].reference.startswith('this project'):
+        said.append(
+            'The method is a variant of this project, on that of the paper, which is reconstructed '
+            'from its abstract and from public re-implementations.'
+        )
     elif c['method'].startswith('dcwh'):
         said.append(
             'The method is reconstructed from the abstract of the paper '

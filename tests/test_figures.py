@@ -60,6 +60,22 @@ def test_what_cannot_be_drawn_is_refused():
             figure(codes, classes=('a', 'b'))
 
 
+def test_the_legend_of_a_map_counts_the_classes_that_are_there():
+    rng = np.random.default_rng(0)
+    names = tuple(f'class {c}' for c in range(30))
+    few = Codes.from_outputs(rng.normal(size=(60, 12)), 10 * (np.arange(60) % 3))
+    legend = figures.code_map(few, classes=names).axes[0].get_legend()
+    assert [text.get_text() for text in legend.get_texts()] == ['class 0', 'class 10', 'class 20']
+    assert legend.get_title().get_text() == ''
+
+
+def test_a_method_with_two_settings_has_two_looks():
+    looks = {'dcwh': {'color': 'b', 'marker': 'o'}, 'ce': {'color': 'r', 'marker': 's'}}
+    own = figures._own_looks(['dcwh', 'ce', 'dcwh, lr=0.01', 'dcwh, lr=0.1'], looks)
+    assert own['dcwh'] == looks['dcwh'] and own['ce'] == looks['ce']
+    assert len({str(look) for look in own.values()}) == 4
+
+
 def test_names_are_shown_as_they_are():
     names = ('$5_$10', '_background', 'a$', 'plain')
     pixels, labels = np.zeros((8, 4, 4, 3), np.uint8), np.arange(8) % 4

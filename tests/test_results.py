@@ -519,13 +519,34 @@ def test_a_run_with_other_numbers_than_its_row_is_told(tmp_path, monkeypatch):
     left(runs, 0.9 + 1e-15)  # a last digit that another sum has
     assert CliRunner().invoke(app, words).stderr == ''
     assert results.record(result(0.9 + 1e-15), reports) == reports / 'digits.csv'
-    name = left(runs, 0.85, seed=1).parent.name
+    name = left(runs, 0.85, seed=1).relative_to(runs).parent
     said = CliRunner().invoke(app, words).stderr
     assert said == (
         'finished runs that have other numbers than their rows in the tables: 1 '
         f'({name}); the rows are shown\n'
     )
     assert results.read_results(reports, runs)['map'].tolist() == [0.9, 0.9]
+
+
+def test_a_named_run_is_no_further_seed(tmp_path):
+    "It was read otherwise, which changes its hash. The template of named runs joins them so."
+    for seed in (0, 1, 2):
+        made(tmp_path / 'reports', 0.9, seed=seed)
+    run = left(tmp_path / 'runs', 0.9, seed=0, settings={'missing': 'skip'}).parent
+    both = pd.concat([results.read_results(tmp_path / 'reports'), results.read_results(run)])
+    assert both['hash'].nunique() == 4
+    with pytest.warns(UserWarning, match='left out, as the same run is there'):
+        once = results.each_seed_once(both)
+    assert results.summary(once)['n'].tolist() == [3]
+    template = json.loads((ROOT / 'nbs/templates/overlay.ipynb').read_text())
+    assert 'both = results.each_seed_once(both)' in str(template)
+
+
+def test_runs_on_validation_images_are_no_comparison(tmp_path, monkeypatch):
+    monkeypatch.setattr('dcwh.experiment.execute', lambda *given, **more: None)
+    left(tmp_path / 'val', 0.9, evaluate_on='validation')
+    done = CliRunner().invoke(app, ['compare', str(tmp_path / 'val')])
+    assert done.exit_code == 2 and 'val are of study tuning, on validation' in done.stderr
 
 
 def test_a_folder_that_is_not_there_is_refused(tmp_path):
