@@ -421,21 +421,19 @@ def limits(
             f'{empty:,} of {p["query"]:,} queries find nothing within radius 2; '
             'they count 0 in the precision there.'
         )
-    if c['method'] not in BUILT_IN:
-        said.append('The method is no part of dcwh. It comes from whoever trained the model.')
-    elif METHODS[c['method']].reference.startswith('this project'):
-        said.append(
-            'The method is a variant of this project, on that of the paper, which is reconstructed '
-            'from its abstract and from public re-implementations.'
-        )
-    elif c['method'].startswith('dcwh'):
-        said.append(
-            'The method is reconstructed from the abstract of the paper '
-            'and from public re-implementations.'
-        )
-    else:
-        said.append('The method is a re-implementation in dcwh.')
-    return said
+    return [*said, _whose(c['method'])]
+
+
+def _whose(method: str) -> str:
+    "Where a method comes from."
+    if method not in BUILT_IN:
+        return 'The method is no part of dcwh. It comes from whoever trained the model.'
+    if not method.startswith('dcwh'):
+        return 'The method is a re-implementation in dcwh.'
+    known = 'reconstructed from the abstract of the paper and from public re-implementations'
+    if METHODS[method].reference.startswith('this project'):
+        return f'The method is a variant of this project. Its base is {known}.'
+    return f'The method is {known}.'
 
 
 def _beginning(result: dict) -> str:

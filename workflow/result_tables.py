@@ -219,7 +219,7 @@ a task, a code length and a rival, with three seeds or more. In mAP, {against} a
 {handwritten} of the cells, photographs {len(rows) - handwritten}. (`idcwh` and our `dcwh-…` \
 are variants, not rivals.)
 - **Several labels per image.** On `digit-pairs` at 48 bits `dcwh` has an mAP of \
-{pairs['dcwh']:.3f} and `{pairs.idxmax()}` {pairs.max():.3f}, the highest."""
+{pairs['dcwh']:.3f} and `{pairs.idxmax()}` {pairs.max():.3f}, the highest mean."""
 
 
 def unseen_finding(
