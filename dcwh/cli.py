@@ -722,9 +722,10 @@ def compare(
         )
     others = [folder for folder in folders if not _run_of(folder)]
     _warn_of_results([*others, *named])
-    if not named and results.read_results(*others).empty:
+    asked = others if 'runs' in known and named else others + named
+    if asked and results.read_results(*asked).empty:
         raise ValueError(
-            f'all results in {", ".join(others)} are of study tuning, on validation images, and '
+            f'all results in {", ".join(asked)} are of study tuning, on validation images, and '
             'a comparison shows the others; name a run by its own folder to see it'
         )
     given = {'folders': others, 'runs': named} if 'runs' in known else {'folders': others + named}

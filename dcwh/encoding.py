@@ -714,8 +714,11 @@ class Dataset(ABC):
         for part in range(len(sizes)):
             if _lines_of(part) in names:
                 self.left_out[part] = _lines(self.beside.read(_lines_of(part)).decode())
-        empty = {k for k, lines in self.left_out.items() if len(lines) == sum(sizes[k])}
-        return parts | empty if parts else parts  # where no code is there, all are tried again
+        if not parts:  # all are tried again, also after this call is stopped
+            for part in self.left_out:
+                self.beside.write(_lines_of(part), b'')
+            self.left_out = {}
+        return parts | {k for k, lines in self.left_out.items() if len(lines) == sum(sizes[k])}
 
     def add(self, part: int, kept: bytes, packed: bytes, left_out: str) -> int:
         "Add a part that a worker made: how many images are done with."
@@ -953,6 +956,7 @@ def encode_dataset(
     for place in (model, to):
         as_path(place)
     to, settings = os.fspath(to).rstrip('/'), dict(storage_options or {})
+    check_word('engine', engine, ENGINES)
     if engine != 'here':
         address = address or os.environ.get('RAY_ADDRESS', '')
     numbers = {'batch_size': batch_size, 'part': part, 'actors': actors, 'threads': threads}
@@ -1000,7 +1004,6 @@ def _check_call(
     check_count('part', numbers['part'], 0, 2**31)
     check_count('actors', numbers['actors'], 0, 2**16)
     check_count('threads', numbers['threads'], 1, WORKERS)
-    check_word('engine', engine, ENGINES)
     for name, value in (('address', address), ('actors', numbers['actors'])):
         if value and engine == 'here':
             raise ValueError(f'{name} is {value}, which is for engine ray, and this is engine here')

@@ -530,7 +530,7 @@ def diagnostics(
 _COLLIDE = 'images that collide'  # a number; `collisions` of a result is a share
 
 
-def _check_named(c: int, classes: Sequence[str]) -> None:
+def _check_class_name(c: int, classes: Sequence[str]) -> None:
     "Raises ValueError where classes have names, and this one has none."
     if 0 < len(classes) <= c:
         raise ValueError(f'classes has {len(classes)} names, and none for class {c}')
@@ -546,7 +546,7 @@ def class_table(
     Raises ValueError for codes without labels, and where there are fewer names than classes."""
     table = pd.DataFrame(collisions(codes)).rename(columns={'collisions': _COLLIDE})
     if len(classes):
-        _check_named(table['class'].max(), classes)
+        _check_class_name(table['class'].max(), classes)
         table['class'] = [classes[c] for c in table['class']]
     images, labels = memberships(codes)
     table['margin'] = pd.Series(margins(codes)[images]).groupby(labels).median().to_numpy()
@@ -577,7 +577,7 @@ def _first_labels(codes: Codes) -> np.ndarray:
 
 
 def _class_name(c: int, classes: Sequence[str]) -> str:
-    _check_named(c, classes)
+    _check_class_name(c, classes)
     return _as_is(classes[c]) if len(classes) else str(c)
 
 
@@ -876,7 +876,7 @@ def _looks(panels: Sequence[Iterable[str]]) -> dict[str, dict[str, Any]]:
     }
 
 
-_TURNS = [{'ls': ls, 'mfc': face} for ls in ('-', ':', '-.') for face in (None, 'white')]
+_TURNS = [{'ls': ls, 'mfc': face} for face in (None, 'white') for ls in ('-', ':', '-.')]
 
 
 def _own_looks(names: Iterable[str], looks: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:

@@ -18,7 +18,7 @@ import shutil
 import stat
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from difflib import get_close_matches
 from numbers import Integral
 from pathlib import Path
@@ -266,24 +266,30 @@ def whole_folder(
 ) -> Iterator[Path]:  # where to make it: a place of the same name
     """Make a folder so that nobody ever sees half of it.
 
-    It is made beside its place, then renamed into it. What fails leaves nothing. Raises OSError,
-    naming path and reason, where it cannot be made."""
+    It is made beside its place, then renamed into it. What fails leaves no folder there. Raises
+    OSError, naming path and reason, where it cannot be made."""
     place = writable(path)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    draft = temporary(place)
+    with ExitStack() as held:
+        held.callback(shutil.rmtree, draft, ignore_errors=True)
+        with folder_lock(place.parent):  # nobody takes the draft for a leftover before it is locked
+            _remove_drafts(place)
+            draft.mkdir()
+            held.enter_context(folder_lock(draft))
+        yield draft / place.name
+        try:
+            (draft / place.name).rename(place)
+        except OSError as e:
+            raise OSError(f'{path} cannot be made ({e.strerror}); give another place') from e
+
+
+def _remove_drafts(place: Path) -> None:
+    "Remove what killed writers of a folder have left. What cannot be opened or is locked stays."
     for old in filter(Path.is_dir, leftovers(place)):
-        with folder_lock(old, wait=False) as left:  # not had while its writer lives
+        with suppress(OSError), folder_lock(old, wait=False) as left:
             if left:
                 shutil.rmtree(old, ignore_errors=True)
-    draft = temporary(place)
-    draft.mkdir(parents=True)
-    try:
-        with folder_lock(draft):
-            yield draft / place.name
-            try:
-                (draft / place.name).rename(place)
-            except OSError as e:
-                raise OSError(f'{path} cannot be made ({e.strerror}); give another place') from e
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
 
 # %% ../nbs/00_files.ipynb #f754195e
 SHIPPED = {

@@ -127,7 +127,7 @@ LISTS = {
 }
 
 
-def _with_lists(state: dict[str, Any]) -> dict[str, Any]:
+def _in_batches(state: dict[str, Any]) -> dict[str, Any]:
     "A state with its batches in lists; one that was gathered has a tensor for each."
     return {
         name: [held] if name in LISTS and isinstance(held, Tensor) else held
@@ -151,7 +151,7 @@ class _JoinedWhole(Metric):
         state = other.metric_state if isinstance(other, type(self)) else other
         with self._whole_or_not():
             here = {name: len(getattr(self, name)) for name in LISTS}
-            super().merge_state(_with_lists(state) if isinstance(state, dict) else state)
+            super().merge_state(_in_batches(state) if isinstance(state, dict) else state)
             for name, number in here.items():
                 joined = getattr(self, name)  # theirs are in front
                 theirs, ours = joined[: len(joined) - number], joined[len(joined) - number :]

@@ -964,10 +964,12 @@ def _tally_here(
     seen = Seen(query, before)
 
     def watched() -> Iterator[Codes]:
-        for part in parts:
-            if parts.form.ids:
-                seen.add(part)
-            yield part
+        for piece in parts.pieces:
+            seen.following = 0
+            for part in piece.read(parts.form):
+                if parts.form.ids:
+                    seen.add(part)
+                yield part
 
     return Tally(histograms_of_parts(query, watched(), graded, device), seen)
 

@@ -904,8 +904,8 @@ def _check_commit(row: dict) -> None:
 
 def alike(a: Any, b: Any) -> bool:
     "Whether two values are the same; of floats the last digits may differ, as sums are rounded."
-    numbers = all(isinstance(value, int | float) for value in (a, b))
-    return math.isclose(a, b, rel_tol=1e-9, abs_tol=1e-9) if numbers else a == b
+    floats = all(isinstance(value, float) for value in (a, b))
+    return math.isclose(a, b, rel_tol=1e-9, abs_tol=1e-9) if floats else a == b
 
 
 def _check_same(held: dict, row: dict, file: Path) -> None:
@@ -1294,7 +1294,7 @@ def each_seed_once(
         runs = ', '.join(dict.fromkeys(table['run'][again]))
         warnings.warn(
             f'left out, as the same run is there with another of weights, {kinds}: {runs}',
-            stacklevel=3,
+            stacklevel=2,
         )
     return table[~again].reset_index(drop=True)
 

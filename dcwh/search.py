@@ -1847,7 +1847,7 @@ class _Place:
         "LanceDB's connection to what the table is in, or to a folder on this machine."
         settings = {name: str(value) for name, value in self.settings.items()}
         options = _CALM | settings if self.remote else {}
-        local = os.path.abspath(folder or self.folder)  # no ~ to expand
+        local = os.path.realpath(folder or self.folder)  # where the system would go; no ~
         return _lancedb().connect(self.folder if self.remote else local, storage_options=options)
 
     def error(self, error: Exception) -> OSError:
