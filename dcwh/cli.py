@@ -1720,6 +1720,8 @@ def evaluate(
 
     k = top_k or None
     evaluation.check_cut(k, normaliser)
+    query_table = _table_or_labels('query', query_table, query_labels)
+    database_table = _table_or_labels('database', database_table, database_labels)
     asked = read_codes(query, query_codes, query_labels)
     named, tables = (database_codes, database_labels), (query_table, database_table)
     counts, seen = _counts(asked, query, database, named, tables, first, engine)
@@ -1737,6 +1739,16 @@ def evaluate(
 def _is_dataset(database: str) -> bool:
     "Whether it is read part by part."
     return '://' in database or database.endswith('.parquet') or Path(database).is_dir()
+
+
+def _table_or_labels(side: str, table: str, labels: str) -> str:
+    "The table of a side: none where its labels are said. Raises ValueError where both are."
+    if labels and table not in ('', 'none'):
+        raise ValueError(
+            f'--{side}-labels is {labels} and --{side}-table {table}; give the one that has the '
+            'labels'
+        )
+    return 'none' if labels else table
 
 
 def _counted(
@@ -1858,11 +1870,13 @@ def _numbered_together(
 
     named = parts.form.named or parts.form.label == 'label'  # numbers in a column can be names
     if names is None:
-        if parts.form.named:
+        if parts.form.named or named and str(table) != 'none':
             said = 'has no column label' if table.is_file() else 'is not there'
+            kind = 'names' if parts.form.named else 'in a column, where a number is a name'
+            fit = '' if parts.form.named else ', or say none if the numbers in the codes fit'
             raise ValueError(
-                f'{table} {said}, and the labels of the database are names; '
-                'give --query-table a table with a column label'
+                f'{table} {said}, and the labels of the database are {kind}; '
+                f'give --query-table a table with a column label{fit}'
             )
         return asked, parts
     if not named:

@@ -231,6 +231,7 @@ def average_precision(
 
     Raises ValueError where histograms, cut, normaliser, ties and gains do not go together."""
     check_cut(top_k, normaliser)
+    check_word('ties', ties, TIES)
     check_groups(items, relevant)
     if gains is not None:
         check_groups(items, gains, 'gains')
@@ -330,6 +331,7 @@ def found_at(
 
     Raises ValueError where these are no histograms, no ranks, or no way of breaking ties."""
     check_groups(items, relevant, 'gains')
+    check_word('ties', ties, TIES)
     ranks = as_array(ns, 'ns').reshape(-1)
     if ranks.dtype.kind not in 'iu' or not ranks.size:
         raise ValueError(f'ns are {shown(ranks.tolist())}; ranks are whole numbers, at least one')

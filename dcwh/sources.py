@@ -1049,12 +1049,20 @@ def labels_in(
 ) -> list[list[str]] | None:  # the labels of each row
     """The column label, or labels, separated by semicolons. None where there is neither.
 
-    Raises ValueError where a column is one text."""
+    Warns of a semicolon in a column label. Raises ValueError where a column is one text."""
     for name in ('label', 'labels'):
         if isinstance(columns.get(name), str):
             raise ValueError(f'{name} is {shown(columns[name])}; give a text for each row')
     if 'label' in columns:
-        return [[str(value).strip()] for value in columns['label']]
+        names = [str(value).strip() for value in columns['label']]
+        several = next((name for name in names if ';' in name), '')
+        if several:
+            warnings.warn(
+                f'the column label has {shown(several)}, which is taken as one class; a column '
+                'labels holds several',
+                stacklevel=2,
+            )
+        return [[name] for name in names]
     if 'labels' in columns:
         return [split_labels(str(value)) for value in columns['labels']]
     return None

@@ -33,7 +33,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import broadcast
+from accelerate.utils import GradientAccumulationPlugin, broadcast
 from torch import Tensor, nn
 from torch.distributed import all_reduce
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -320,18 +320,34 @@ def numerics(config: Config) -> Iterator[None]:
         torch.use_deterministic_algorithms(strict)
 
 
+def _check_whole() -> None:
+    "Raises ValueError where the environment has accelerate cut a network into parts."
+    for kind in ('FSDP', 'DEEPSPEED', 'MEGATRON_LM', 'PARALLELISM_CONFIG'):
+        name = f'ACCELERATE_USE_{kind}'
+        if os.environ.get(name, 'false').lower() in ('1', 'true', 'yes', 'y', 'on', 't'):
+            raise ValueError(f'{name} is set; each process trains a whole network, so unset it')
+
+
 def accelerator_of(
     config: Config,
     **options: Any,  # of accelerate's `Accelerator`
 ) -> Accelerator:
     """accelerate's object for device, processes and precision.
 
-    Raises ValueError if the device cannot compute in this precision, or if a launcher has started
-    several processes that do not find each other."""
+    What the environment says of accumulation and compilation is not taken: no result would tell.
+    Raises ValueError if the device cannot compute in this precision, if the environment asks for
+    parts of a network in each process, or if a launcher has started several processes that do not
+    find each other."""
+    _check_whole()
     precision, kinds = config.precision, {'fp32': 'no'}
     AcceleratorState._reset_state(reset_partial_state=True)
     try:
-        accelerator = Accelerator(mixed_precision=kinds.get(precision, precision), **options)
+        accelerator = Accelerator(
+            mixed_precision=kinds.get(precision, precision),
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+            dynamo_backend='no',
+            **options,
+        )
     except ValueError as e:
         raise ValueError(_not_computed(precision, first_line(e))) from e
     started = os.environ.get('WORLD_SIZE', '1')

@@ -285,6 +285,29 @@ def test_several_labels_meet_one(tmp_path, monkeypatch):
     assert score() == expected
 
 
+def test_labels_that_are_named_are_taken_and_no_table_beside(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    fine = np.random.default_rng(0).integers(0, 8, 60)
+    names = np.array([f'class {c}' for c in fine])
+    codes = Codes.from_outputs(np.random.default_rng(1).normal(size=(60, 16)))
+    for name, part in (('q', slice(20)), ('d', slice(20, None))):
+        save_codes(codes[part], {'label': names[part]}, Path(f'{name}.npz'))
+        np.save(f'{name}-coarse.npy', fine[part] % 2)
+    coarse = [
+        Codes(c.packed, 16, fine[p] % 2, c.ids)
+        for c, p in ((codes[:20], slice(20)), (codes[20:], slice(20, None)))
+    ]
+    told = ['--query-labels', 'q-coarse.npy', '--database-labels', 'd-coarse.npy', '--json']
+    done = do('evaluate', 'q.npz', 'd.npz', *told)
+    assert json.loads(done.stdout)['map'] == dcwh.evaluate(*coarse).map
+    assert json.loads(do('evaluate', 'q.npz', 'd.npz', '--json').stdout)['map'] < 0.3
+    assert refused(do('evaluate', 'q.npz', 'd.npz', *told[:2]), 'one side is without a table')
+    assert refused(
+        do('evaluate', 'q.npz', 'd.npz', *told[:2], '--query-table', 'q.csv'),
+        '--query-labels is q-coarse.npy and --query-table q.csv; give the one',
+    )
+
+
 def test_an_empty_label_and_queries_in_the_database_are_said(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     labels = [CLASSES[i] for i in np.random.default_rng(0).integers(0, 3, 60)]

@@ -468,7 +468,7 @@ def test_a_folder_in_the_place_of_a_table_that_was_moved_stays(home, tmp_path):
 
 
 @pytest.mark.parametrize('name', ['codes', 'codes.lance'])
-def test_images_that_could_not_be_read_before(home, tmp_path, name):
+def test_images_that_could_not_be_read_before(home, tmp_path, monkeypatch, name):
     "Where none could, all are tried again. Where some could, it is said that they are not."
     shutil.copytree(home / 'photos', tmp_path / 'photos')
     photos = sorted((tmp_path / 'photos').glob('*/???.png'))
@@ -488,8 +488,16 @@ def test_images_that_could_not_be_read_before(home, tmp_path, name):
         assert f'images were changed, remove {tmp_path / name}.plan, and' in done.stderr
     for path in photos[:-1]:
         write(path, whole[path])
+
+    def stopped(*given):
+        yield next(_here(*given))
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setitem(ENGINES, 'here', stopped)
+        assert call().exit_code == 130
     done = call()
-    assert done.exit_code == 1 and 'earlier call' not in done.stderr
+    assert done.exit_code == 1 and 'left out 1 image,' in done.stderr  # of the first part
     assert re.search('^images +599$', done.stdout, re.MULTILINE)
     write(photos[-1], whole[photos[-1]])
     done = call()

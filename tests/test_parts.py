@@ -88,7 +88,7 @@ def test_labels_in_the_files(place):
     assert 'labels of the database are no names' in do('q.npz', 'own0.npz', 'own1.npz', code=2)
     assert 'q-own.csv is not there, and the labels' in do('q-own.npz', 'codes', code=2)
     CodeIndex.build(database, 'lance', {'label': database.labels}, path='numbers.lance')
-    assert do('q-own.npz', 'numbers.lance') == whole  # numbers, or the names that they are
+    assert do('q-own.npz', 'numbers.lance', '--query-table', 'none') == whole
     save_codes(query, {'label': query.labels.astype(str)}, Path('named.npz'))
     assert do('named.npz', 'numbers.lance') == whole
 
@@ -155,6 +155,12 @@ def test_an_image_that_would_count_twice_is_said(place):
         said = do('q.npz', 'codes', '--engine', engine)[1]
         assert twice.replace('10', '20') in said
     Path('codes/part-2.parquet').unlink()
+    for name, ids in (('a', range(100)), ('b', range(50)), ('c', range(50, 100))):
+        part = Codes(database.packed[: len(ids)], 32, database.labels[: len(ids)], np.array(ids))
+        write_parquet(part, f'{name}.parquet')
+    for engine in ('here', 'ray'):  # a file does not go on where the one before ended
+        said = do('q.npz', 'a.parquet', 'b.parquet', 'c.parquet', '--engine', engine)[1]
+        assert twice.replace('10', '50') in said
     for number in (-1, -2):  # of one hash in Python
         alone = database[:1]
         Codes(alone.packed, alone.bits, alone.labels, np.array([number])).save(f'id{number}.npz')
@@ -190,6 +196,23 @@ def test_files_in_folders_of_a_folder_are_not_passed_by(place):
     assert said in do('q.npz', 'codes', code=2)
     Path('codes/more').rename('codes/_more')
     assert do('q.npz', 'codes') == do('q.npz', 'd0.npz')
+
+
+def test_numbers_in_a_column_are_names(place):
+    "A run numbers its classes in the order of their texts: 10 before 2."
+    query, database = place
+    numbers = np.array([2, 3, 10, 11])
+    order = {str(n): i for i, n in enumerate(sorted(map(str, numbers)))}
+    of_run = np.array([order[str(n)] for n in numbers])
+    Codes(query.packed, 32, of_run[query.labels], query.ids, 'aaaa').save('run.npz')
+    save_codes(query, {'label': numbers[query.labels]}, Path('named.npz'))
+    CodeIndex.build(database, 'lance', {'label': numbers[database.labels]}, path='n.lance')
+    said = 'run.csv is not there, and the labels of the database are in a column, where a number'
+    assert said in do('run.npz', 'n.lance', code=2)
+    known = do('q.npz', 'd.lance')[0]
+    assert do('named.npz', 'n.lance')[0] == known
+    Codes(query.packed, 32, numbers[query.labels], query.ids, 'aaaa').save('same.npz')
+    assert do('same.npz', 'n.lance', '--query-table', 'none')[0] == known
 
 
 def test_what_is_refused_before_anything_is_counted(place, monkeypatch):

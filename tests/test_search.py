@@ -1185,6 +1185,18 @@ def test_a_lance_index_that_could_not_be_made_leaves_nothing(tmp_path, monkeypat
         CodeIndex.load(path)
 
 
+def test_a_lance_index_is_where_the_system_says(tmp_path, monkeypatch):
+    "Not where the text of its path would lead: .. behind a link is the parent of its target."
+    monkeypatch.chdir(tmp_path)
+    Path('other/real').mkdir(parents=True)
+    Path('link').symlink_to('other/real')
+    CodeIndex.build(codes(7), 'lance', path='z.lance')
+    made = CodeIndex.build(codes(3, 100), 'lance', path='link/../z.lance')
+    assert len(made) == 3 and made.search(codes(1, 100), 1)[1].tolist() == [['100.jpg']]
+    assert len(CodeIndex.load('link/../z.lance')) == len(CodeIndex.load('other/z.lance')) == 3
+    assert len(CodeIndex.load('z.lance')) == 7
+
+
 def test_a_lance_index_is_there_with_its_lists_or_not_at_all(tmp_path):
     program = """
 import lancedb.table
