@@ -714,10 +714,8 @@ class Dataset(ABC):
         for part in range(len(sizes)):
             if _lines_of(part) in names:
                 self.left_out[part] = _lines(self.beside.read(_lines_of(part)).decode())
-        if not parts:  # all are tried again, also after this call is stopped
-            for part in self.left_out:
-                self.beside.write(_lines_of(part), b'')
-            self.left_out = {}
+        while self.left_out and not parts:  # all are tried again, also after this call is stopped
+            self.beside.write(_lines_of(self.left_out.popitem()[0]), b'')
         return parts | {k for k, lines in self.left_out.items() if len(lines) == sum(sizes[k])}
 
     def add(self, part: int, kept: bytes, packed: bytes, left_out: str) -> int:
@@ -957,8 +955,7 @@ def encode_dataset(
         as_path(place)
     to, settings = os.fspath(to).rstrip('/'), dict(storage_options or {})
     check_word('engine', engine, ENGINES)
-    if engine != 'here':
-        address = address or os.environ.get('RAY_ADDRESS', '')
+    address = address or ('' if engine == 'here' else os.environ.get('RAY_ADDRESS', ''))
     numbers = {'batch_size': batch_size, 'part': part, 'actors': actors, 'threads': threads}
     _check_call(to, settings, numbers, engine, address)
     model = os.fspath(model)

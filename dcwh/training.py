@@ -298,6 +298,14 @@ def _optimizer(config: Config, model: HashModel, criterion: Criterion) -> torch.
         return torch.optim.AdamW(groups, lr, weight_decay=decay, fused=fused)
     return torch.optim.SGD(groups, lr, config.momentum, weight_decay=decay, fused=fused)
 
+# %% ../nbs/14_training.ipynb #14ac0001
+def _check_whole() -> None:
+    "Raises ValueError where the environment has accelerate cut a network into parts."
+    for kind in ('FSDP', 'DEEPSPEED', 'MEGATRON_LM', 'PARALLELISM_CONFIG'):
+        name = f'ACCELERATE_USE_{kind}'
+        if os.environ.get(name, 'false').lower() in ('1', 'true', 'yes', 'y', 'on', 't'):
+            raise ValueError(f'{name} is set; each process trains a whole network, so unset it')
+
 # %% ../nbs/14_training.ipynb #7c0de003
 TYPES = {'fp32': torch.float32, 'bf16': torch.bfloat16, 'fp16': torch.float16}
 
@@ -318,14 +326,6 @@ def numerics(config: Config) -> Iterator[None]:
     finally:
         matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark = before
         torch.use_deterministic_algorithms(strict)
-
-
-def _check_whole() -> None:
-    "Raises ValueError where the environment has accelerate cut a network into parts."
-    for kind in ('FSDP', 'DEEPSPEED', 'MEGATRON_LM', 'PARALLELISM_CONFIG'):
-        name = f'ACCELERATE_USE_{kind}'
-        if os.environ.get(name, 'false').lower() in ('1', 'true', 'yes', 'y', 'on', 't'):
-            raise ValueError(f'{name} is set; each process trains a whole network, so unset it')
 
 
 def accelerator_of(
