@@ -21,7 +21,9 @@ import reprlib
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
+from decimal import Decimal
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -1812,9 +1814,24 @@ def labelled(
             f'give both sides a table with a column label, {other}'
         )
     _, labels = number_labels([row for rows in known for row in rows])
+    _warn_of_numbers(*({name for row in rows for name in row} for rows in known))
     ends = len(known[0])
     parts = labels[:ends], labels[ends:]
     return [replace(codes, labels=part) for codes, part in zip(sides, parts, strict=True)]
+
+
+def _warn_of_numbers(asked: AbstractSet[str], held: AbstractSet[str]) -> None:
+    "Warn where a class of one side is one of the other but for the way its number is written."
+    number = re.compile(r'[+-]?[0-9]+(\.[0-9]*)?')
+    others = {Decimal(name): name for name in held - asked if number.fullmatch(name)}
+    for name in sorted(filter(number.fullmatch, asked - held)):
+        if Decimal(name) in others:
+            warnings.warn(
+                f'the queries have a class {name} and the database {others[Decimal(name)]}: names '
+                'are texts, so these are two classes',
+                stacklevel=2,
+            )
+            return
 
 
 def _names_of(codes: 'Codes', columns: dict, table: Path) -> list[list[str]] | None:
@@ -1871,6 +1888,11 @@ def _numbered_together(
     named = parts.form.named or parts.form.label == 'label'  # numbers in a column can be names
     if names is None:
         if parts.form.named or named and str(table) != 'none':
+            if str(table) == 'none':
+                raise ValueError(
+                    'the queries are without a table, and the labels of the database are names; '
+                    'leave out --query-labels, and --query-table none'
+                )
             said = 'has no column label' if table.is_file() else 'is not there'
             kind = 'names' if parts.form.named else 'in a column, where a number is a name'
             fit = '' if parts.form.named else ', or say none if the numbers in the codes fit'
@@ -1885,7 +1907,9 @@ def _numbered_together(
             'say --query-table none if those in the codes fit'
         )
     classes, labels = number_labels(names)
-    check_spelling(sorted({*classes, *parts.class_names()}))
+    there = parts.class_names()
+    check_spelling(sorted({*classes, *there}))
+    _warn_of_numbers({*classes}, there)
     return replace(asked, labels=labels), parts.numbered(classes, several=labels.ndim == 2)
 
 # %% ../nbs/23_cli.ipynb #16f66ce0

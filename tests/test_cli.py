@@ -4,6 +4,7 @@ stays text on the way to a number."""
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 import warnings
@@ -283,6 +284,29 @@ def test_several_labels_meet_one(tmp_path, monkeypatch):
     for file in 'qd':
         os.unlink(f'{file}.csv')
     assert score() == expected
+
+
+def test_a_class_that_is_written_otherwise_on_the_other_side_is_said(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    codes = Codes.from_outputs(np.random.default_rng(1).normal(size=(60, 16)))
+    for asked, held, said in (
+        (('01', '02', '10'), ('1', '2', '10'), 'have a class 01 and the database 1: names are'),
+        (('1', '10'), ('1.0', '10.0'), 'have a class 1 and the database 1.0: names are texts'),
+        (('1.1', '1.10'), ('1.1', '1.10'), ''),
+        (('007', '7'), ('7', 'seven'), ''),
+    ):
+        for name, names, part in (('q', asked, slice(20)), ('d', held, slice(20, None))):
+            labels = np.array(names)[np.arange(60)[part] % len(names)]
+            save_codes(codes[part], {'label': labels}, Path(f'{name}.npz'))
+        for more in ([], ['d2.npz']):
+            shutil.copy('d.npz', 'd2.npz')
+            shutil.copy('d.csv', 'd2.csv')
+            done = do('evaluate', 'q.npz', 'd.npz', *more)
+            assert said in done.stderr and ('two classes' in done.stderr) == bool(said)
+    words = ('--query-labels', 'y.npy', '--engine', 'here')
+    np.save('y.npy', np.arange(20))
+    done = do('evaluate', 'q.npz', 'd.npz', 'd2.npz', *words)
+    assert refused(done, 'queries are without a table', 'leave out --query-labels')
 
 
 def test_labels_that_are_named_are_taken_and_no_table_beside(tmp_path, monkeypatch):

@@ -232,7 +232,7 @@ def test_what_is_refused_before_anything_is_counted(place, monkeypatch):
         (['nowhere.lance'], 'nowhere.lance'),
         (['codes', '--engine', 'spark'], "unknown engine 'spark'; known are here, ray"),
         (['codes', '--database-table', 'd.csv'], '--database-table is d.csv'),
-        (['codes', '--query-table', 'none'], 'none is not there, and the labels'),
+        (['codes', '--query-table', 'none'], 'the queries are without a table'),
         (['codes', '--first', 64], 'bits is 64 and codes have 32'),
     ):
         assert said in do('q.npz', *dataset, code=2)
