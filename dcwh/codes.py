@@ -373,9 +373,9 @@ def _positions(rows: object, images: int) -> slice | np.ndarray:
 # %% ../nbs/01_codes.ipynb #4e471a64
 def _beginnings(codes: 'Codes', bits: int) -> 'Codes':
     "The first bits of each code, packed again. Raises ValueError where codes are shorter."
-    if check_bits(bits) > codes.bits:
+    bits = check_bits(bits)  # of numpy, an unsigned number has no minus
+    if bits > codes.bits:
         raise ValueError(f'bits is {bits} and codes have {codes.bits}; their first bits are fewer')
-    bits = int(bits)  # of numpy, an unsigned number has no minus
     packed = codes.packed[:, : -(-bits // 8)].copy()
     packed[:, -1] &= 0xFF << -bits % 8 & 0xFF  # padding bits are zero
     return Codes(packed, bits, codes.labels, codes.ids, codes.model)

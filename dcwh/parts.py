@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Stamp', 'STATE', 'UNFINISHED', 'PART', 'Namer', 'SAMPLE', 'arrow_library', 'files_at', 'in_words', 'Folder',
            'folder_of', 'warn_unfinished', 'numbers_of', 'Form', 'distinct_names', 'codes_in', 'Piece', 'ArrowPiece',
-           'ParquetPiece', 'LancePiece', 'NpzPiece', 'Sample', 'CodeParts', 'Seen', 'Tally', 'tally', 'check_address',
+           'ParquetPiece', 'LancePiece', 'NpzPiece', 'CodeParts', 'Sample', 'Seen', 'Tally', 'tally', 'check_address',
            'ray_library', 'ray_cluster']
 
 # %% ../nbs/19_parts.ipynb #10a54976
@@ -593,47 +593,6 @@ def _npz_parts(
             )
     return list(pieces), _joint(forms, paths)
 
-# %% ../nbs/19_parts.ipynb #12125e1e
-SAMPLE = 2**18  # ids that are remembered
-
-
-def _hashes_of(ids: np.ndarray) -> np.ndarray:  # uint64, shape (N,)
-    "The same in every process, and whatever the width of the array."
-    if ids.dtype.kind in 'iu':
-        hashes = ids.astype(np.uint64)
-    else:
-        letters = ids.astype(f'=U{max(1, ids.dtype.itemsize // 4)}').view(np.uint32)
-        letters = letters.reshape(len(ids), -1)
-        weights = np.random.default_rng(0).integers(2**64, size=letters.shape[1], dtype=np.uint64)
-        hashes = np.zeros(len(ids), np.uint64)
-        for letter, weight in zip(letters.T, weights, strict=True):
-            hashes += letter * weight
-    hashes = (hashes ^ (hashes >> np.uint64(32))) * np.uint64(0x9E3779B97F4A7C15)
-    return hashes ^ (hashes >> np.uint64(32))
-
-
-class Sample(NamedTuple):
-    "Images by the smallest hashes of their ids, and how many have each. Parts add up."
-
-    hashes: np.ndarray = np.empty(0, np.uint64)  # at most SAMPLE, in order
-    times: np.ndarray = np.empty(0, np.int64)
-
-    def plus(self, other: 'Sample') -> 'Sample':
-        "Those of both parts."
-        hashes = np.concatenate([self.hashes, other.hashes])
-        distinct, place = np.unique(hashes, return_inverse=True)
-        times = np.bincount(place, np.concatenate([self.times, other.times]), len(distinct))
-        return Sample(distinct[:SAMPLE], times[:SAMPLE].astype(np.int64))
-
-    @property
-    def again(self) -> int:
-        "Images whose id another has that came before."
-        return int(self.times.sum()) - len(self.times)
-
-
-def _sampled(ids: np.ndarray) -> Sample:
-    return Sample().plus(Sample(_hashes_of(ids), np.ones(len(ids), np.int64)))
-
 # %% ../nbs/19_parts.ipynb #aaf466cd
 def _found_at(
     where: Sequence[str],
@@ -852,6 +811,47 @@ def _numbered_form(form: Form, classes: tuple[str, ...], several: bool) -> Form:
     as_rows = several or form.label == 'labels'
     rows = max(1, 2**28 // max(1, len(classes))) if as_rows else form.rows
     return replace(form, classes=classes, several=several, rows=min(form.rows, rows))
+
+# %% ../nbs/19_parts.ipynb #12125e1e
+SAMPLE = 2**18  # ids that are remembered
+
+
+def _hashes_of(ids: np.ndarray) -> np.ndarray:  # uint64, shape (N,)
+    "The same in every process, and whatever the width of the array."
+    if ids.dtype.kind in 'iu':
+        hashes = ids.astype(np.uint64)
+    else:
+        letters = ids.astype(f'=U{max(1, ids.dtype.itemsize // 4)}').view(np.uint32)
+        letters = letters.reshape(len(ids), -1)
+        weights = np.random.default_rng(0).integers(2**64, size=letters.shape[1], dtype=np.uint64)
+        hashes = np.zeros(len(ids), np.uint64)
+        for letter, weight in zip(letters.T, weights, strict=True):
+            hashes += letter * weight
+    hashes = (hashes ^ (hashes >> np.uint64(32))) * np.uint64(0x9E3779B97F4A7C15)
+    return hashes ^ (hashes >> np.uint64(32))
+
+
+class Sample(NamedTuple):
+    "Images by the smallest hashes of their ids, and how many have each. Parts add up."
+
+    hashes: np.ndarray = np.empty(0, np.uint64)  # at most SAMPLE, in order
+    times: np.ndarray = np.empty(0, np.int64)
+
+    def plus(self, other: 'Sample') -> 'Sample':
+        "Those of both parts."
+        hashes = np.concatenate([self.hashes, other.hashes])
+        distinct, place = np.unique(hashes, return_inverse=True)
+        times = np.bincount(place, np.concatenate([self.times, other.times]), len(distinct))
+        return Sample(distinct[:SAMPLE], times[:SAMPLE].astype(np.int64))
+
+    @property
+    def again(self) -> int:
+        "Images whose id another has that came before."
+        return int(self.times.sum()) - len(self.times)
+
+
+def _sampled(ids: np.ndarray) -> Sample:
+    return Sample().plus(Sample(_hashes_of(ids), np.ones(len(ids), np.int64)))
 
 # %% ../nbs/19_parts.ipynb #f7749109
 @dataclass(eq=False)
