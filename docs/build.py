@@ -27,7 +27,8 @@ PLACES = {  # where files of the repository, or folders of them, are on the site
     'CHANGELOG.md': 'changelog.md',
     'workflow/README.md': 'guides/grids.md',
     'data/README.md': 'guides/data.md',
-    'docs/': '',  # docs/reference/index.md is made, not kept
+    'docs/': '',
+    'dcwh': 'reference/index.md',  # the folder of modules: their reference
     'nbs/tutorials/': 'guides/',
     'nbs/': 'notebooks/',
     'reports/': 'reports/',
@@ -55,8 +56,7 @@ class Site:
         found = files('nbs', '*.ipynb') + files('reports', '*.ipynb')
         self.notebooks = [path for path in found if not path.startswith(NOT_PAGES)]
         self.texts = [path for path in PLACES if path.endswith('.md')] + files('docs', '*.md')
-        made = 'docs/reference/index.md'
-        pages = {path: place(path) for path in [*self.notebooks, *self.texts, made]}
+        pages = {path: place(path) for path in [*self.notebooks, *self.texts, 'dcwh']}
         self.links = notebooks.Links(ROOT, pages, ini['DEFAULT']['git_url'])
         self.modules = reference.modules(ROOT / 'dcwh')
         self.known = {f'{m.name}.{name}' for m in self.modules for name in m.definitions()}
