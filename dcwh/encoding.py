@@ -58,6 +58,7 @@ from dcwh.search import (
     check_options,
     header_of,
     lance_table,
+    stamp_of,
     table_at,
     values_at,
 )
@@ -88,6 +89,7 @@ class Reader:
     column: str = ''  # of the images, in a dataset
     version: int = 0  # of a Lance dataset
     files: tuple = ()  # of a Parquet dataset: name, bytes and time of each
+    stamp: float = 0  # of the version of a Lance dataset
 
 
 Listing = tuple[Reader, Any]  # and the list, an arrow table
@@ -270,7 +272,8 @@ def _rows_of_lance(place: str, settings: Mapping[str, Any]) -> Listing:
     count = len(table)
     rows = table.rows(names, 0, count) if names else arrow_library().table({})
     at = np.stack([np.zeros(count, np.int64), np.arange(count)], 1)
-    return _rows_listed(place, Reader('lance', place, column, table.version), rows, at)
+    reader = Reader('lance', place, column, table.version, (), stamp_of(table))
+    return _rows_listed(place, reader, rows, at)
 
 # %% ../nbs/21_encoding.ipynb #21e00018
 def list_images(
@@ -409,6 +412,7 @@ def _changes(
 ) -> str:  # empty: none
     "How a source has changed since its list was made."
     (was, rows), (now, others) = old, new
+    now = now if was.stamp else replace(now, stamp=0)  # older lists have none
     if was == now and rows.equals(others):
         return ''
     if rows['id'].type != others['id'].type:
@@ -478,6 +482,8 @@ def _content(place: str, row: dict[str, Any], value: Any) -> Content:
 # %% ../nbs/21_encoding.ipynb #21e00031
 def _read_lance(reader: Reader, settings: Mapping[str, Any]) -> Items:
     table = lance_table(reader.place, settings, reader.version)
+    if reader.stamp and stamp_of(table) != reader.stamp:
+        raise OSError(f'{reader.place} was made anew after the list was made')
 
     def items(rows: list[dict[str, Any]]) -> list[Item]:
         values = values_at(table, [row[_AT[1]] for row in rows], reader.column).to_pylist()

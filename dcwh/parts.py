@@ -27,7 +27,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import ModuleType
 from typing import Any, NamedTuple
-from uuid import uuid4
 
 import numpy as np
 import torch
@@ -38,7 +37,7 @@ from .counting import histograms_of_parts
 from .data import WORKERS, fitting
 from .files import as_path, check_word, file_is_there, is_whole, shown, write_whole
 from .model import first_line
-from .search import CodeIndex, check_width, header_of, in_lance, types_of
+from .search import CodeIndex, check_width, header_of, in_lance, stamp_of, types_of
 from .sources import split_labels
 
 # %% ../nbs/19_parts.ipynb #e205b30c
@@ -397,20 +396,23 @@ class LancePiece(ArrowPiece):
     start: int  # the first row
     version: int
     storage_options: tuple[tuple[str, Any], ...] = field(default=(), repr=False)
-    opened: str = ''  # tells this opening from an earlier one of another table at the same place
+    stamp: float = 0  # of the version: tells it from one of another table at the same place
 
     def tables(self, columns: list[str], rows: int) -> Iterator[Any]:
         "See `ArrowPiece.tables`."
-        index = _pinned(self.where, self.version, self.storage_options, self.opened)
+        index = _pinned(self.where, self.version, self.storage_options, self.stamp)
         stop = self.start + self.images
         for start in range(self.start, stop, rows):
             yield index.table.rows(columns, start, min(rows, stop - start))
 
 
 @lru_cache(maxsize=4)
-def _pinned(where: str, version: int, storage_options: tuple, opened: str) -> Any:
-    "A table at a version; it is opened once."
-    return CodeIndex.load(where, version=version, storage_options=dict(storage_options))
+def _pinned(where: str, version: int, storage_options: tuple, stamp: float) -> Any:
+    "A table at a version; it is opened once. Raises ValueError where another lies there now."
+    index: Any = CodeIndex.load(where, version=version, storage_options=dict(storage_options))
+    if stamp_of(index.table) != stamp:
+        raise ValueError(f'{where} was made anew since the dataset was opened; open it again')
+    return index
 
 # %% ../nbs/19_parts.ipynb #20f55665
 Namer = Callable[[Codes, Path], list[list[str]] | None]  # names of labels, of a table beside codes
@@ -521,7 +523,8 @@ def _lance_parts(
     if not in_lance(where):
         raise FileNotFoundError(f'no Lance table at {where}; give a dataset of codes')
     newest: Any = CodeIndex.load(where, version=version, storage_options=storage_options)
-    pinned = newest.table.version, tuple((storage_options or {}).items()), uuid4().hex
+    options = tuple((storage_options or {}).items())
+    pinned = newest.table.version, options, stamp_of(newest.table)
     index, images = _pinned(where, *pinned), len(newest)
     starts = range(0, images, rows)
     pieces = [LancePiece(where, min(rows, images - start), start, *pinned) for start in starts]

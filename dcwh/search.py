@@ -9,8 +9,8 @@ __all__ = ['COLUMN_TYPES', 'LONGEST_TEXT', 'SEVERAL', 'OPTIONS', 'MOST_KEYS', 'A
            'check_column', 'labels_of', 'texts_with', 'Option', 'option_lines', 'check_options', 'IndexContract',
            'CodeIndex', 'in_lance', 'check_file', 'faiss_library', 'structure_of', 'one_thread', 'searched',
            'nearest_rows', 'ImageRows', 'FaissIndex', 'write_index', 'alone', 'read_index', 'changing', 'in_one_line',
-           'lance_table', 'values_at', 'as_arrow', 'types_of', 'header_of', 'sql', 'LanceTable', 'LanceIndex',
-           'append_codes']
+           'lance_table', 'stamp_of', 'values_at', 'as_arrow', 'types_of', 'header_of', 'sql', 'LanceTable',
+           'LanceIndex', 'append_codes']
 
 # %% ../nbs/18_search.ipynb #51e31f9a
 import json
@@ -373,7 +373,7 @@ SEVERAL = 'labels'  # the column in which semicolons separate the labels of an i
 
 def labels_of(text: str) -> frozenset[str]:
     "The labels of an image, or those that a condition asks for."
-    return frozenset(label.strip() for label in text.split(';'))
+    return frozenset(unicodedata.normalize('NFC', label.strip()) for label in text.split(';'))
 
 
 def texts_with(
@@ -1779,7 +1779,7 @@ def changing(
         index = _open_file(path, options)
         yield index
         left, lists = index.rows.left, index.options.get('lists', 1)
-        if 2 * left <= len(index.rows.codes) and left >= lists:  # else these would become fewer
+        if 2 * left <= len(index.rows.codes) and left >= max(lists, 1):  # else these would be fewer
             index.optimize()
         _replace(index, place)
 
@@ -1920,6 +1920,15 @@ def lance_table(
     return table
 
 
+def stamp_of(
+    table: 'LanceTable',
+) -> float:  # seconds since 1970
+    "When the version that is seen was written: another table at its place has another stamp."
+    with in_one_line(table.path):
+        states = {state['version']: state for state in table.lance.list_versions()}
+    return states[table.version]['timestamp'].timestamp()
+
+
 def values_at(
     table: 'LanceTable',
     positions: list[int],  # of rows, in the order of this version
@@ -1934,13 +1943,14 @@ def as_arrow(
     codes: Codes,
     columns: Mapping[str, Any],  # a value for each image, under a name
     root: str = '',  # folder that ids are relative to; empty: unknown
+    **facts: str,  # that the schema says beside
 ) -> Any:
     "Ids, codes and columns as an arrow table; its schema says of which model the codes are."
     import pyarrow as pa
 
     width = codes.packed.shape[1]
     packed = pa.FixedSizeListArray.from_arrays(pa.array(codes.packed.reshape(-1)), width)
-    header = {'bits': codes.bits, 'model': codes.model, 'root': root}
+    header = {'bits': codes.bits, 'model': codes.model, 'root': root, **facts}
     rows = pa.table({'id': codes.ids, 'code': packed, **columns})
     return rows.replace_schema_metadata({'dcwh': json.dumps(header)})
 
@@ -2018,7 +2028,9 @@ def _one_of(name: str, values: list) -> str:
 
 def _with_labels(text: str) -> str:
     "The condition in SQL that the column of labels has all those of a text."
-    found = (rf'(^|;)\s*{re.escape(label)}\s*(;|$)' for label in sorted(labels_of(text)))
+    around = r'[\s\x1c-\x1f]*'  # what `strip` takes off
+    forms = ('|'.join(map(re.escape, _forms(label))) for label in sorted(labels_of(text)))
+    found = (f'(^|;){around}({form}){around}(;|$)' for form in forms)
     return ' AND '.join(f'regexp_like(`{SEVERAL}`, {_literal(pattern)})' for pattern in found)
 
 
@@ -2126,8 +2138,8 @@ class LanceIndex(CodeIndex):
         table: LanceTable,
         version: int = 0,  # that was asked for; 0: the newest
     ) -> None:
-        header = header_of(table.schema, table.path)
         self.table, self.path, self.version = table, table.path, version
+        self.header = header = header_of(table.schema, table.path)
         self.bits = check_bits(header['bits'])
         self.model, self.root = header['model'], header['root']
         self.types = types_of(table.schema, table.path, self.bits)
@@ -2189,9 +2201,18 @@ class LanceIndex(CodeIndex):
         _check_same_place(self.path, path)
 
 # %% ../nbs/18_search.ipynb #4b55e96c
+def _check_same_table(index: LanceIndex) -> None:
+    "Raises ValueError where another table was made at the place of an index."
+    if header_of(index.table.schema, index.path) != index.header:
+        raise ValueError(
+            f'{index.path} holds another index since this one was opened; open it again'
+        )
+
+
 def _search_table(index: LanceIndex, codes: Codes, k: int, where: dict | str | None) -> Answers:
     _check_count('k', k)
     index.check(codes)
+    _check_same_table(index)
     only = sql(where, index.types)
     k = min(int(k), len(index))
     _check_answers(len(codes), k, 64)
@@ -2207,6 +2228,7 @@ def _search_table(index: LanceIndex, codes: Codes, k: int, where: dict | str | N
 
 def _columns_in(index: LanceIndex, ids: Ids, columns: Sequence[str]) -> dict[str, np.ndarray]:
     "Columns of these images. Raises ValueError if one is not there."
+    _check_same_table(index)
     wanted = _many_ids(ids, index.types['id'])
     found = index.table.rows_of(wanted, columns)
     missing = [i for i in wanted if i not in found]
@@ -2235,8 +2257,7 @@ def _newest(index: LanceIndex) -> Iterator[None]:
             'which can be searched and not changed'
         )
     with _one_writer(index.path):
-        with in_one_line(index.path):
-            index.table.lance.checkout_latest()
+        _see_newest(index)
         yield
 
 
@@ -2245,6 +2266,7 @@ def _see_newest(index: LanceIndex) -> None:
     if not index.version:
         with in_one_line(index.path):
             index.table.lance.checkout_latest()
+        _check_same_table(index)
 
 
 LISTED = 100_000  # codes that get lists unless told otherwise; fewer are compared in 8 ms
@@ -2321,7 +2343,8 @@ def _lance_index(
     _lancedb()
     path, lists = options['path'], options.get('lists', 0)
     _check_lance_name(path)
-    place, rows = _Place(path, options.get('storage_options') or {}), as_arrow(codes, columns, root)
+    place = _Place(path, options.get('storage_options') or {})
+    rows = as_arrow(codes, columns, root, made=uuid4().hex)  # so that it is told from another
     with _one_writer(path):
         if place.remote:
             return _with_lists(_made_table(place, rows), path, lists)

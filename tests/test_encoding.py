@@ -14,7 +14,9 @@ from pathlib import Path
 from select import select
 from textwrap import indent
 
+import lancedb
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 import yaml
@@ -448,6 +450,33 @@ def test_whoever_opens_an_unfinished_dataset_is_warned(home, tmp_path, monkeypat
     assert call(batch_size=8, engine='here').images == IMAGES
     with warnings.catch_warnings(action='error'):
         assert len(CodeParts.open(tmp_path / name)) == IMAGES
+
+
+def test_a_source_that_was_made_anew_is_another(home, tmp_path, monkeypatch):
+    "A table of the same ids and number of versions: its images are not taken for those listed."
+    place, drawn = tmp_path / 'photos.lance', sorted((home / 'photos').glob('?/[0-9]*.png'))[:8]
+
+    def write(images):
+        shutil.rmtree(place, ignore_errors=True)
+        rows = pa.table({'id': [*range(8)], 'image': [image.read_bytes() for image in images]})
+        lancedb.connect(tmp_path).create_table('photos', rows)
+
+    def killed(*given):
+        yield next(_here(*given))
+        raise KeyboardInterrupt
+
+    call = partial(encode_dataset, str(home / 'model'), place, batch_size=4, part=4, engine='here')
+    write(drawn)
+    assert call(tmp_path / 'whole').changes == call(tmp_path / 'whole').changes == ''
+    monkeypatch.setitem(ENGINES, 'here', killed)
+    with pytest.raises(KeyboardInterrupt):
+        call(tmp_path / 'half')
+    monkeypatch.setitem(ENGINES, 'here', _here)
+    write(drawn[::-1])
+    assert call(tmp_path / 'whole').changes == 'it was written to since the list was made'
+    with pytest.raises(OSError, match='photos.lance was made anew after the list was made'):
+        call(tmp_path / 'half')
+    assert len(CodeParts.open(tmp_path / 'whole')) == 8
 
 
 def test_a_folder_in_the_place_of_a_table_that_was_moved_stays(home, tmp_path):

@@ -2,6 +2,7 @@
 store; while they grow, and where they cannot be read."""
 
 import json
+import pickle
 import shutil
 from io import BytesIO
 from pathlib import Path
@@ -14,7 +15,7 @@ from typer.testing import CliRunner
 from dcwh.cli import app, save_codes
 from dcwh.codes import Codes
 from dcwh.evaluation import evaluate
-from dcwh.parts import CodeParts, Folder, folder_of, ray_cluster, tally
+from dcwh.parts import CodeParts, Folder, _pinned, folder_of, ray_cluster, tally
 from dcwh.search import CodeIndex, as_arrow
 
 CLASSES = np.array(['ant', 'bee', 'cow', 'dog'])
@@ -256,6 +257,19 @@ def test_tasks_of_ray_count_the_same(place):
         write_parquet(query, 'codes/part-1.parquet')
         with pytest.raises(ValueError, match='part-1.parquet was changed since'):
             evaluate(query, parts)
+
+
+def test_a_table_that_was_made_anew_is_not_the_one_that_was_opened(place):
+    "In this process, and in another, to which the parts were sent."
+    query, database = place
+    sent = pickle.dumps(CodeParts.open('d.lance').numbered(CLASSES))
+    _pinned.cache_clear()
+    assert evaluate(query, pickle.loads(sent)).map == evaluate(query, database).map
+    shutil.rmtree('d.lance')
+    CodeIndex.build(some_codes(300, 3), 'lance', names_of(database), path='d.lance')
+    _pinned.cache_clear()
+    with pytest.raises(ValueError, match='d.lance was made anew since the dataset was opened'):
+        evaluate(query, pickle.loads(sent))
 
 
 def parquet_in(bucket, name, *parts):

@@ -435,6 +435,41 @@ def test_a_condition_on_labels_asks_for_a_label(tmp_path, kind):
     assert index.values('labels') == sorted(separate)
 
 
+def test_a_condition_on_labels_means_the_same_everywhere(tmp_path):
+    "Each label in its own Unicode form, and what counts as space around it."
+    forms, spaces = '\xe9;u\u0308', '\x1ca\x1f ; b\x85'
+    made = codes(3), {'labels': np.array([forms, spaces, 'x'])}
+    for kind, options in (('flat', {}), ('lance', {'path': tmp_path / 'a.lance'})):
+        index = CodeIndex.build(made[0], kind, made[1], **options)
+        for wanted, place in ((forms, 0), ('\xe9;\xfc', 0), ('e\u0301;u\u0308', 0), ('a;b', 1)):
+            distances, ids = index.search(made[0][:1], 3, {'labels': wanted})
+            assert ids[distances >= 0].tolist() == [f'{place}.jpg'], (kind, wanted)
+
+
+@pytest.mark.parametrize('bits', (64, 16))
+def test_a_table_in_the_place_of_another_is_not_taken_for_it(tmp_path, bits):
+    "By its path and number of versions alone it is the same."
+    path = tmp_path / 'a.lance'
+    old = CodeIndex.build(codes(20), 'lance', path=path)
+    first, more = old.ids[:1], codes(21)[20:]
+    shutil.rmtree(path)
+    CodeIndex.build(codes(20).first(bits), 'lance', path=path)
+    for change in (lambda: old.add(more), lambda: old.delete(first), old.optimize, old.refresh):
+        with pytest.raises(ValueError, match='holds another index since this one was opened'):
+            change()
+    with pytest.raises(ValueError, match='holds another index'):
+        old.search(more)
+    assert {*CodeIndex.load(path).ids} == {*codes(20).ids}
+
+
+def test_all_images_can_be_taken_out_of_lists_by_the_square_root(tmp_path):
+    path = tmp_path / 'a.index'
+    CodeIndex.build(codes(20), 'ivf', lists=0).save(path)
+    with changing(path) as index:
+        index.delete(index.ids)
+    assert len(CodeIndex.load(path)) == 0
+
+
 def test_an_index_that_is_sent_to_another_process_says_what_to_do():
     index = CodeIndex.build(Codes.from_bits(np.eye(3, 8) > 0))
     for copied in (pickle.dumps, copy.deepcopy):
