@@ -488,7 +488,7 @@ def saved_as(
     "Where codes are saved. Raises ValueError where the file would be read as something else."
     if as_path(path).suffix in ('.mat', '.npy'):
         raise ValueError(f'{shown(str(path))}: an .npz is written; end its name with .npz')
-    own = 'packed', 'bits', 'ids', 'model', 'file'
+    own = 'packed', 'bits', 'ids', 'model', 'file', 'allow_pickle'  # savez takes two for itself
     for name in more:
         if name in (*own, *MATRICES, *LABELS):
             raise ValueError(f'{name} means something else in a file of codes; take another name')
