@@ -36,6 +36,9 @@ def main() -> None:
     except KeyboardInterrupt:  # between the imports and the command
         print('stopped', file=sys.stderr)
         sys.exit(130)
+    except OSError as e:  # a version or a help that cannot be printed: a full disk
+        print(e, file=sys.stderr)
+        sys.exit(2)
     except SystemExit as end:  # typer, between its start and the command, ends without a word
         if isinstance(getattr(end.__context__, '__cause__', None), KeyboardInterrupt):
             print('stopped', file=sys.stderr)

@@ -119,8 +119,8 @@ def downloaded(
     except Exception as e:  # each library, and each below it, has its own errors
         raise OSError(
             f"weights is 'default', and those of {name} cannot be downloaded "
-            f"({first_line(e)}); give weights='none' (then backbone='small' learns best), "
-            'or a safetensors file, or try again with a network'
+            f'({first_line(e)}); set weights to none (then backbone small learns best), '
+            'or to a safetensors file, or try again with a network'
         ) from e
 
 # %% ../nbs/12_model.ipynb #43682050
@@ -137,7 +137,7 @@ def backbone_named(
     if name == 'small':
         if pretrained:
             raise ValueError(
-                "small has no pretrained weights; give weights='none' or a safetensors file"
+                'small has no pretrained weights; set weights to none or to a safetensors file'
             )
         return small(), HALF, ()
     if name.startswith('timm/'):

@@ -1323,6 +1323,15 @@ def test_ctrl_c_before_the_command_begins_stops_in_a_line(monkeypatch, capsys):
     assert capsys.readouterr() == ('', 'stopped\n')
 
 
+@pytest.mark.skipif(not Path('/dev/full').exists(), reason='no /dev/full here')
+@pytest.mark.parametrize('words', [['--version'], ['--help'], ['methods', '--help'], ['methods']])
+def test_what_cannot_be_printed_is_said_in_a_line(words):
+    with open('/dev/full', 'w') as full:
+        program = [sys.executable, '-m', 'dcwh', *words]
+        done = subprocess.run(program, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stderr) == (2, '[Errno 28] No space left on device\n')
+
+
 def test_answers_show_distances_whole():
     line = cli._line({'id': 'a.png', 'distance': 12_345})
     assert line.split() == ['12345', 'a.png'] and cli._caption({'distance': 12_345}) == '12345'
