@@ -194,7 +194,7 @@ def in_a_line(
                 for name, value in options.items():
                     _check_text(name, value)
                 command(*args, **options)
-            except typer.Exit:
+            except (typer.Exit, BrokenPipeError):  # typer ends with 1: whoever reads has enough
                 raise
             except KeyboardInterrupt:
                 _say(f'stopped{_again(command.__name__, options)}', 'yellow')
@@ -1164,6 +1164,11 @@ def _table_beside(codes: Path) -> Path:
     return codes.with_suffix('.csv')
 
 
+def _table_of(file: Path, table: str) -> Path:
+    "Where the table of codes is, or would be, if `table` may say so."
+    return Path(table) if table else _table_beside(file)
+
+
 def _bound(codes: Path) -> dict[str, str]:
     """The hashes that a file of codes holds: `table`, of its table, and `replaces`, of the one
     that was there before."""
@@ -1251,7 +1256,7 @@ def columns_of(
     Raises ValueError or FileNotFoundError where it is not the table of these codes."""
     from dcwh.sources import read_columns
 
-    place = Path(table) if table else _table_beside(file)
+    place = _table_of(file, table)
     bond = _bound(file).get('table', '')
     if table == 'none' or not (table or bond or place.is_file()):
         return {}
@@ -1338,7 +1343,7 @@ def build(
     options = check_options(kind, options, found.bits, len(found))
     root = str(Path(images).resolve()) if images and '://' not in images else images
     columns = typed_columns(columns_of(found, codes, table))
-    check_columns(columns, codes)
+    check_columns(columns, _table_of(codes, table))
     made = CodeIndex.build(found, kind, columns, root, **options)
     made.save(where)
     _answer(_described(made), as_json)
@@ -1779,11 +1784,6 @@ def _counted(
     seen = Seen(asked)
     seen.add(held)
     return Tally(counts, seen)
-
-
-def _table_of(file: Path, table: str) -> Path:
-    "Where the table of codes is, or would be."
-    return Path(table) if table else _table_beside(file)
 
 # %% ../nbs/23_cli.ipynb #ccd1fb8b
 def labelled(

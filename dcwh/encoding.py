@@ -37,6 +37,7 @@ from .data import WORKERS, Content, square
 from .files import as_path, check_word, writable
 from .model import Encoder, HashModel, check_count, first_line, model_folder
 from dcwh.parts import (
+    FINISHED,
     STATE,
     UNFINISHED,
     Folder,
@@ -46,8 +47,10 @@ from dcwh.parts import (
     files_at,
     folder_of,
     in_words,
+    plan_of,
     ray_cluster,
     ray_library,
+    state_of,
 )
 from dcwh.search import (
     INDEX_KINDS,
@@ -672,6 +675,22 @@ class PartEncoder:
             'left_out': '\n'.join(left_out),
         }
 
+# %% ../nbs/21_encoding.ipynb #21e00090
+def _lines_of(part: int) -> str:
+    "The file of what is left out of a part."
+    return f'left-out-{part:05}.txt'
+
+
+def _lines(text: str) -> list[str]:
+    return [line for line in text.split('\n') if line]
+
+
+def _read_left_out(beside: Folder, plan: Plan) -> dict[int, list[str]]:
+    "Lines on images that could not be read, for each part that has such a file."
+    names = beside.files(deep=False)
+    with_lines = [part for part in range(len(plan.sizes)) if _lines_of(part) in names]
+    return {part: _lines(beside.read(_lines_of(part)).decode()) for part in with_lines}
+
 # %% ../nbs/21_encoding.ipynb #21e00040
 @dataclass
 class Dataset(ABC):
@@ -683,6 +702,7 @@ class Dataset(ABC):
     rows: Any  # the list
     left_out: dict[int, list[str]] = field(default_factory=dict)  # lines, by part
     writer: bytes = field(default_factory=lambda: os.urandom(16).hex().encode())  # this call
+    edited: bool = False  # images may have been added to it and deleted from it
 
     @abstractmethod
     def there(self) -> set[int]:
@@ -701,6 +721,11 @@ class Dataset(ABC):
         "When all parts are there."
 
     @property
+    def due(self) -> int:
+        "Images of the plan that a finished dataset holds."
+        return self.plan.images - sum(map(len, self.left_out.values()))
+
+    @property
     def columns(self) -> tuple[str, ...]:
         "Names of what is kept beside ids and codes."
         return tuple(name for name in self.rows.column_names if name not in ('id', *_AT))
@@ -713,16 +738,16 @@ class Dataset(ABC):
         return codes, {name: rows[name] for name in self.columns}
 
     def done(self) -> set[int]:
-        "Parts that need not be done again. From now on this call writes, and no other."
+        "Parts that are done. From now on no other call writes. Raises OSError as `_check_count`."
         if self.to.remote:
             self.beside.write('writer', self.writer)
-        parts, names, sizes = self.there(), self.beside.files(deep=False), self.plan.sizes
-        for part in range(len(sizes)):
-            if _lines_of(part) in names:
-                self.left_out[part] = _lines(self.beside.read(_lines_of(part)).decode())
+        self.left_out = _read_left_out(self.beside, self.plan)
+        parts = self.there()
+        if self.edited and state_of(self.beside) == FINISHED:
+            _check_count(self, 'since it was finished')
         while self.left_out and not parts:  # all are tried again, also after this call is stopped
             self.beside.write(_lines_of(self.left_out.popitem()[0]), b'')
-        return parts | {k for k, lines in self.left_out.items() if len(lines) == sum(sizes[k])}
+        return parts | {k for k, x in self.left_out.items() if len(x) == sum(self.plan.sizes[k])}
 
     def add(self, part: int, kept: bytes, packed: bytes, left_out: str) -> int:
         "Add a part that a worker made: how many images are done with."
@@ -737,14 +762,14 @@ class Dataset(ABC):
             self.put(part, *self.codes(rows.take(positions), codes))
         return len(rows)
 
-
-def _lines_of(part: int) -> str:
-    "The file of what is left out of a part."
-    return f'left-out-{part:05}.txt'
-
-
-def _lines(text: str) -> list[str]:
-    return [line for line in text.split('\n') if line]
+# %% ../nbs/21_encoding.ipynb #21e00091
+def _check_count(dataset: Dataset, when: str) -> None:
+    "Raises OSError where images were added or taken out by something else."
+    if (count := dataset.count()) != dataset.due:
+        raise OSError(
+            f'{dataset.to.place} holds {count} images of its list and should hold {dataset.due}: '
+            f'something else changed it {when}. Encode into another place'
+        )
 
 # %% ../nbs/21_encoding.ipynb #000c3820
 class ParquetDataset(Dataset):
@@ -804,7 +829,9 @@ class LanceDataset(Dataset):
             if not self.to.remote and not os.path.lexists(to):
                 raise FileNotFoundError
             self.index: Any = CodeIndex.load(to, **options)
+            self.edited = True
         except FileNotFoundError:
+            self.beside.write(STATE, UNFINISHED)
             blank = self.codes(self.rows[:0], np.zeros((0, -(-plan.bits // 8)), np.uint8))
             self.index = INDEX_KINDS['lance'](*blank, 'lance', plan.root, {'path': to} | options)
         _check_same(plan, self.index.bits, self.index.model, to)
@@ -967,7 +994,7 @@ def encode_dataset(
     model = os.fspath(model)
     encoder = OnnxModel(model) if _is_onnx(model) else HashModel.from_pretrained(model)
     _check_encoder(encoder, first, precision)
-    beside = Folder(f'{to}.plan', settings)
+    beside = plan_of(to, settings)
     if beside.remote:
         _check_written(beside)
     reader, rows = list_images(str(source), settings)
@@ -991,12 +1018,12 @@ def encode_dataset(
         left = [k for k in range(len(plan.sizes)) if k not in done]
         if left:
             beside.write(STATE, UNFINISHED)
-            work = Work(plan, settings, threads)
-            given = _blocks(plan, rows, left), model_files(model), work
+            given = _blocks(plan, rows, left), model_files(model), Work(plan, settings, threads)
             _add_all(dataset, ENGINES[engine](*given, actors, address), left, progress)
         dataset.finish()
-        beside.write(STATE, b'finished')
-    return _summary(dataset, len(done), before, changes)
+        encoded = _summary(dataset, len(done), before, changes)
+        beside.write(STATE, FINISHED)
+    return encoded
 
 # %% ../nbs/21_encoding.ipynb #21e00051
 def _check_call(
@@ -1109,17 +1136,11 @@ def _summary(dataset: Dataset, found: int, before: int, changes: str) -> Encoded
     "What there is in the end. Raises ValueError where nothing is, OSError where some is missing."
     plan = dataset.plan
     left_out = [line for k in sorted(dataset.left_out) for line in dataset.left_out[k]]
-    images = plan.images - len(left_out)
-    if not images:
+    if not dataset.due:
         raise ValueError(
             f'none of the {plan.images} images can be read; the first: {left_out[0]}. After images '
             f'were changed, remove {dataset.beside.place}, and {dataset.to.place} if it is there'
         )
-    there = dataset.count()
-    if there != images:
-        raise OSError(
-            f'{dataset.to.place} holds {there} images and should hold {images}; somebody else '
-            'changed it meanwhile. Encode into another place'
-        )
-    made = images, plan.bits, plan.model, dataset.columns, len(plan.sizes), found
+    _check_count(dataset, 'meanwhile')
+    made = dataset.due, plan.bits, plan.model, dataset.columns, len(plan.sizes), found
     return Encoded(*made, left_out, before, changes)

@@ -20,6 +20,7 @@ from dcwh.criterion import (
     check_batch,
     check_outputs,
     full_precision,
+    in_full_precision,
     label_loss,
 )
 from .files import check_word, is_whole, shown
@@ -130,12 +131,13 @@ class ClassWiseLoss(nn.Module):
         self.sigma = bits**0.5 / 2 if sigma is None else float(sigma)
         self.centres = nn.Parameter(start_centres(num_classes, bits, start, generator))
 
+    @in_full_precision
     def logits(
         self,
         h: Tensor,  # outputs, shape (N, K)
     ) -> Tensor:  # shape (N, C)
         "Log-likelihood of each class, up to a constant of each image."
-        h = full_precision(check_outputs(h, self.centres.shape[1]))
+        check_outputs(h, self.centres.shape[1])
         mu = self.centres.to(torch.promote_types(torch.float32, h.dtype))
         weight = mu / self.sigma**2
         return linear(h, weight, (weight * mu).sum(1) / -2)

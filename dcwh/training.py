@@ -36,7 +36,7 @@ from accelerate.tracking import get_available_trackers
 from accelerate.utils import GradientAccumulationPlugin, broadcast
 from torch import Tensor, nn
 from torch.distributed import all_reduce
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from tqdm import tqdm
 
 from .config import Config
@@ -447,7 +447,15 @@ class _JoinedNorm(nn.BatchNorm2d):
 def join_statistics(model: HashModel, device: torch.device) -> None:
     """Let batch normalisation see the whole batch of all processes. Changes the model in place.
 
-    Raises ValueError on CPUs for layers other than BatchNorm2d: torch joins them on GPUs only."""
+    Raises ValueError for running statistics of InstanceNorm, which nothing joins, and on CPUs for
+    layers other than BatchNorm2d, which torch joins on GPUs only."""
+    for name, layer in model.named_modules():
+        kept = isinstance(layer, _NormBase) and layer.running_mean is not None
+        if kept and not isinstance(layer, _BatchNorm):
+            raise ValueError(
+                f'{name} is a {type(layer).__name__} with running statistics, which several '
+                'processes do not share; take one process, or a layer without them'
+            )
     layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, _BatchNorm)}
     if device.type != 'cpu':
         with_activation = any(hasattr(layer, 'act') for layer in layers.values())  # timm's
@@ -457,7 +465,8 @@ def join_statistics(model: HashModel, device: torch.device) -> None:
         convert(model)
         return
     for name, layer in layers.items():
-        if type(layer) is not nn.BatchNorm2d or layer.momentum is None or not layer.affine:
+        plain = type(layer) is nn.BatchNorm2d and layer.affine and layer.track_running_stats
+        if not plain or layer.momentum is None:
             raise ValueError(
                 f'{name} is a {type(layer).__name__}, whose statistics several '
                 'processes share on GPUs only; take one process, or GPUs'

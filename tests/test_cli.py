@@ -1332,6 +1332,16 @@ def test_what_cannot_be_printed_is_said_in_a_line(words):
     assert (done.returncode, done.stderr) == (2, '[Errno 28] No space left on device\n')
 
 
+def test_a_reader_that_has_seen_enough_is_no_error():
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(
+        [sys.executable, '-m', 'dcwh', 'settings'], stdout=write, stderr=subprocess.PIPE, text=True
+    )
+    os.close(write)
+    assert (done.returncode, done.stderr) == (1, '')
+
+
 def test_answers_show_distances_whole():
     line = cli._line({'id': 'a.png', 'distance': 12_345})
     assert line.split() == ['12345', 'a.png'] and cli._caption({'distance': 12_345}) == '12345'

@@ -249,8 +249,12 @@ def is_close_to_float32(name, several, own, given, inside=None):
     assert grads[-1][0].dtype == given and grads[-1][0].norm() > 0
     if full.centres is not None:
         torch.testing.assert_close(criterion.centres.float(), full.centres, **near)
-    logits = criterion.logits(labelled()[0].to(given))
+    outputs = labelled()[0].to(given)
+    logits = criterion.logits(outputs)
     assert logits is None or logits.isfinite().all()
+    with torch.autocast('cpu', dtype=torch.bfloat16):
+        within = criterion.logits(outputs)
+    assert logits is None or torch.equal(within, logits) and within.dtype == logits.dtype
 
 
 @pytest.mark.parametrize('name', METHODS)

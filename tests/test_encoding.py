@@ -440,6 +440,13 @@ def test_whoever_opens_an_unfinished_dataset_is_warned(home, tmp_path, monkeypat
         call(batch_size=8, engine='here')
     with pytest.warns(UserWarning, match=f'{name} is unfinished: images are missing; the same'):
         assert len(CodeParts.open(tmp_path / name)) == 16
+    link = tmp_path / f'link-{name}'
+    link.symlink_to(tmp_path / name)
+    with pytest.warns(UserWarning, match=f'link-{name} is unfinished'):
+        CodeParts.open(link)
+    if name == 'codes':
+        with pytest.warns(UserWarning, match='codes is unfinished'):
+            CodeParts.open([tmp_path / 'codes/part-00000.parquet'])
     if name.endswith('.lance'):
         shown = CliRunner().invoke(app, ['index', 'show', str(tmp_path / name)])
         assert shown.exit_code == 0 and 'is unfinished' in shown.stderr, shown.output
@@ -450,6 +457,23 @@ def test_whoever_opens_an_unfinished_dataset_is_warned(home, tmp_path, monkeypat
     assert call(batch_size=8, engine='here').images == IMAGES
     with warnings.catch_warnings(action='error'):
         assert len(CodeParts.open(tmp_path / name)) == IMAGES
+
+
+def test_images_that_were_deleted_stay_deleted(home, tmp_path):
+    "A part of which nothing is there any more, too; a table that is gone is made again."
+    place = tmp_path / 'codes.lance'
+    call = partial(encode_dataset, home / 'model', home / 'photos', place, part=16, batch_size=8)
+    made, ids = call(engine='here'), CodeIndex.load(place).ids
+    first, said = ids[:16], f'holds {IMAGES - 16} images of its list and should hold {IMAGES}: '
+    CodeIndex.load(place).delete(first)
+    for _ in range(2):
+        with pytest.raises(OSError, match=f'{said}something else changed it since it was finished'):
+            call(engine='here')
+        assert len(CodeIndex.load(place)) == IMAGES - 16
+    with warnings.catch_warnings(action='error'):
+        assert len(CodeParts.open(place)) == IMAGES - 16  # which is not unfinished
+    shutil.rmtree(place)
+    assert call(engine='here') == made and {*CodeIndex.load(place).ids} == {*ids}
 
 
 def test_a_source_that_was_made_anew_is_another(home, tmp_path, monkeypatch):

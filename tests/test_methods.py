@@ -27,8 +27,7 @@ ROOT = Path(__file__).parents[1]
 QUICK = {'dataset': 'digits', 'bits': 8, 'recipe': 'quick', 'epochs': 1}
 SOURCE = """
 from torch import nn
-from dcwh.baselines import in_full_precision, label_loss
-from dcwh.criterion import Criterion
+from dcwh.criterion import Criterion, in_full_precision, label_loss
 
 class MyLoss(Criterion):
     "A linear classifier on scaled outputs."
