@@ -1382,14 +1382,20 @@ def show(where: Index, as_json: Json = False) -> None:
 
 
 def _index_at(where: str) -> 'CodeIndex':
-    "An index that is there. Warns where a table is unfinished."
-    from dcwh.parts import warn_unfinished
+    "An index that is there. Warns as `_warn_unfinished`."
     from dcwh.search import CodeIndex
 
-    index = CodeIndex.load(where)
-    if index.kind == 'lance':
+    _warn_unfinished(where)
+    return CodeIndex.load(where)
+
+
+def _warn_unfinished(where: str) -> None:
+    "Warns where an index is a table of which parts are missing."
+    from dcwh.parts import warn_unfinished
+    from dcwh.search import in_lance
+
+    if in_lance(where):
         warn_unfinished(where)
-    return index
 
 
 def _described(index: 'CodeIndex') -> dict[str, Any]:
@@ -1416,6 +1422,7 @@ def add(where: Index, codes: CodesFile, table: TableFile = '', as_json: Json = F
 
     found = read_codes(codes)
     columns = columns_of(found, codes, table)
+    _warn_unfinished(where)
     with changing(where) as index:
         index.add(index.fit(found), index.read_columns(columns))
     _answer(_described(index), as_json)
@@ -1436,6 +1443,7 @@ def delete(
     """
     from dcwh.search import changing
 
+    _warn_unfinished(where)
     with changing(where) as index:
         index.delete(index.read_ids(ids))
     _answer(_described(index), as_json)
@@ -1468,6 +1476,7 @@ def optimize(
     """
     from dcwh.search import FaissIndex, LanceIndex, changing
 
+    _warn_unfinished(where)
     with changing(where) as found:
         if isinstance(found, LanceIndex):
             found.optimize(lists)

@@ -782,7 +782,7 @@ def _opened(
     if not places:
         raise ValueError('where is empty; give a dataset of codes, or files')
     pieces, form = _found_at(places, version, rows, storage_options, namer)
-    for dataset in dict.fromkeys(map(_dataset_of, places)):
+    for dataset in dict.fromkeys(_dataset_of(x) for x in places if not x.endswith('.npz')):
         warn_unfinished(dataset, storage_options)
     kept = tuple(piece for piece in pieces if piece.images)
     if not kept:

@@ -448,8 +448,9 @@ def test_whoever_opens_an_unfinished_dataset_is_warned(home, tmp_path, monkeypat
         with pytest.warns(UserWarning, match='codes is unfinished'):
             CodeParts.open([tmp_path / 'codes/part-00000.parquet'])
     if name.endswith('.lance'):
-        shown = CliRunner().invoke(app, ['index', 'show', str(tmp_path / name)])
-        assert shown.exit_code == 0 and 'is unfinished' in shown.stderr, shown.output
+        for words in (['optimize'], ['show']):
+            shown = CliRunner().invoke(app, ['index', *words, str(tmp_path / name)])
+            assert shown.exit_code == 0 and 'is unfinished' in shown.stderr, shown.output
         assert re.search('^columns +label$', shown.stdout, re.MULTILINE)
         told = CliRunner().invoke(app, ['index', 'show', str(tmp_path / name), '--json'])
         assert json.loads(told.stdout)['columns'] == ['label']
