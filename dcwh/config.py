@@ -331,7 +331,8 @@ def described(
         origins |= dict.fromkeys(part, origin)
     own = method_of(method).defaults
     if own:
-        values['method_settings'], origins['method_settings'] = own, f'method {method}'
+        values['method_settings'] = own | values.get('method_settings', {})
+        origins.setdefault('method_settings', f'method {method}')
     said = {name: text for part in (Task, Config) for name, text in _comments_of(part)}
     return [
         {

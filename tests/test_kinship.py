@@ -11,11 +11,13 @@ import pytest
 import torch
 from conftest import SMALLEST
 from PIL import Image
+from safetensors.torch import save_file
 
 from dcwh.codes import Codes
 from dcwh.config import resolve
 from dcwh.evaluation import kinship_of_classes
 from dcwh.experiment import recorded, run
+from dcwh.model import HashModel
 from dcwh.results import read_results, record
 
 ROOT = Path(__file__).parents[1]
@@ -71,6 +73,25 @@ def test_writes_the_tables_of_runs(zoo, tmp_path):
         near = kinship_of_classes(distances.to_numpy(), kin)
         assert table.loc[method, 'map_kin_classes'] == pytest.approx(near, abs=1e-6)
     assert table['map_kin'].isna().tolist() == [True, False]
+
+
+def test_the_backbone_is_that_of_the_run(zoo, tmp_path):
+    "From its seed, where no weights are given; where a file was, from the same file."
+    name_kin(zoo, 'mmbb')
+    run(of_zoo(zoo), tmp_path / 'runs')
+    folders = [file.parent for file in (tmp_path / 'runs').rglob('result.json')]
+    made = [SCRIPT['write_tables'](folders, tmp_path / name) for name in 'ab']
+    one, other = ((out / 'kinship-backbone.csv').read_text() for out in made)
+    assert one == other
+    weights = tmp_path / 'small.safetensors'
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        save_file(HashModel('small', 8, 'none', 16).backbone.state_dict(), weights)
+        if not seed:
+            run(of_zoo(zoo, weights=str(weights)), tmp_path / 'given')
+    folders = [file.parent for file in (tmp_path / 'given').rglob('result.json')]
+    with pytest.raises(ValueError, match='result.json began with other weights than those in'):
+        SCRIPT['write_tables'](folders, tmp_path / 'reports')
 
 
 def test_each_seed_is_read_with_its_own_split(zoo, tmp_path):

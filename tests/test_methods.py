@@ -14,7 +14,7 @@ import yaml
 from typer.testing import CliRunner
 
 from dcwh.cli import app
-from dcwh.config import Config, resolve
+from dcwh.config import Config, described, resolve
 from dcwh.experiment import finished, recorded, report, run
 from dcwh.loss import DCWHLoss
 from dcwh.methods import BUILT_IN, METHODS, Balanced, method_of, register
@@ -88,6 +88,15 @@ def edited(file, text):
 
 def shell(*words):
     return CliRunner().invoke(app, list(map(str, words)))
+
+
+@pytest.mark.parametrize('method', BUILT_IN)
+def test_settings_are_told_as_a_run_gets_them(method):
+    for file in sorted((ROOT / 'data/recipes').glob('*.yaml')):
+        dataset = file.stem if file.stem in SOURCES else f'folder/{file.stem}'
+        told = {row['name']: row['default'] for row in described(dataset, method=method)}
+        config = resolve(dataset=dataset, method=method, bits=16)
+        assert told | {'bits': 16, 'sigma': config.sigma} == config.model_dump()
 
 
 def test_a_shell_runs_it_records_it_and_does_not_run_it_again(place):

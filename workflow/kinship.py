@@ -2,12 +2,13 @@
 before training. Writes reports/<set>/kinship.csv, a row for each run and one for the backbone, and
 reports/<set>/kinship-<name>.csv, distances between classes for `dcwh.figures.class_trees`.
 
-    .venv/bin/python workflow/kinship.py runs/cifar100-jpeg-gpu/dcwh-48-seed0-* [more runs]
+    .venv/bin/python workflow/kinship.py runs/cifar100-jpeg-default/dcwh-48-seed0-* [more runs]
 
-All runs are of one task on one set, which has superclasses (data/README.md), and of one backbone,
-whose features are those of the images of the first run. Images and codes of a run have to be at
-hand. Distances between classes are Hamming distances of class codes, or one less the cosine of
-class means of features, which have length 1 before the mean is taken. Both are of the database.
+All runs are of one task on one set, which has superclasses (data/README.md), and of one backbone.
+Its features are those of the images of the first run, and of its seed if it has no weights to
+begin with. Images, codes and weights of a run have to be at hand. Distances between classes are
+Hamming distances of class codes, or one less the cosine of class means of features, which have
+length 1 before the mean is taken. Both are of the database.
 """
 
 import sys
@@ -25,6 +26,7 @@ from dcwh.evaluation import kinship_of_classes
 from dcwh.experiment import (
     check_data,
     check_superclasses,
+    check_weights,
     codes_of_run,
     kinship_of_run,
     retrieval_set,
@@ -50,6 +52,7 @@ ALIKE = (  # in all runs: numbers of others cannot stand in one column
 
 def features_before(config: Config, images: ImageSet) -> torch.Tensor:
     "Features of images, (N, F), by the backbone that a run of this configuration begins with."
+    torch.manual_seed(config.seed)  # as `training.build`, where no weights are given
     sizes = config.image_size, config.resize
     model = feature_model(HashModel(config.backbone, config.bits, config.weights, *sizes))
     model = model.to('cuda' if torch.cuda.is_available() else 'cpu')
@@ -82,6 +85,7 @@ def superclasses_of(data: RetrievalSet) -> np.ndarray:
 def of_run(folder: Path, data: RetrievalSet) -> tuple[dict, np.ndarray]:
     "The row of a run, and the distances of its class codes."
     result, superclasses = read_result(folder / 'result.json'), superclasses_of(data)
+    check_weights(result, check_result(result), folder / 'result.json')
     check_data(result, data, folder / 'result.json')
     if 'map_kin' in result['metrics']:  # which the row has, too
         check_superclasses(result, data, folder / 'result.json')
