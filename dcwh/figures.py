@@ -564,8 +564,9 @@ def plane(
         return np.stack([np.arange(len(corners)), np.zeros(len(corners))], 1)
     start = 'pca' if corners.shape[1] > 1 else 'random'
     perplexity = min(30, (len(corners) - 1) / 3)
+    state = seed % 2**32  # scikit-learn's are below that
     with threadpool_limits(1):
-        tsne = TSNE(perplexity=perplexity, init=start, random_state=seed)
+        tsne = TSNE(perplexity=perplexity, init=start, random_state=state)
         return tsne.fit_transform(corners.astype(np.float32))
 
 # %% ../nbs/16_figures.ipynb #b3a07c72
