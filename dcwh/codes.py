@@ -802,11 +802,12 @@ def class_codes(
 def margins(
     codes: Codes,
     block: int = 2**22,  # distances that are held at a time
-) -> np.ndarray:  # int, shape (N,), -bits … bits; bits where there is no other class
+) -> np.ndarray:  # int, shape (N,), -bits … bits
     """How much nearer each image is to its own class code than to any other.
 
     It is the distance to the nearest class code that is not one of its own, less the distance
-    to the nearest of its own. Raises ValueError where nobody knows the classes."""
+    to the nearest of its own. Where there is none of either, that distance is `bits`.
+    Raises ValueError where nobody knows the classes."""
     _check_block(block)
     images, labels = memberships(codes)
     classes, place = np.unique(labels, return_inverse=True)

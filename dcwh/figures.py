@@ -514,7 +514,8 @@ def diagnostics(
     (bits, pairs), (classes, room) = axes
     _draw_bits(bits, codes)
     _draw_correlation(pairs, codes)
-    centres, margin = class_codes(codes).packed, margins(codes)
+    labelled = np.unique(memberships(codes)[0])  # others have no class of their own
+    centres, margin = class_codes(codes).packed, margins(codes)[labelled]
     between = hamming(centres, centres)[np.triu_indices(len(centres), 1)]
     _draw_counts(classes, between, 'Hamming distance (bits)', 'pairs of classes')
     _draw_counts(room, margin, 'margin (bits)', 'images')

@@ -177,3 +177,10 @@ def test_without_the_extra_the_import_says_what_to_install():
     code = "import sys; sys.modules['seaborn'] = None; import dcwh.figures"
     done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode and "pip install '.[report]' in a clone of dcwh" in done.stderr
+
+
+def test_images_without_a_label_have_no_margin_to_show():
+    bits = np.repeat([[0] * 8, [1] * 8, [0] * 4 + [1] * 4], 20, 0)
+    labels = np.repeat([[1, 0], [0, 1], [0, 0]], 20, 0)
+    title = figures.diagnostics(Codes.from_bits(bits, labels)).axes[3].get_title()
+    assert title == '0.0% of the images have no margin'
