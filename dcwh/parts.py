@@ -207,14 +207,14 @@ def folder_of(
 # %% ../nbs/19_parts.ipynb #d44b6ba3
 STATE = 'state'  # a file of a plan
 UNFINISHED = b'unfinished'  # what it says while parts are left
-FINISHED = b'finished'  # and then
+FINISHED = b'finished'  # and when none is left
 
 
 def plan_of(
     place: str,  # of a dataset of codes
     settings: Mapping[str, Any] | None = None,  # of an object store
 ) -> Folder:
-    "Where its plan is, if `dcwh encode` made it in parts: beside it, wherever a link to it is."
+    "The plan that `dcwh encode` keeps. It lies beside the dataset, not beside a link to it."
     place = place.rstrip('/') if '://' in place else os.path.realpath(place)
     return Folder(f'{place}.plan', settings)
 
@@ -791,7 +791,7 @@ def _opened(
 
 
 def _dataset_of(place: str) -> str:
-    "What a place is, or the folder of a file of Parquet."
+    "The dataset that a place is part of: the folder of a file of Parquet, or the place itself."
     return folder_of(place)[0].place if place.endswith('.parquet') else place
 
 
