@@ -1206,9 +1206,9 @@ def _encode_in_parts(
         said = f'{made.changes}, and the list stays as it was'
         warnings.warn(f'{images}: {said}; encode what is there now to another place', stacklevel=2)
     if made.left_out_before:
-        again = f'{counted(made.left_out_before, "image")}, which are not tried again'
         warnings.warn(
-            f'an earlier call left out {again}; when they can be read, encode to another place',
+            f'an earlier call left out {counted(made.left_out_before, "image")}, and what is left '
+            'out is not tried again; once it can be read, encode to another place',
             stacklevel=2,
         )
     parts = f'{made.parts}, of which {made.found} were there'

@@ -555,7 +555,7 @@ def test_images_that_could_not_be_read_before(home, tmp_path, monkeypatch, name)
     assert re.search('^images +599$', done.stdout, re.MULTILINE)
     write(photos[-1], whole[photos[-1]])
     done = call()
-    assert done.exit_code == 1 and 'an earlier call left out 3 images, which are not' in done.stderr
+    assert done.exit_code == 1 and 'an earlier call left out 3 images, and what is' in done.stderr
 
 
 def do_encode(model, images, out):
