@@ -1412,7 +1412,7 @@ def _described(index: 'CodeIndex') -> dict[str, Any]:
 @index.command()
 @in_a_line
 def add(where: Index, codes: CodesFile, table: TableFile = '', as_json: Json = False) -> None:
-    """Extend an index by codes of the same model.
+    """Extend an index by codes of the same model, of images in the same folder.
 
     \b
     dcwh index add photos.index more.npz

@@ -1787,6 +1787,12 @@ def _html_line(method: str, line: 'pd.DataFrame', columns: list[str]) -> str:
     return f'<tr>{_html_name(method)}{cells}</tr>'
 
 
+def _heading(group: str, sources: Iterable[str]) -> str:
+    "The name of a group in bold. In what published numbers differ from ours follows it."
+    name, published, differs = group.partition(f', published ({next(iter(sources))})')
+    return f'<b>{escape(name + published)}</b>{escape(differs)}'
+
+
 def as_html(
     cells: 'pd.DataFrame',  # of one data set, from `comparison`; or from `standing_cells`
     corner: str = 'method',  # what the rows are
@@ -1799,8 +1805,8 @@ def as_html(
     above: list[str] = []
     for group, rows in cells.groupby('group', sort=False):
         columns = list(names[rows['train_per_class'].iloc[0] > 0])
-        name, colon, differs = escape(str(group)).partition(': ')
-        lines.append(f'<tr><td colspan="{across}" {_LEFT}><b>{name}</b>{colon}{differs}</td></tr>')
+        heading = _heading(str(group), rows.get('source', default=['']))
+        lines.append(f'<tr><td colspan="{across}" {_LEFT}>{heading}</td></tr>')
         if columns != above:
             heads = [f'<th>{escape(name).replace(", ", "<br>")}</th>' for name in columns]
             lines.append(f'<tr><th {_LEFT}>{corner}</th>{"".join(heads)}</tr>')

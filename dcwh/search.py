@@ -8,15 +8,16 @@ __all__ = ['COLUMN_TYPES', 'LONGEST_TEXT', 'SEVERAL', 'OPTIONS', 'MOST_KEYS', 'A
            'read_value', 'typed_value', 'checked_table', 'table_at', 'check_name', 'check_columns', 'conditions',
            'check_column', 'labels_of', 'texts_with', 'Option', 'option_lines', 'check_options', 'IndexContract',
            'CodeIndex', 'in_lance', 'check_file', 'faiss_library', 'structure_of', 'one_thread', 'searched',
-           'nearest_rows', 'ImageRows', 'FaissIndex', 'write_index', 'alone', 'read_index', 'changing', 'in_one_line',
-           'lance_table', 'stamp_of', 'values_at', 'as_arrow', 'types_of', 'header_of', 'sql', 'LanceTable',
-           'LanceIndex', 'append_codes']
+           'nearest_rows', 'ImageRows', 'MappedFile', 'FaissIndex', 'write_index', 'alone', 'read_index', 'changing',
+           'in_one_line', 'lance_table', 'stamp_of', 'values_at', 'as_arrow', 'types_of', 'header_of', 'sql',
+           'LanceTable', 'LanceIndex', 'append_codes']
 
 # %% ../nbs/18_search.ipynb #51e31f9a
 import json
 import os
 import re
 import unicodedata
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -815,7 +816,7 @@ def _check_answers(queries: int, k: int, width: int) -> None:
 def _joining(
     index: CodeIndex, codes: Codes, metadata: dict | None
 ) -> tuple[Codes, dict[str, np.ndarray]]:
-    """What an index is to take in.
+    """What an index is to take in. Warns where its images are in another folder.
 
     Raises ValueError if codes or columns are not like those of the index."""
     index.check(codes)
@@ -840,6 +841,13 @@ def _joining(
             raise ValueError(
                 f'{name} holds {_WORDS[given]}; in the index it holds {_WORDS[wanted]}'
             )
+    first = str(codes.ids[0])
+    if os.path.isdir(index.root) and not os.path.isfile(os.path.join(index.root, first)):
+        warnings.warn(
+            f'{first}, the first image that is added, is not in {index.root}, where the index has '
+            'its images; pages and contact sheets look for it there',
+            stacklevel=3,
+        )
     return codes, {name: columns[name] for name in index.columns}
 
 
@@ -1293,6 +1301,35 @@ class _Turns:
             self.over.wait_for(lambda: not self.searches)
             yield
 
+# %% ../nbs/18_search.ipynb #5c0e71a3
+@dataclass(frozen=True)
+class MappedFile:
+    "A file as it was when an index in it was opened."
+
+    path: Path
+    status: tuple[int, ...]  # device and number of the file; its bytes, and its last change in ns
+
+    @classmethod
+    def at(cls, path: str | Path) -> 'MappedFile':
+        "The file that is there now. Raises FileNotFoundError."
+        return cls(Path(path).absolute(), cls._status(path))
+
+    @staticmethod
+    def _status(path: str | Path) -> tuple[int, ...]:
+        status = os.stat(path)
+        return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+    def check(self) -> None:
+        "Raises ValueError where it was written into since. It may be gone, or another be there."
+        try:
+            now = self._status(self.path)
+        except OSError:
+            return
+        if now[:2] == self.status[:2] and now != self.status:
+            raise ValueError(
+                f'{self.path} was written into since it was opened mapped; load it again'
+            )
+
 # %% ../nbs/18_search.ipynb #d0e70547
 @dataclass(repr=False, eq=False)
 class FaissIndex(CodeIndex):
@@ -1304,7 +1341,7 @@ class FaissIndex(CodeIndex):
     root: str = ''
     options: dict = field(default_factory=dict)  # that were given
     revision: str = ''  # of the file it was read from
-    mapped: bool = False  # it lies in that file, and cannot be changed
+    mapped: MappedFile | None = None  # it lies there, and cannot be changed
 
     def __post_init__(self) -> None:
         self.bits, self.model = self.rows.codes.bits, self.rows.codes.model
@@ -1317,30 +1354,42 @@ class FaissIndex(CodeIndex):
     def __repr__(self) -> str:
         return f'{self.kind} index of {len(self)} codes of {self.bits} bits'
 
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        "As `_Turns.search`. Raises ValueError where the file it lies in was written into."
+        with self.turns.search():
+            if not self.mapped:
+                yield
+                return
+            self.mapped.check()
+            yield
+            self.mapped.check()
+
     @property
     def ids(self) -> np.ndarray:
         "Of all images, in order."
-        return self.rows.ids
+        with self._reading():
+            return self.rows.ids
 
     def search(self, codes: Codes, k: int = 10, where: dict | str | None = None) -> Answers:
         "See `IndexContract.search`. In an answer, equal distances come in the order of the index."
-        with self.turns.search():
+        with self._reading():
             return _search_rows(self, codes, k, where)
 
     def codes_of(self, ids: Ids) -> Codes:
         "The codes of these images. Raises ValueError if one is not there."
-        with self.turns.search():
+        with self._reading():
             return self.rows.codes[self.rows.of(ids)]
 
     def details(self, ids: Ids) -> dict[str, np.ndarray]:
         "What the columns say of these images. Raises ValueError if one is not there."
-        with self.turns.search():
+        with self._reading():
             rows = self.rows.of(ids)
             return {name: values[rows] for name, values in self.rows.columns.items()}
 
     def values(self, column: str) -> list:
         "The different values of a column, sorted. Raises ValueError if there is no such column."
-        with self.turns.search():
+        with self._reading():
             return _values_of(self.rows, column)
 
     def add(self, codes: Codes, metadata: dict | None = None) -> None:
@@ -1357,7 +1406,7 @@ class FaissIndex(CodeIndex):
 
     def compacted(self) -> 'FaissIndex':
         "The same without places of deleted images. Raises ValueError if nothing is left."
-        with self.turns.search():
+        with self._reading():
             return _built_anew(self)
 
     def optimize(self) -> None:
@@ -1592,7 +1641,7 @@ def _replace(index: FaissIndex, place: Path) -> None:
             'load it again, or give another path'
         )
     revision = uuid4().hex
-    with index.turns.search():
+    with index._reading():
         parts = _as_parts(index, revision)
     write_whole(place, lambda file: np.savez(file, **parts))
     index.revision = revision
@@ -1631,9 +1680,10 @@ def read_index(
         )
     if not os.path.isfile(path):
         raise ValueError(f'{path} is no file, and no index')
+    file = MappedFile.at(path) if mapped else None
     header, parts = _parts_of(path, mapped=mapped)
     try:
-        return replace(_index_of(header, parts), mapped=mapped)
+        return replace(_index_of(header, parts), mapped=file)
     except ImportError:
         raise
     except Exception as e:

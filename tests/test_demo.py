@@ -71,19 +71,20 @@ def test_the_demo_trains_and_its_page_answers(images, birds, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ('images', 'port', 'said'),
+    ('images', 'said'),
     [
-        ('nowhere', 7860, 'nowhere'),
-        ('folder/nowhere', 7860, 'data/cache is not a folder'),
-        ('digits', 0, 'port is 0'),
-        ('/no/where', 7860, 'there is no folder /no/where; give one, or a set by its name'),
+        ('nowhere', 'nowhere'),
+        ('folder/nowhere', 'data/cache is not a folder'),
+        ('/no/where', 'there is no folder /no/where; give one, or a set by its name'),
     ],
 )
-def test_what_cannot_be_shown_is_said_before_training(images, port, said, tmp_path, monkeypatch):
+def test_what_cannot_be_shown_is_said_before_training(images, said, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(demo, 'run', lambda *given: pytest.fail('it trains'))
     with pytest.raises((ValueError, OSError), match=said):
-        demo.main(images, 0, port, False, force=False)
+        demo.main(images, 0, free_port(), False, force=False)
+    with pytest.raises(ValueError, match='port is 0'):
+        demo.main('digits', 0, 0, False, force=False)
 
 
 def test_a_short_run_is_asked_for(birds, tmp_path, monkeypatch):
