@@ -1274,33 +1274,6 @@ def _one_after_other(old: np.ndarray, new: np.ndarray, what: str) -> np.ndarray:
         check_width(what, len(old) + len(new), max(widths), characters)
     return np.concatenate([old, new])
 
-# %% ../nbs/18_search.ipynb #233394d8
-class _Turns:
-    "Any number of searches at a time, or one change."
-
-    def __init__(self) -> None:
-        self.door, self.over = Lock(), Condition()
-        self.searches = 0
-
-    @contextmanager
-    def search(self) -> Iterator[None]:
-        "Whatever reads the index. It must not be entered again from inside."
-        with self.door, self.over:
-            self.searches += 1
-        try:
-            yield
-        finally:
-            with self.over:
-                self.searches -= 1
-                self.over.notify_all()
-
-    @contextmanager
-    def change(self) -> Iterator[None]:
-        "Begins when all searches are over. Later ones wait."
-        with self.door, self.over:
-            self.over.wait_for(lambda: not self.searches)
-            yield
-
 # %% ../nbs/18_search.ipynb #5c0e71a3
 @dataclass(frozen=True)
 class MappedFile:
@@ -1330,6 +1303,40 @@ class MappedFile:
                 f'{self.path} was written into since it was opened mapped; load it again'
             )
 
+# %% ../nbs/18_search.ipynb #233394d8
+class _Turns:
+    "Any number of searches at a time, or one change."
+
+    def __init__(self, mapped: MappedFile | None) -> None:
+        self.mapped, self.door, self.over = mapped, Lock(), Condition()
+        self.searches = 0
+
+    @contextmanager
+    def search(self) -> Iterator[None]:
+        "Whatever reads the index. It must not be entered again from inside."
+        with self.door, self.over:
+            self.searches += 1
+        try:
+            self._check()
+            yield
+            self._check()
+        finally:
+            with self.over:
+                self.searches -= 1
+                self.over.notify_all()
+
+    def _check(self) -> None:
+        "Raises ValueError as `MappedFile.check`."
+        if self.mapped:
+            self.mapped.check()
+
+    @contextmanager
+    def change(self) -> Iterator[None]:
+        "Begins when all searches are over. Later ones wait."
+        with self.door, self.over:
+            self.over.wait_for(lambda: not self.searches)
+            yield
+
 # %% ../nbs/18_search.ipynb #d0e70547
 @dataclass(repr=False, eq=False)
 class FaissIndex(CodeIndex):
@@ -1346,7 +1353,7 @@ class FaissIndex(CodeIndex):
     def __post_init__(self) -> None:
         self.bits, self.model = self.rows.codes.bits, self.rows.codes.model
         self.types = self.rows.types
-        self.turns = _Turns()
+        self.turns = _Turns(self.mapped)
 
     def __len__(self) -> int:
         return self.rows.left
@@ -1354,42 +1361,31 @@ class FaissIndex(CodeIndex):
     def __repr__(self) -> str:
         return f'{self.kind} index of {len(self)} codes of {self.bits} bits'
 
-    @contextmanager
-    def _reading(self) -> Iterator[None]:
-        "As `_Turns.search`. Raises ValueError where the file it lies in was written into."
-        with self.turns.search():
-            if not self.mapped:
-                yield
-                return
-            self.mapped.check()
-            yield
-            self.mapped.check()
-
     @property
     def ids(self) -> np.ndarray:
         "Of all images, in order."
-        with self._reading():
+        with self.turns.search():
             return self.rows.ids
 
     def search(self, codes: Codes, k: int = 10, where: dict | str | None = None) -> Answers:
         "See `IndexContract.search`. In an answer, equal distances come in the order of the index."
-        with self._reading():
+        with self.turns.search():
             return _search_rows(self, codes, k, where)
 
     def codes_of(self, ids: Ids) -> Codes:
         "The codes of these images. Raises ValueError if one is not there."
-        with self._reading():
+        with self.turns.search():
             return self.rows.codes[self.rows.of(ids)]
 
     def details(self, ids: Ids) -> dict[str, np.ndarray]:
         "What the columns say of these images. Raises ValueError if one is not there."
-        with self._reading():
+        with self.turns.search():
             rows = self.rows.of(ids)
             return {name: values[rows] for name, values in self.rows.columns.items()}
 
     def values(self, column: str) -> list:
         "The different values of a column, sorted. Raises ValueError if there is no such column."
-        with self._reading():
+        with self.turns.search():
             return _values_of(self.rows, column)
 
     def add(self, codes: Codes, metadata: dict | None = None) -> None:
@@ -1406,7 +1402,7 @@ class FaissIndex(CodeIndex):
 
     def compacted(self) -> 'FaissIndex':
         "The same without places of deleted images. Raises ValueError if nothing is left."
-        with self._reading():
+        with self.turns.search():
             return _built_anew(self)
 
     def optimize(self) -> None:
@@ -1641,7 +1637,7 @@ def _replace(index: FaissIndex, place: Path) -> None:
             'load it again, or give another path'
         )
     revision = uuid4().hex
-    with index._reading():
+    with index.turns.search():
         parts = _as_parts(index, revision)
     write_whole(place, lambda file: np.savez(file, **parts))
     index.revision = revision
