@@ -4,21 +4,23 @@
 
 # %% auto #0
 __all__ = ['ROOM', 'IMAGES', 'QUERIES', 'WARPS', 'BINS', 'compiled', 'words', 'label_words', 'trips', 'differing', 'shared',
-           'keeps_torch_threads', 'same_form', 'known_labels', 'check_alike', 'check_sides', 'blocks', 'check_device',
+           'in_threads', 'same_form', 'known_labels', 'check_alike', 'check_sides', 'blocks', 'check_device',
            'histograms', 'histograms_of_parts']
 
 # %% ../nbs/05_counting.ipynb #c0e70004
+import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import cache, wraps
 from importlib.util import find_spec
 from itertools import product
+from threading import RLock
 from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 import torch
-from numba import njit, prange, types
+from numba import njit, prange, threading_layer, types
 from numba.extending import intrinsic, overload
 from torch import Tensor
 
@@ -163,20 +165,42 @@ def _count(
 # %% ../nbs/05_counting.ipynb #6dd6bf6c
 _Arguments = ParamSpec('_Arguments')
 _Result = TypeVar('_Result')
+_ONE = RLock()  # without OpenMP, a second caller of numba's threads would end the process
+_AT_FORK: list[str] = []  # the threads that numba had when this process was forked
 
 
-def keeps_torch_threads(
+def _layer() -> str:
+    "The kind of numba's threads. Empty before there are any."
+    try:
+        return threading_layer()
+    except ValueError:
+        return ''
+
+
+if hasattr(os, 'register_at_fork'):
+    os.register_at_fork(after_in_child=lambda: _AT_FORK.append(_layer()))
+
+
+def in_threads(
     f: Callable[_Arguments, _Result],  # calls parallel numba kernels
 ) -> Callable[_Arguments, _Result]:
-    "The same function, after which torch's number of threads is what it was before."
+    """The same function, for one caller at a time. Torch keeps its number of threads.
+
+    Raises RuntimeError in a fork of a process whose threads are of OpenMP: it would be ended."""
 
     @wraps(f)
     def wrapped(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Result:
-        threads = torch.get_num_threads()
-        try:
-            return f(*args, **kwargs)
-        finally:
-            torch.set_num_threads(threads)
+        if 'omp' in _AT_FORK:
+            raise RuntimeError(
+                'this process is a fork of one that had counted, whose threads it cannot use; '
+                "start it with multiprocessing.get_context('spawn')"
+            )
+        with _ONE:
+            threads = torch.get_num_threads()
+            try:
+                return f(*args, **kwargs)
+            finally:
+                torch.set_num_threads(threads)
 
     return wrapped
 
@@ -280,7 +304,7 @@ def blocks(
         yield words(database.packed[part]), label_words(labels[part])
 
 
-@keeps_torch_threads
+@in_threads
 def _count_blocks(query: Codes, database: Codes, most: int, counts: np.ndarray) -> np.ndarray:
     "Add all pairs to `counts`."
     codes = words(query.packed)

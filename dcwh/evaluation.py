@@ -32,7 +32,7 @@ from dcwh.counting import (
     differing,
     histograms,
     histograms_of_parts,
-    keeps_torch_threads,
+    in_threads,
     known_labels,
     label_words,
     same_form,
@@ -217,7 +217,7 @@ def _precisions(
     return score
 
 # %% ../nbs/06_evaluation.ipynb #ba0d6012
-@keeps_torch_threads
+@in_threads
 def average_precision(
     items: np.ndarray,  # int, shape (Q, K+1): database items by distance
     relevant: np.ndarray,  # int, shape (Q, K+1): relevant ones
@@ -276,7 +276,7 @@ def _add_precisions(
                     found[q] += 1
 
 # %% ../nbs/06_evaluation.ipynb #48a0d5a3
-@keeps_torch_threads
+@in_threads
 def ap_in_order(
     query: Codes,  # Q codes
     database: Codes,  # N codes; their order breaks ties
@@ -907,7 +907,7 @@ def _precisions_by_rank(
             precisions[q, i] = found[q] / (i + 1) if hits[i] else 0.0
 
 # %% ../nbs/06_evaluation.ipynb #071fccb0
-@keeps_torch_threads
+@in_threads
 def _ranked(
     apart: np.ndarray,  # float64, shape (q, N): distances, none below 0
     relevant: np.ndarray,  # bool, of the same shape

@@ -58,6 +58,7 @@ from .model import HashModel, first_line, threads_for
 from .results import check_result, read_result, result_of, row_of_config, run_name, table_of
 from .sources import SOURCES, Source, digest, name_fault, named_path, printable
 from dcwh.training import (
+    ALONE,
     Trained,
     accelerator_of,
     build,
@@ -655,11 +656,13 @@ def run(
 ) -> dict:  # the content of the result file
     """Train, encode, evaluate, and write the result. If the result is there, only read it.
 
-    A second process with the same configuration waits for the first. If a launcher started several
+    A second process with the same configuration waits for the first, and a second thread with any
+    for the first thread. If a launcher started several
     processes, the main one writes the files.
 
     Raises OSError or ValueError, as early as possible. A run that is refused leaves nothing."""
-    return _carried_out(_ready(config, runs, resume, tracker), resume, progress, tracker)
+    with ALONE:
+        return _carried_out(_ready(config, runs, resume, tracker), resume, progress, tracker)
 
 # %% ../nbs/17_experiment.ipynb #a48a49a3
 @dataclass

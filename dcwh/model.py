@@ -17,9 +17,12 @@ import re
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from types import ModuleType
 from typing import Annotated, Any, TypeVar
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -281,18 +284,37 @@ def check_channels(
     return channels.view(3, 1, 1)
 
 # %% ../nbs/12_model.ipynb #959f4c27
+@dataclass
+class _Use:
+    "By how many a part of a module is held in evaluation mode, and whether it was training."
+
+    training: bool
+    users: int = 0
+
+
+_USES: WeakKeyDictionary[nn.Module, _Use] = WeakKeyDictionary()
+_ONE = Lock()  # for the table of uses
+
+
 @contextmanager
 def in_evaluation(
     module: nn.Module,
 ) -> Iterator[None]:
-    "A module in evaluation mode. Afterwards each of its parts is in the mode that it was in."
-    modes = {part: part.training for part in module.modules()}
-    module.eval()
+    """A module in evaluation mode. Afterwards each of its parts is in the mode that it was in: when
+    the last of several threads is done."""
+    parts = list(module.modules())
+    with _ONE:
+        for part in parts:
+            _USES.setdefault(part, _Use(part.training)).users += 1
+        module.eval()
     try:
         yield
     finally:
-        for part, training in modes.items():
-            part.training = training
+        with _ONE:
+            for part in parts:
+                _USES[part].users -= 1
+                if not _USES[part].users:
+                    part.training = _USES.pop(part).training
 
 
 def features_of(
@@ -827,7 +849,7 @@ class HashModel(HashNetwork, Encoder, PyTorchModelHubMixin, **_ON_HUB):
         self,
         images: Images,
         *,
-        precision: str = 'fp32',  # or bf16
+        precision: str = 'fp32',  # how exact that is, torch's own settings say; or bf16
         **options: Any,  # as for every encoder
     ) -> tuple[Tensor, np.ndarray]:  # float32 on the CPU (N, K), and int64 (N,)
         "As for every encoder, in a precision. Raises ValueError."

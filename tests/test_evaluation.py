@@ -414,3 +414,50 @@ def test_kinship_of_a_part_is_that_of_its_queries(drawn, seed):
     each = [kinship(query[[q]], database[order], superclasses) for q in range(len(query))]
     for name, value in kinship(query, database, superclasses).items():
         assert value == pytest.approx(np.mean([found[name] for found in each]), abs=1e-12)
+
+
+FORKED = """
+import multiprocessing
+from dcwh.codes import Codes
+from dcwh.evaluation import evaluate
+
+codes = Codes.from_bits([[0, 1], [1, 1]], [0, 1])
+
+def score(_):
+    return evaluate(codes, codes).map
+
+print(score(0))
+with multiprocessing.get_context('fork').Pool(1) as pool:
+    try:
+        print(*pool.map(score, [0]))
+    except RuntimeError as e:
+        print(e)
+"""
+
+
+THREADS = """
+from concurrent.futures import ThreadPoolExecutor
+import numpy as np
+from dcwh.codes import Codes
+from dcwh.evaluation import evaluate
+
+drawn = np.random.default_rng(0)
+codes = Codes.from_bits(drawn.integers(0, 2, (2000, 64)), drawn.integers(0, 10, 2000))
+with ThreadPoolExecutor(4) as pool:
+    print(len(set(pool.map(lambda _: evaluate(codes, codes).map, range(8)))))
+"""
+
+
+@pytest.mark.parametrize('layer', ('workqueue', 'default'))
+def test_threads_count_the_same(layer):
+    known = os.environ | {'NUMBA_THREADING_LAYER': layer, 'NUMBA_NUM_THREADS': '2'}
+    done = subprocess.run([sys.executable, '-c', THREADS], capture_output=True, env=known)
+    assert done.stdout.split() == [b'1'], done.stderr
+
+
+def test_in_a_fork_of_a_process_that_counted_it_counts_or_says_why_not():
+    done = subprocess.run(
+        [sys.executable, '-c', FORKED], capture_output=True, text=True, timeout=300
+    )
+    whole, forked = done.stdout.splitlines()
+    assert forked == whole or 'is a fork of one that had counted' in forked, done.stderr

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 from pathlib import Path
 
@@ -403,6 +404,26 @@ def test_a_run_that_was_resumed_tells_of_all_its_sessions(tmp_path, code, machin
     assert (told['device'] == session['made_by']['device']) == (machine == 'Abacus')
     assert told['device'].startswith('Abacus') and machine in told['device']
     assert told['seconds']['training'] >= session['seconds'] - 0.1
+
+
+def test_threads_take_turns_to_train_and_encode_at_a_time(tmp_path):
+    config = resolve(**QUICK, epochs=2)
+    alone = run(config, tmp_path / 'alone')
+    with ThreadPoolExecutor(2) as pool:
+        both = list(pool.map(lambda name: run(config, tmp_path / name), 'ab'))
+    assert [one['metrics'] for one in both] == [alone['metrics']] * 2
+    model, images = train(config, retrieval_set(config)).model, retrieval_set(config).query
+    assert model.training
+    identity, packed = model.identity(), model.encode(images).packed
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: model.encode(images, batch_size=8).packed, range(8)))
+    assert all((one == packed).all() for one in found)
+    assert model.identity() == identity and all(part.training for part in model.modules())
+
+
+def test_training_without_gradients_is_refused(tmp_path):
+    with torch.no_grad(), pytest.raises(ValueError, match='no_grad or inference_mode is on'):
+        run(resolve(**QUICK), tmp_path)
 
 
 def test_a_method_that_remembers_outputs_resumes_the_same_to_the_bit(tmp_path):
