@@ -58,11 +58,11 @@ from .model import HashModel, first_line, threads_for
 from .results import check_result, read_result, result_of, row_of_config, run_name, table_of
 from .sources import SOURCES, Source, digest, name_fault, named_path, printable
 from dcwh.training import (
-    ALONE,
     Trained,
     accelerator_of,
     build,
     gathered_outputs,
+    in_turn,
     numerics,
     save_history,
     tracking,
@@ -661,7 +661,7 @@ def run(
     processes, the main one writes the files.
 
     Raises OSError or ValueError, as early as possible. A run that is refused leaves nothing."""
-    with ALONE:
+    with in_turn():
         return _carried_out(_ready(config, runs, resume, tracker), resume, progress, tracker)
 
 # %% ../nbs/17_experiment.ipynb #a48a49a3

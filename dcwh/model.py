@@ -15,11 +15,12 @@ import logging
 import os
 import re
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Lock
+from threading import Lock, get_ident
 from types import ModuleType
 from typing import Annotated, Any, TypeVar
 from weakref import WeakKeyDictionary
@@ -293,7 +294,7 @@ class _Use:
 
 
 _USES: WeakKeyDictionary[nn.Module, _Use] = WeakKeyDictionary()
-_ONE = Lock()  # for the table of uses
+_ONE = Lock()  # for what threads share
 
 
 @contextmanager
@@ -486,13 +487,39 @@ def threads_for(
     small: bool,  # whether the network is so small that threads wait for each other
 ) -> Iterator[None]:
     "One thread of torch for a small network, unless OMP_NUM_THREADS says how many."
-    before = torch.get_num_threads()
-    if small and not os.environ.get('OMP_NUM_THREADS'):
-        torch.set_num_threads(1)
+    if not small or os.environ.get('OMP_NUM_THREADS'):
+        yield
+        return
+    _SMALL.begin()
     try:
         yield
     finally:
-        torch.set_num_threads(before)
+        _SMALL.end()
+
+
+class _OneThread:
+    "One thread of torch for who asks, and how many there were before the first did."
+
+    def __init__(self) -> None:
+        self.before, self.depth = 1, Counter[int]()  # by who asks, a thread of Python
+
+    def begin(self) -> None:
+        "From here on this thread computes alone."
+        with _ONE:
+            self.before = self.before if self.depth else torch.get_num_threads()
+            self.depth[get_ident()] += 1
+            torch.set_num_threads(1)
+
+    def end(self) -> None:
+        "As before the outermost `begin` of this thread."
+        with _ONE:
+            self.depth.subtract([get_ident()])
+            if not self.depth[get_ident()]:
+                del self.depth[get_ident()]
+                torch.set_num_threads(self.before)
+
+
+_SMALL = _OneThread()
 
 
 def _is_small(network: nn.Module) -> bool:

@@ -412,7 +412,10 @@ def test_threads_take_turns_to_train_and_encode_at_a_time(tmp_path):
     with ThreadPoolExecutor(2) as pool:
         both = list(pool.map(lambda name: run(config, tmp_path / name), 'ab'))
     assert [one['metrics'] for one in both] == [alone['metrics']] * 2
-    model, images = train(config, retrieval_set(config)).model, retrieval_set(config).query
+    images, drawn = retrieval_set(config).query, torch.rand(2, generator=torch.manual_seed(0))
+    assert torch.rand(1, generator=torch.manual_seed(0)) == drawn[0]
+    model = train(config, retrieval_set(config)).model
+    assert torch.rand(1) == drawn[1]  # of a caller, who goes on with numbers of their own
     assert model.training
     identity, packed = model.identity(), model.encode(images).packed
     with ThreadPoolExecutor(4) as pool:
