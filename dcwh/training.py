@@ -300,35 +300,7 @@ def _optimizer(config: Config, model: HashModel, criterion: Criterion) -> torch.
         return torch.optim.AdamW(groups, lr, weight_decay=decay, fused=fused)
     return torch.optim.SGD(groups, lr, config.momentum, weight_decay=decay, fused=fused)
 
-# %% ../nbs/14_training.ipynb #14ac0001
-def _check_whole() -> None:
-    "Raises ValueError where the environment has accelerate cut a network into parts."
-    for kind in ('FSDP', 'DEEPSPEED', 'MEGATRON_LM', 'PARALLELISM_CONFIG'):
-        name = f'ACCELERATE_USE_{kind}'
-        if os.environ.get(name, 'false').lower() in ('1', 'true', 'yes', 'y', 'on', 't'):
-            raise ValueError(f'{name} is set; each process trains a whole network, so unset it')
-
-# %% ../nbs/14_training.ipynb #7c0de003
-TYPES = {'fp32': torch.float32, 'bf16': torch.bfloat16, 'fp16': torch.float16}
-
-
-@contextmanager
-def numerics(config: Config) -> Iterator[None]:
-    "Set TF32 and deterministic algorithms as configured, and restore both afterwards."
-    cudnn = torch.backends.cudnn
-    benchmark, strict = cudnn.benchmark, torch.are_deterministic_algorithms_enabled()
-    cudnn.benchmark = not config.deterministic  # else the fastest of a trial is taken
-    if config.deterministic:
-        os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')  # as cuBLAS asks for
-        torch.use_deterministic_algorithms(True)
-    try:
-        with _float32_products(config.tf32):
-            yield
-    finally:
-        cudnn.benchmark = benchmark
-        torch.use_deterministic_algorithms(strict)
-
-
+# %% ../nbs/14_training.ipynb #f32e0002
 _PRODUCTS = 'cuda.matmul', 'cudnn.conv', 'cudnn.rnn', 'mkldnn.matmul', 'mkldnn.conv', 'mkldnn.rnn'
 
 
@@ -361,6 +333,34 @@ def _tf32_in_convolutions() -> bool:
         return torch.backends.cudnn.allow_tf32
     except RuntimeError:
         return True  # torch does not read what contradicts the newer ones
+
+# %% ../nbs/14_training.ipynb #14ac0001
+def _check_whole() -> None:
+    "Raises ValueError where the environment has accelerate cut a network into parts."
+    for kind in ('FSDP', 'DEEPSPEED', 'MEGATRON_LM', 'PARALLELISM_CONFIG'):
+        name = f'ACCELERATE_USE_{kind}'
+        if os.environ.get(name, 'false').lower() in ('1', 'true', 'yes', 'y', 'on', 't'):
+            raise ValueError(f'{name} is set; each process trains a whole network, so unset it')
+
+# %% ../nbs/14_training.ipynb #7c0de003
+TYPES = {'fp32': torch.float32, 'bf16': torch.bfloat16, 'fp16': torch.float16}
+
+
+@contextmanager
+def numerics(config: Config) -> Iterator[None]:
+    "Set TF32 and deterministic algorithms as configured, and restore both afterwards."
+    cudnn = torch.backends.cudnn
+    benchmark, strict = cudnn.benchmark, torch.are_deterministic_algorithms_enabled()
+    cudnn.benchmark = not config.deterministic  # else the fastest of a trial is taken
+    if config.deterministic:
+        os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')  # as cuBLAS asks for
+        torch.use_deterministic_algorithms(True)
+    try:
+        with _float32_products(config.tf32):
+            yield
+    finally:
+        cudnn.benchmark = benchmark
+        torch.use_deterministic_algorithms(strict)
 
 
 def accelerator_of(
