@@ -16,6 +16,7 @@ import html
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import socket
@@ -842,7 +843,8 @@ class Gate:
         host: str,  # that it names, with or without a port
     ) -> bool:
         "Whether there is such a thing for a visitor."
-        if host.lower().rsplit(':', 1)[0] not in NAMES:
+        named = re.fullmatch(r'(.+?)(:\d+)?', host.lower())
+        if not named or named[1] not in NAMES:
             return False
         place, file, name = path.strip('/').partition('gradio_api/file=')
         if file:

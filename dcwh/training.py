@@ -342,6 +342,17 @@ def _check_whole() -> None:
         if os.environ.get(name, 'false').lower() in ('1', 'true', 'yes', 'y', 'on', 't'):
             raise ValueError(f'{name} is set; each process trains a whole network, so unset it')
 
+
+def _check_torch() -> None:
+    "Raises ValueError where torch has been set so that nothing can be trained."
+    if not torch.is_grad_enabled():
+        raise ValueError('torch.no_grad or inference_mode is on; train outside of it')
+    device = torch.get_default_device()
+    if device.type != 'cpu':
+        raise ValueError(
+            f'the default device of torch is {device}; leave it at cpu: a GPU is found by itself'
+        )
+
 # %% ../nbs/14_training.ipynb #7c0de003
 TYPES = {'fp32': torch.float32, 'bf16': torch.bfloat16, 'fp16': torch.float16}
 
@@ -374,8 +385,7 @@ def accelerator_of(
     parts of a network in each process, or if a launcher has started several processes that do not
     find each other."""
     _check_whole()
-    if not torch.is_grad_enabled():
-        raise ValueError('torch.no_grad or inference_mode is on; train outside of it')
+    _check_torch()
     precision, kinds = config.precision, {'fp32': 'no'}
     AcceleratorState._reset_state(reset_partial_state=True)
     try:

@@ -116,6 +116,13 @@ class Python(Popen):
         return self.wait(), said
 
 
+def free_port() -> int:
+    "Of 127.0.0.1."
+    with socket.socket() as server:
+        server.bind(('127.0.0.1', 0))
+        return server.getsockname()[1]
+
+
 def python(code, *args, limit=900):
     "Run a piece of code to its end, or for `limit` seconds: the exit code, and what was said."
     return Python(code, *args).end(limit)

@@ -4,11 +4,9 @@ nobody but this machine."""
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
-from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from urllib.error import URLError
@@ -19,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from programs import free_port
 
 from dcwh.codes import Codes
 from dcwh.model import HashModel
@@ -28,12 +27,6 @@ from dcwh.sources import digits
 pytestmark = pytest.mark.whole
 SHOWN = 18  # results, as the page opens
 DCWH = Path(sys.executable).with_name('dcwh')
-
-
-def free_port():
-    with closing(socket.socket()) as s:
-        s.bind(('127.0.0.1', 0))
-        return s.getsockname()[1]
 
 
 @pytest.fixture(scope='module')

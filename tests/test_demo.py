@@ -1,7 +1,6 @@
 """The demo: trained for real, its page answers on this machine, Ctrl-C ends it."""
 
 import signal
-import socket
 import subprocess
 import sys
 from dataclasses import replace
@@ -11,6 +10,7 @@ from urllib.request import urlopen
 import numpy as np
 import pytest
 from PIL import Image
+from programs import free_port
 
 from dcwh.config import resolve
 
@@ -19,12 +19,6 @@ SCRIPT = ROOT / 'workflow/demo.py'
 sys.path.append(str(SCRIPT.parent))
 
 import demo  # noqa: E402
-
-
-def free_port():
-    with socket.socket() as s:
-        s.bind(('127.0.0.1', 0))
-        return s.getsockname()[1]
 
 
 def started(*words, cwd):

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from programs import free_port
 
 import dcwh
 from dcwh import encoding, experiment, files, model, parts, results, sharing, sources, training
@@ -67,6 +68,6 @@ def test_names_in_a_file_of_codes_are_text(tmp_path):
 
 def test_a_page_takes_an_index_and_an_encoder():
     with pytest.raises(ValueError, match='index is of type int, and'):
-        serve(5, dcwh.HashModel('small', 8, weights='none'))
+        serve(5, dcwh.HashModel('small', 8, weights='none'), port=free_port())
     with pytest.raises(ValueError, match='encoder is of type int, and'):
-        serve(INDEX, 5)
+        serve(INDEX, 5, port=free_port())

@@ -429,6 +429,11 @@ def test_training_without_gradients_is_refused(tmp_path):
         run(resolve(**QUICK), tmp_path)
 
 
+def test_another_default_device_is_refused(tmp_path):
+    with torch.device('meta'), pytest.raises(ValueError, match='default device of torch is meta'):
+        run(resolve(**QUICK), tmp_path)
+
+
 def test_a_method_that_remembers_outputs_resumes_the_same_to_the_bit(tmp_path):
     config = resolve(**QUICK, method='dsdh')
     script = RUN.replace("recipe='quick'", "recipe='quick', method='dsdh'")
