@@ -656,9 +656,9 @@ def run(
 ) -> dict:  # the content of the result file
     """Train, encode, evaluate, and write the result. If the result is there, only read it.
 
-    A second process with the same configuration waits for the first, and a second thread with any
-    for the first thread. If a launcher started several
-    processes, the main one writes the files.
+    A second process with the same configuration waits for the first. Threads of one process take
+    turns, whatever they run. If a launcher started several processes, the main one writes the
+    files.
 
     Raises OSError or ValueError, as early as possible. A run that is refused leaves nothing."""
     with in_turn():
