@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ROOM', 'IMAGES', 'QUERIES', 'WARPS', 'BINS', 'compiled', 'words', 'label_words', 'trips', 'differing', 'shared',
-           'in_threads', 'same_form', 'known_labels', 'check_alike', 'check_sides', 'blocks', 'check_device',
+           'Turn', 'in_threads', 'same_form', 'known_labels', 'check_alike', 'check_sides', 'blocks', 'check_device',
            'histograms', 'histograms_of_parts']
 
 # %% ../nbs/05_counting.ipynb #c0e70004
@@ -165,7 +165,23 @@ def _count(
 # %% ../nbs/05_counting.ipynb #6dd6bf6c
 _Arguments = ParamSpec('_Arguments')
 _Result = TypeVar('_Result')
-_ONE = RLock()  # without OpenMP, a second caller of numba's threads would end the process
+_HAS_FORK = hasattr(os, 'register_at_fork')
+
+
+class Turn:
+    "A lock for one thread at a time. In a fork of the process it is free."
+
+    def __init__(self) -> None:
+        self.renew()
+        if _HAS_FORK:
+            os.register_at_fork(after_in_child=self.renew)
+
+    def renew(self) -> None:
+        "Another lock. Who had the one before may be a thread that a fork does not have."
+        self.lock = RLock()
+
+
+_TURN = Turn()  # without OpenMP, a second caller of numba's threads would end the process
 _AT_FORK: list[str] = []  # the threads that numba had when this process was forked
 
 
@@ -177,7 +193,7 @@ def _layer() -> str:
         return ''
 
 
-if hasattr(os, 'register_at_fork'):
+if _HAS_FORK:
     os.register_at_fork(after_in_child=lambda: _AT_FORK.append(_layer()))
 
 
@@ -195,7 +211,7 @@ def in_threads(
                 'this process is a fork of one that had counted, whose threads it cannot use; '
                 "start it with multiprocessing.get_context('spawn')"
             )
-        with _ONE:
+        with _TURN.lock:
             threads = torch.get_num_threads()
             try:
                 return f(*args, **kwargs)

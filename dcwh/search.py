@@ -33,6 +33,7 @@ from threading import Condition, Lock
 from types import ModuleType
 from typing import Any, BinaryIO, NoReturn
 from uuid import uuid4
+from weakref import finalize
 from zipfile import ZIP_STORED, ZipFile
 
 import numpy as np
@@ -1275,30 +1276,21 @@ def _one_after_other(old: np.ndarray, new: np.ndarray, what: str) -> np.ndarray:
     return np.concatenate([old, new])
 
 # %% ../nbs/18_search.ipynb #5c0e71a3
-@dataclass(frozen=True)
 class MappedFile:
-    "A file as it was when an index in it was opened."
+    "A file as it is now: opened, so that it is known under any name. Raises OSError."
 
-    path: Path
-    status: tuple[int, ...]  # device and number of the file; its bytes, and its last change in ns
+    def __init__(self, path: str | Path) -> None:
+        self.path, self.opened = Path(path), os.open(path, os.O_RDONLY)
+        finalize(self, os.close, self.opened)
+        self.status = self._now()
 
-    @classmethod
-    def at(cls, path: str | Path) -> 'MappedFile':
-        "The file that is there now. Raises FileNotFoundError."
-        return cls(Path(path).absolute(), cls._status(path))
-
-    @staticmethod
-    def _status(path: str | Path) -> tuple[int, ...]:
-        status = os.stat(path)
-        return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+    def _now(self) -> tuple[int, int]:
+        status = os.fstat(self.opened)
+        return status.st_size, status.st_mtime_ns
 
     def check(self) -> None:
         "Raises ValueError where it was written into since. It may be gone, or another be there."
-        try:
-            now = self._status(self.path)
-        except OSError:
-            return
-        if now[:2] == self.status[:2] and now != self.status:
+        if self._now() != self.status:
             raise ValueError(
                 f'{self.path} was written into since it was opened mapped; load it again'
             )
@@ -1676,7 +1668,7 @@ def read_index(
         )
     if not os.path.isfile(path):
         raise ValueError(f'{path} is no file, and no index')
-    file = MappedFile.at(path) if mapped else None
+    file = MappedFile(path) if mapped else None
     header, parts = _parts_of(path, mapped=mapped)
     try:
         return replace(_index_of(header, parts), mapped=file)

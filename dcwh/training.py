@@ -24,7 +24,6 @@ from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from operator import attrgetter
 from pathlib import Path
-from threading import RLock
 from time import monotonic
 from traceback import walk_tb
 from typing import Any
@@ -42,6 +41,7 @@ from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from tqdm import tqdm
 
 from .config import Config
+from .counting import Turn
 from .criterion import Criterion, widest
 from .data import ImageSet, Loader, RetrievalSet, epoch_draws, prepare
 from .files import as_path, shown, write_whole
@@ -316,15 +316,17 @@ def _float32_products(tf32: bool) -> Iterator[None]:
     matmul, convolution = torch.get_float32_matmul_precision(), _tf32_in_convolutions()
     torch.set_float32_matmul_precision('high' if tf32 else 'highest')
     backends.cudnn.allow_tf32 = tf32
-    for part in parts[3:]:  # of a processor
-        part.fp32_precision = 'ieee'
+    for name, part in zip(newer, parts, strict=True):
+        part.fp32_precision = 'tf32' if tf32 and not name.startswith('mkldnn') else 'ieee'
     try:
         yield
     finally:
         torch.set_float32_matmul_precision(matmul)
         backends.cudnn.allow_tf32 = convolution
         for part, precision in zip(parts, before, strict=True):
-            part.fp32_precision = precision
+            part.fp32_precision = 'none'  # it inherits
+            if part.fp32_precision != precision:
+                part.fp32_precision = precision
 
 
 def _tf32_in_convolutions() -> bool:
@@ -796,14 +798,14 @@ def tracking(tracker: str, folder: str | Path | None) -> dict[str, str]:
 
 # %% ../nbs/14_training.ipynb #7c0de0c2
 log = logging.getLogger(__name__)
-_TURN = RLock()
+_TURN = Turn()
 
 
 @contextmanager
 def in_turn() -> Iterator[None]:
     "One thread at a time has torch's random numbers, and leaves them as they were."
     devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
-    with _TURN, torch.random.fork_rng(devices):
+    with _TURN.lock, torch.random.fork_rng(devices):
         yield
 
 
@@ -853,7 +855,8 @@ def train(
     made_by: dict[str, str] | None = None,  # what a checkpoint says of this session, by name
 ) -> Trained:
     """Train to the last epoch. After an interruption, a second call goes on and ends the same. A
-    model of yours has to start from the same weights then: seed it. Threads take turns.
+    model of yours has to start from the same weights then: seed it. Threads take turns, and none
+    may use the model meanwhile.
 
     Raises ValueError if parts do not fit, FloatingPointError if the loss is not finite."""
     if not isinstance(config, Config):
