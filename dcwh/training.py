@@ -364,6 +364,7 @@ def numerics(config: Config) -> Iterator[None]:
     "Set TF32 and deterministic algorithms as configured, and restore both afterwards."
     cudnn = torch.backends.cudnn
     benchmark, strict = cudnn.benchmark, torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     cudnn.benchmark = not config.deterministic  # else the fastest of a trial is taken
     if config.deterministic:
         os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')  # as cuBLAS asks for
@@ -373,7 +374,7 @@ def numerics(config: Config) -> Iterator[None]:
             yield
     finally:
         cudnn.benchmark = benchmark
-        torch.use_deterministic_algorithms(strict)
+        torch.use_deterministic_algorithms(strict, warn_only=warn_only)
 
 
 def accelerator_of(
@@ -855,8 +856,8 @@ def train(
     made_by: dict[str, str] | None = None,  # what a checkpoint says of this session, by name
 ) -> Trained:
     """Train to the last epoch. After an interruption, a second call goes on and ends the same. A
-    model of yours has to start from the same weights then: seed it. Threads take turns, and none
-    may use the model meanwhile.
+    model of yours has to start from the same weights then: seed it. Threads take turns. Others
+    may neither use the model meanwhile nor draw from torch's random numbers.
 
     Raises ValueError if parts do not fit, FloatingPointError if the loss is not finite."""
     if not isinstance(config, Config):
