@@ -513,7 +513,7 @@ class _OneThread:
     def end(self) -> None:
         "As before the outermost `begin` of this thread."
         with _ONE:
-            self.depth.subtract([get_ident()])
+            self.depth[get_ident()] -= 1
             if not self.depth[get_ident()]:
                 del self.depth[get_ident()]
                 torch.set_num_threads(self.before)

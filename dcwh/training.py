@@ -311,7 +311,7 @@ def _float32_products(tf32: bool) -> Iterator[None]:
     newer = _PRODUCTS if hasattr(backends.cuda.matmul, 'fp32_precision') else ()  # torch 2.9
     parts = [attrgetter(name)(backends) for name in newer]
     before = [part.fp32_precision for part in parts]
-    for part in parts:
+    for part in parts:  # so that torch reads its older settings
         part.fp32_precision = 'ieee'
     matmul, convolution = torch.get_float32_matmul_precision(), _tf32_in_convolutions()
     torch.set_float32_matmul_precision('high' if tf32 else 'highest')
@@ -384,9 +384,9 @@ def accelerator_of(
     """accelerate's object for device, processes and precision.
 
     What the environment says of accumulation and compilation is not taken: no result would tell.
-    Raises ValueError if the device cannot compute in this precision, if the environment asks for
-    parts of a network in each process, or if a launcher has started several processes that do not
-    find each other."""
+    Raises ValueError if the device cannot compute in this precision, if torch is set so that
+    nothing can be trained, if the environment asks for parts of a network in each process, or if a
+    launcher has started several processes that do not find each other."""
     _check_whole()
     _check_torch()
     precision, kinds = config.precision, {'fp32': 'no'}
