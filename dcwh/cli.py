@@ -20,7 +20,7 @@ import re
 import reprlib
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from decimal import Decimal
@@ -79,6 +79,7 @@ def main(
 # %% ../nbs/23_cli.ipynb #51b3ff70
 def assignments(
     pairs: list[str],  # such as sigma=3, flip=false, centres=exact
+    texts: Collection[str] = (),  # names of settings that are texts, also where they are digits
 ) -> dict[str, Any]:  # values by name
     """Settings given as name=value, the value as JSON where it is such, as a string where not.
 
@@ -87,7 +88,7 @@ def assignments(
     for pair, (name, equals, _) in zip(pairs, parts, strict=True):
         if not (name and equals):
             raise ValueError(f'{pair!r} is no setting; give name=value')
-    return _each_once([(name, _value(text)) for name, _, text in parts])
+    return _each_once([(name, _value(text, name in texts)) for name, _, text in parts])
 
 
 def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -99,12 +100,13 @@ def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return dict(pairs)
 
 
-def _value(text: str) -> Any:
+def _value(text: str, is_text: bool) -> Any:
     "JSON where it is such, otherwise the text. Raises ValueError as `_each_once` does."
     try:
-        return json.loads(text, object_pairs_hook=_each_once)
+        value = json.loads(text, object_pairs_hook=_each_once)
     except json.JSONDecodeError:
         return text
+    return text if is_text and not isinstance(value, str) else value
 
 # %% ../nbs/23_cli.ipynb #f4b317b0
 def _say(
@@ -355,7 +357,7 @@ def run(
     from dcwh import experiment, results
 
     task = {'dataset': dataset, 'bits': bits, 'method': method, 'seed': seed, 'recipe': recipe}
-    config, asked = _meant(context, template, task, assignments(set or []))
+    config, asked = _meant(context, template, task, set or [])
     folder = Path(runs) / results.run_name(config)
     place = _report_place(report, folder, detail)
     wanted = detail != 'none' and (bool(report) or (folder / 'query.npz').is_file())
@@ -396,13 +398,14 @@ def _meant(
     context: typer.Context,
     template: str,  # empty: the one that comes with dcwh, whose defaults are those of `run`
     task: dict[str, Any],
-    more: dict[str, Any],  # what --set says
+    pairs: list[str],  # what --set says
 ) -> tuple['Config', dict[str, Any]]:  # and the parameters of the template that give it
     "What a template says of itself, completed by what stands on the command line."
     from dcwh import experiment
-    from dcwh.config import resolve
+    from dcwh.config import TEXTS, resolve
 
     _check_meant(context.params)
+    more = assignments(pairs, TEXTS)
     for name in more.keys() & task.keys():
         option = f'--{name} {more[name]}'
         raise ValueError(f'{name} has an option of its own; give {option}, without --set')

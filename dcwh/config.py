@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MANY', 'DECIMAL', 'Number', 'Share', 'Count', 'Pixels', 'Text', 'Name', 'MethodName', 'CodeHash', 'Compile', 'Recipe',
-           'RECIPES', 'Task', 'Config', 'recipe_of', 'recipe_parts', 'explain', 'resolve', 'described']
+           'RECIPES', 'TEXTS', 'Task', 'Config', 'recipe_of', 'recipe_parts', 'explain', 'resolve', 'described']
 
 # %% ../nbs/13_config.ipynb #c0f10004
 import hashlib
@@ -118,6 +118,10 @@ class Config(Task):
         what = self.model_dump(exclude=where, exclude_defaults=True)  # a later field renames no run
         return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
 
+
+# fields that hold any text, also one that looks like a number
+TEXTS = frozenset(name for name, field in Config.model_fields.items() if field.annotation is str)
+
 # %% ../nbs/13_config.ipynb #28ddf320
 def recipe_of(
     dataset: str,  # of a set without a recipe: `any.yaml` alone
@@ -207,6 +211,8 @@ def explain(
         return unknown('setting', name, Config.model_fields)
     if kind == 'missing':
         return f'{name} is missing'
+    if kind == 'string_type':
+        return f'{name} is {reprlib.repr(error["input"])}; give a text, in quotes'
     return f'{name} is {reprlib.repr(error["input"])}: {error["msg"][0].lower()}{error["msg"][1:]}'
 
 # %% ../nbs/13_config.ipynb #4423a1a8

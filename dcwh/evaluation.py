@@ -346,7 +346,8 @@ def found_at(
             f'ns go from {ranks.min()} to {ranks.max()}; the ranks of this database are 1 to {last}'
         )
     parts = split_ties(items, relevant, ties)
-    ends, sums = (np.pad(part.cumsum(1), ((0, 0), (1, 0))) for part in parts)
+    totals = (part.cumsum(1, dtype=np.float64) for part in parts)
+    ends, sums = (np.pad(total, ((0, 0), (1, 0))) for total in totals)
     return np.array([np.interp(ranks, N, R) for N, R in zip(ends, sums, strict=True)])
 
 # %% ../nbs/06_evaluation.ipynb #26f635d5
@@ -389,7 +390,8 @@ def dcg(
     check_cut(top_k)
     check_groups(items, gains, 'gains')
     N0, m = tie_groups(items, top_k)
-    return (gains / np.maximum(items, 1) * (discounts(N0 + m) - discounts(N0))).sum(1)
+    gain = np.divide(gains, np.maximum(items, 1), dtype=np.float64)
+    return (gain * (discounts(N0 + m) - discounts(N0))).sum(1)
 
 # %% ../nbs/06_evaluation.ipynb #b29090cd
 def ndcg(

@@ -387,8 +387,9 @@ def test_without_a_gpu_asked_for_the_command_is_simply_run(tmp_path):
         ('grid: [{bits: 16}]\nstudy: My trials', 'study is "My trials"'),
         ('grid: [{bits: 16}]\nmodified: 1', 'modified is 1'),
         ('grid: [{bits: 16}]\nruns: "{a}"', 'without braces'),
-        ('grid: [{bits: 16}]\ncost: cheap', 'cost is "cheap"'),
+        ('modified: true\ngrid: [{bits: 16}]\ncost: cheap', 'cost is "cheap"'),
         (
+            'modified: true\n'  # this test may run where dcwh/ has changes
             'grid: [{bits: 16}]\ncost: {basis: a, ms_per_image: {}, images: {}}',
             'no numbers for small on digits',
         ),
