@@ -1444,9 +1444,14 @@ def delete(
     dcwh index delete photos.index \\
       holiday/1.jpg holiday/2.jpg
     """
-    from dcwh.search import changing
+    from dcwh.parts import is_unfinished
+    from dcwh.search import changing, in_lance
 
-    _warn_unfinished(where)
+    if in_lance(where) and is_unfinished(where):
+        raise ValueError(
+            f'{where} is unfinished, and images that are deleted now could come back; '
+            'the same `dcwh encode` finishes it'
+        )
     with changing(where) as index:
         index.delete(index.read_ids(ids))
     _answer(_described(index), as_json)

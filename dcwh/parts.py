@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['Stamp', 'STATE', 'UNFINISHED', 'FINISHED', 'PART', 'Namer', 'SAMPLE', 'arrow_library', 'files_at', 'in_words',
-           'Folder', 'folder_of', 'plan_of', 'state_of', 'warn_unfinished', 'numbers_of', 'Form', 'distinct_names',
-           'codes_in', 'Piece', 'ArrowPiece', 'ParquetPiece', 'LancePiece', 'NpzPiece', 'CodeParts', 'Sample', 'Seen',
-           'Tally', 'tally', 'check_address', 'ray_library', 'ray_cluster']
+           'Folder', 'folder_of', 'plan_of', 'state_of', 'is_unfinished', 'warn_unfinished', 'numbers_of', 'Form',
+           'distinct_names', 'codes_in', 'Piece', 'ArrowPiece', 'ParquetPiece', 'LancePiece', 'NpzPiece', 'CodeParts',
+           'Sample', 'Seen', 'Tally', 'tally', 'check_address', 'ray_library', 'ray_cluster']
 
 # %% ../nbs/19_parts.ipynb #10a54976
 import logging
@@ -229,18 +229,28 @@ def state_of(
         return b''
 
 
+def is_unfinished(
+    place: str,  # of a dataset of codes
+    settings: Mapping[str, Any] | None = None,  # of an object store
+) -> bool:
+    "Whether `dcwh encode` has not done all parts of a dataset. False where no plan can be read."
+    try:
+        return state_of(plan_of(place, settings)) == UNFINISHED
+    except (OSError, ValueError):
+        return False
+
+
 def warn_unfinished(
     place: str,  # of a dataset of codes
     settings: Mapping[str, Any] | None = None,  # of an object store
 ) -> None:
-    "Warn where `dcwh encode` has not done all parts of a dataset."
-    dataset = place.rstrip('/')
-    with suppress(OSError, ValueError):  # it cannot be read
-        if state_of(plan_of(place, settings)) == UNFINISHED:
-            warnings.warn(
-                f'{dataset} is unfinished: images are missing; the same `dcwh encode` goes on',
-                stacklevel=2,
-            )
+    "Warn where `is_unfinished`."
+    if is_unfinished(place, settings):
+        dataset = place.rstrip('/')
+        warnings.warn(
+            f'{dataset} is unfinished: images are missing; the same `dcwh encode` goes on',
+            stacklevel=2,
+        )
 
 # %% ../nbs/19_parts.ipynb #ef477de1
 def numbers_of(

@@ -454,6 +454,10 @@ def test_whoever_opens_an_unfinished_dataset_is_warned(home, tmp_path, monkeypat
         assert re.search('^columns +label$', shown.stdout, re.MULTILINE)
         told = CliRunner().invoke(app, ['index', 'show', str(tmp_path / name), '--json'])
         assert json.loads(told.stdout)['columns'] == ['label']
+        image = CodeIndex.load(tmp_path / name).ids[0]
+        kept = CliRunner().invoke(app, ['index', 'delete', str(tmp_path / name), image])
+        assert kept.exit_code == 2 and 'could come back; the same `dcwh encode`' in kept.stderr
+        assert len(CodeIndex.load(tmp_path / name)) == 16
     monkeypatch.setitem(ENGINES, 'here', _here)
     assert call(batch_size=8, engine='here').images == IMAGES
     with warnings.catch_warnings(action='error'):
