@@ -814,15 +814,11 @@ PerClass = Annotated[int, typer.Option(help='limit of training images per class;
 
 def _config(name: str, lists_dir: str = '', missing: str = 'refuse', **flat: Any) -> 'Config':
     "The configuration of a run on a set. Raises ValueError if there is none of this name."
-    from dcwh import sources
     from dcwh.config import resolve
+    from dcwh.sources import check_source
 
-    sources.check_source(name)
+    check_source(name)
     lists = {'lists_dir': lists_dir, 'missing': missing}
-    has_lists = name in sources.BENCHMARKS or name.startswith('lists/')
-    for option, value, usual in (('lists-dir', lists_dir, ''), ('missing', missing, 'refuse')):
-        if value != usual and not has_lists:
-            raise ValueError(f'--{option} is {value}, and {name} has no lists; leave it out')
     return resolve(lists, dataset=name, bits=1, **flat)
 
 

@@ -25,7 +25,7 @@ from .data import WORKERS
 from .files import shipped, unknown
 from .methods import METHODS, NAME, PLACE, Method, method_of
 from .model import SIDE, check_backbone
-from .sources import BENCHMARKS, check_source
+from .sources import BENCHMARKS, check_lists, check_source
 
 # %% ../nbs/13_config.ipynb #f590df92
 MANY = 10**9  # of images, epochs and whatever else is counted: no more than this
@@ -280,6 +280,7 @@ def resolve(
             f'smaller than image_size, {config.image_size}'
         )
     _check_normaliser(config)
+    check_lists(config.dataset, config.lists_dir, config.missing)
     following = {
         'sigma': config.sigma or config.bits**0.5 / 2,
         'resize': max(config.resize, config.image_size),

@@ -9,7 +9,7 @@ __all__ = ['ImageStore', 'IMAGES', 'UNREAD', 'BESIDE', 'BENCHMARKS', 'LISTS', 'S
            'images_among', 'images_below', 'folder', 'read_text', 'read_cells', 'Rows', 'read_rows', 'names_below',
            'image_names', 'split_labels', 'labels_in', 'number_labels', 'table', 'typed', 'typed_columns',
            'read_columns', 'catalogue', 'as_cell', 'write_table', 'read_list', 'find_lists', 'read_lists', 'labels_of',
-           'lists', 'from_dataset', 'with_superclasses', 'check_source', 'find_source']
+           'lists', 'from_dataset', 'with_superclasses', 'check_source', 'check_lists', 'find_source']
 
 # %% ../nbs/10_sources.ipynb #19812303
 import errno
@@ -1816,6 +1816,20 @@ def check_source(
 MISSING = ('refuse', 'skip')
 
 
+def check_lists(
+    name: str,  # of a set
+    lists_dir: str | Path = '',  # where lists are, if not with the images
+    missing: str = 'refuse',  # or skip: leave out listed images that are not there
+) -> None:
+    "Raises ValueError if a set without lists is told of some, which would have no effect."
+    check_word('missing', missing, MISSING)
+    if name in BENCHMARKS or name.startswith('lists/'):
+        return
+    for argument, value, usual in (('lists_dir', lists_dir, ''), ('missing', missing, 'refuse')):
+        if value != usual:
+            raise ValueError(f'{argument} is {value}, and {name} has no lists; leave it out')
+
+
 def find_source(
     name: str,  # one of `SOURCES` and `BENCHMARKS`, or <kind>/<any name>
     data_dir: str | Path = 'data/cache',  # where the images are, or are downloaded to
@@ -1826,7 +1840,7 @@ def find_source(
 
     Raises ValueError, or OSError where files cannot be read."""
     check_source(name)
-    check_word('missing', missing, MISSING)
+    check_lists(name, lists_dir, missing)
     for argument, where in {'data_dir': data_dir, 'lists_dir': lists_dir}.items():
         named_path(where, argument)
     source = _source_of(name, data_dir, lists_dir, missing)

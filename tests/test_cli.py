@@ -663,11 +663,11 @@ def test_options_that_say_nothing_are_refused(place):
         ),
         (
             ['data', 'describe', 'digits', '--missing', 'skip'],
-            '--missing is skip, and digits has no',
+            'missing is skip, and digits has no',
         ),
         (
             ['data', 'check', 'csv/x', '--lists-dir', 'a'],
-            '--lists-dir is a, and csv/x has no lists',
+            'lists_dir is a, and csv/x has no lists',
         ),
     ):
         assert refused(do(*words), said)
