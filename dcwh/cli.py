@@ -702,7 +702,8 @@ def compare(
 ) -> None:
     """Put results beside each other, as a notebook.
 
-    All results with published numbers beside them, or single runs with their curves.
+    All results of study comparison with published numbers beside them, or single runs with their
+    curves.
 
     \b
     dcwh compare reports --out reports/compare.ipynb
@@ -729,9 +730,10 @@ def compare(
     _warn_of_results([*others, *named])
     asked = others if 'runs' in known and named else others + named
     if asked and results.read_results(*asked).empty:
+        studies = ', '.join(results.studies_in(*asked))
         raise ValueError(
-            f'all results in {", ".join(asked)} are of study tuning, on validation images, and '
-            'a comparison shows the others; name a run by its own folder to see it'
+            f'all results in {", ".join(asked)} are of study {studies}, and a comparison shows '
+            'those of study comparison; name a run by its own folder to see it'
         )
     given = {'folders': others, 'runs': named} if 'runs' in known else {'folders': others + named}
     experiment.execute(notebook, out, {**given, 'published': published}, partial=False)

@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['SETTING_KINDS', 'PROTOCOL', 'METRICS', 'REPEATED', 'FACTS', 'PHASES', 'PACKAGES', 'MANIFEST', 'COLUMNS', 'LATER',
            'OTHER_TABLES', 'ELSEWHERE', 'LIMITED', 'ALIKE', 'T975', 'STOOD', 'PUBLISHED', 'SEVERAL', 'SHORT', 'MARKS',
-           'parts_of', 'length_of', 'check_result', 'read_result', 'run_name', 'facts', 'row_of', 'rows_of',
-           'result_of', 'table_of', 'read_row', 'check_study', 'check_columns', 'lines_of', 'read_table',
+           'parts_of', 'length_of', 'check_result', 'read_result', 'run_name', 'facts', 'usual_study', 'row_of',
+           'rows_of', 'result_of', 'table_of', 'read_row', 'check_study', 'check_columns', 'lines_of', 'read_table',
            'row_of_config', 'alike', 'write_rows', 'record', 'completed', 'setting', 'changed', 'tables_in',
-           'result_files', 'tables_hash', 'read_results', 'check_alike', 'each_seed_once', 'other_numbers', 'protocols',
-           'student', 'half_width', 'stood', 'summary', 'paired', 'standings', 'published', 'beside', 'mean_text',
-           'comparison', 'as_html', 'measured_on', 'widths', 'standing_cells']
+           'result_files', 'tables_hash', 'studies_in', 'read_results', 'check_alike', 'each_seed_once',
+           'other_numbers', 'protocols', 'student', 'half_width', 'stood', 'summary', 'paired', 'standings',
+           'published', 'beside', 'mean_text', 'comparison', 'as_html', 'measured_on', 'widths', 'standing_cells']
 
 # %% ../nbs/15_results.ipynb #9fc30f29
 import hashlib
@@ -19,6 +19,7 @@ import math
 import os
 import re
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache
 from html import escape
@@ -521,7 +522,9 @@ def facts(
     return {name: found.get(name) for name in FACTS}
 
 # %% ../nbs/15_results.ipynb #e2beb05e
-def _usual_study(config: dict) -> str:
+def usual_study(
+    config: dict,  # the fields of Config
+) -> str:
     "The study if none is given: tuning for runs on validation images, otherwise comparison."
     return 'tuning' if config['evaluate_on'] == 'validation' else 'comparison'
 
@@ -566,7 +569,7 @@ def row_of(
     config, metrics = check_result(result), result['metrics']
     row = {
         'run': run_name(config),
-        'study': study or _usual_study(result['config']),
+        'study': study or usual_study(result['config']),
         **config.model_dump(),
         'hash': config.hash,
         **_protocol_columns(result['protocol']),
@@ -1237,6 +1240,23 @@ def _rows_once(files: Iterable[Path]) -> list[dict]:
     return list(rows.values())
 
 
+def _rows_below(folders: Iterable[str | Path]) -> list[dict]:
+    "The rows of tables and runs in folders, as `_rows_once`."
+    places = [named_path(folder, 'folder') for folder in folders]
+    once = {place.resolve(): place for place in places}.values()
+    tables = [file for place in once for file in tables_in(place)]
+    runs = [file for place in once for file in result_files(place)]
+    return _rows_once([*tables, *runs])
+
+
+def studies_in(
+    *folders: str | Path,  # of tables, or of runs; none is reports
+) -> dict[str, int]:  # runs of each study
+    "How many runs there are of each study. Raises as `read_results` does for what it cannot read."
+    runs = {row['hash']: row['study'] for row in _rows_below(folders or ['reports'])}
+    return dict(sorted(Counter(runs.values()).items()))
+
+
 def read_results(
     *folders: str | Path,  # of tables, or of runs; none is reports
     studies: str | Iterable[str] = ('comparison',),  # one, or several
@@ -1251,12 +1271,9 @@ def read_results(
     with a warning. Raises FileNotFoundError, and ValueError naming what cannot be read, runs that
     occur twice, and names that mean several things."""
     _pandas_needed()
-    places = [named_path(folder, 'folder') for folder in folders or ['reports']]
-    once = {place.resolve(): place for place in places}.values()
-    tables = [file for place in once for file in tables_in(place)]
-    runs = [file for place in once for file in result_files(place)]
     asked = set(_names(studies))
-    rows = [_named_row(row) for row in _rows_once([*tables, *runs]) if row['study'] in asked]
+    found = _rows_below(folders or ['reports'])
+    rows = [_named_row(row) for row in found if row['study'] in asked]
     names = [*COLUMNS, 'file', 'setting', 'shared', 'same', 'called']
     table = pd.DataFrame(rows, columns=names).astype({'top_k': 'Int64'})
     table = table.copy()  # in one piece, or a further column warns

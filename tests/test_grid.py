@@ -303,6 +303,20 @@ def test_gpus_that_are_not_there_are_named(given, words, said, on_gpu, monkeypat
     assert said in str(error.value) and '\n' not in str(error.value)
 
 
+@pytest.mark.slow
+def test_a_comparison_is_made_where_there_is_something_to_compare(tmp_path):
+    "A grid of another study ends without one. A later comparison says what it does not show."
+    comparison, grid = tmp_path / 'reports/compare.ipynb', [{**QUICK, 'epochs': 1}]
+    for said in ('is of study comparison: none is made', 'Nothing to be done'):
+        done = snakemake(tmp_path, grid, study='mine')
+        assert done.returncode == 0 and said in done.stderr, done.stderr[-3000:]
+    assert [row['study'] for row in rows(tmp_path).values()] == ['mine']
+    assert not comparison.exists()
+    more = snakemake(tmp_path, [{**QUICK, 'epochs': 1, 'bits': 8}])
+    assert more.returncode == 0, more.stderr[-3000:]
+    assert 'not shown, runs of other studies: mine 1' in comparison.read_text()
+
+
 def on_gpus(count, visible, folder):
     "A process that has so many of the visible GPUs; it names them, and waits for a line."
     words = [sys.executable, str(ROOT / 'workflow/on_gpu.py'), str(count)]

@@ -312,7 +312,8 @@ TEXTS = st.fixed_dictionaries(
 def result_with(texts, **settings):
     "A result with texts in its configuration, its protocol and its manifest."
     places = {name: texts[name] for name in texts if name in ('data_dir', 'lists_dir', 'weights')}
-    found = result(0.9, **settings, settings=places)
+    source = 'lists/x' if 'lists_dir' in texts else 'digits'
+    found = result(0.9, source=source, **settings, settings=places)
     for name in ('source_hash', 'split_hash'):
         found['protocol'][name] = texts.get(name, 'x')
     versions = {'python': texts.get('python', '3')}
@@ -329,7 +330,7 @@ def result_with(texts, **settings):
 @example({'source_hash': '\u2028 ', 'device': '\xa0"', 'python': "#;'"})
 def test_every_text_is_read_back_as_it_was_recorded(tmp_path_factory, texts):
     folder, found = tmp_path_factory.mktemp('t'), result_with(texts)
-    made(folder, 0.9, seed=1)
+    made(folder, 0.9, source=found['config']['dataset'], seed=1)
     file = results.record(found, folder)
     rows = results.read_table(file)
     assert results.row_of(found) in rows and len(rows) == 2
@@ -531,8 +532,8 @@ def test_a_run_with_other_numbers_than_its_row_is_told(tmp_path, monkeypatch):
 def test_a_named_run_is_no_further_seed(tmp_path):
     "It was read otherwise, which changes its hash. The template of named runs joins them so."
     for seed in (0, 1, 2):
-        made(tmp_path / 'reports', 0.9, seed=seed)
-    run = left(tmp_path / 'runs', 0.9, seed=0, settings={'missing': 'skip'}).parent
+        made(tmp_path / 'reports', 0.9, source='lists/x', seed=seed)
+    run = left(tmp_path / 'runs', 0.9, source='lists/x', settings={'missing': 'skip'}).parent
     both = pd.concat([results.read_results(tmp_path / 'reports'), results.read_results(run)])
     assert both['hash'].nunique() == 4
     with pytest.warns(UserWarning, match='left out, as the same run is there'):
@@ -546,7 +547,7 @@ def test_runs_on_validation_images_are_no_comparison(tmp_path, monkeypatch):
     monkeypatch.setattr('dcwh.experiment.execute', lambda *given, **more: None)
     left(tmp_path / 'val', 0.9, evaluate_on='validation')
     done = CliRunner().invoke(app, ['compare', str(tmp_path / 'val')])
-    assert done.exit_code == 2 and 'val are of study tuning, on validation' in done.stderr
+    assert done.exit_code == 2 and 'val are of study tuning, and a comparison' in done.stderr
 
 
 def test_a_folder_that_is_not_there_is_refused(tmp_path):
