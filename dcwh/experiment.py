@@ -1017,12 +1017,12 @@ def execute(
     _check_texts(parameters)
     if not force:
         _check_unchanged(path)
-    heard = sys.stderr if sys.stderr.isatty() else None
     shown = {
         'kernel_name': 'python3',
         'progress_bar': False,
         'start_timeout': 600,  # seconds; a busy machine takes more than papermill's 60
-        'stderr_file': heard,
+        'stderr_file': sys.stderr if sys.stderr.isatty() else None,
+        'coalesce_streams': True,  # what a cell prints is one output, however it arrives
         'extra_arguments': ['--log-level=50'],
     }  # of the kernel: what it says of itself
     with tempfile.TemporaryDirectory() as folder, _executed():

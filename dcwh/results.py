@@ -1239,7 +1239,7 @@ def _rows_once(files: Iterable[Path]) -> list[dict]:
         raise ValueError('\n'.join(dict.fromkeys(wrong)))
     return list(rows.values())
 
-
+# %% ../nbs/15_results.ipynb #2532bdce
 def _rows_below(folders: Iterable[str | Path]) -> list[dict]:
     "The rows of tables and runs in folders, as `_rows_once`."
     places = [named_path(folder, 'folder') for folder in folders]
