@@ -34,8 +34,8 @@ ROOT = Path(__file__).parents[1]
 
 
 def invented(score=0.8, **settings):
-    "A result on digits with an invented mAP; its parts have that of the whole."
-    config = resolve(dataset='digits', **{'bits': 16, **settings})
+    "A result, usually on digits, with an invented mAP; its parts have that of the whole."
+    config = resolve(**{'dataset': 'digits', 'bits': 16, **settings})
     sizes = {'query': 359, 'database': 1438, 'classes': 10}
     metrics = {
         'map': score,
@@ -51,7 +51,7 @@ def invented(score=0.8, **settings):
     made = {
         'config': {**config.model_dump(), 'hash': config.hash},
         'protocol': {
-            'source': 'digits',
+            'source': config.dataset,
             'source_hash': '62eb172a75fecaf7',  # as in reports/digits.csv
             'missing': 0,
             'name': 'full',
@@ -357,15 +357,15 @@ def test_every_setting_has_a_name_of_its_own(tmp_path):
 
 
 def test_a_seed_counts_once_wherever_its_files_were(tmp_path):
+    listed = {'dataset': 'lists/x', 'backbone': 'resnet18'}
     for seed, place in enumerate(('/here', '/here', '/there')):
         weights = f'{place}/w.safetensors'
-        record(invented(0.9, seed=seed, backbone='resnet18', weights=weights), tmp_path)
+        record(invented(0.9, seed=seed, weights=weights, **listed), tmp_path)
     (row,) = summary(read_results(tmp_path)).to_dict('records')
     assert row['n'] == 3
     again = {'workers': 3, 'missing': 'skip', 'weights': '/elsewhere/w.safetensors'}
-    result = invented(0.5, seed=2, backbone='resnet18', **again)
-    record(result, tmp_path)
-    with pytest.warns(UserWarning, match='left out, as the same run .* missing: digits-default/'):
+    record(invented(0.5, seed=2, **listed, **again), tmp_path)
+    with pytest.warns(UserWarning, match='left out, as the same run .* missing: x-default/'):
         (row,) = summary(read_results(tmp_path)).to_dict('records')
     assert row['n'] == 3
 
