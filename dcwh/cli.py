@@ -731,9 +731,10 @@ def compare(
     asked = others if 'runs' in known and named else others + named
     if asked and results.read_results(*asked).empty:
         studies = ', '.join(results.studies_in(*asked))
+        way_out = 'leave them out' if named else 'name a run by its own folder to see it'
         raise ValueError(
             f'all results in {", ".join(asked)} are of study {studies}, and a comparison shows '
-            'those of study comparison; name a run by its own folder to see it'
+            f'those of study comparison; {way_out}'
         )
     given = {'folders': others, 'runs': named} if 'runs' in known else {'folders': others + named}
     experiment.execute(notebook, out, {**given, 'published': published}, partial=False)
@@ -1342,6 +1343,8 @@ def build(
     found = read_codes(codes)
     found = found.first(first) if first else found
     options = check_options(kind, options, found.bits, len(found))
+    if kind == 'lance':
+        _check_no_plan(where, options.get('storage_options'))
     root = str(Path(images).resolve()) if images and '://' not in images else images
     columns = typed_columns(columns_of(found, codes, table))
     check_columns(columns, _table_of(codes, table))
@@ -1399,6 +1402,30 @@ def _warn_unfinished(where: str) -> None:
         warn_unfinished(where)
 
 
+def _check_finished(where: str) -> None:
+    "Raises ValueError where an index is a table of which parts are missing: only `encode` adds."
+    from dcwh.parts import UNFINISHED, state_at
+    from dcwh.search import in_lance
+
+    if in_lance(where) and state_at(where) == UNFINISHED:
+        raise ValueError(
+            f'{where} is unfinished, and the same `dcwh encode` goes on; '
+            'add and delete images when it is done'
+        )
+
+
+def _check_no_plan(where: str, settings: dict[str, str] | None) -> None:
+    "Raises FileExistsError where `dcwh encode` would take a new table for its own."
+    from dcwh.parts import plan_of, state_at
+
+    if state_at(where, settings):
+        plan = plan_of(where, settings).place
+        raise FileExistsError(
+            f'{plan} is there, the plan of a `dcwh encode` to {where}; '
+            'remove it, or give another name'
+        )
+
+
 def _described(index: 'CodeIndex') -> dict[str, Any]:
     return {
         'kind': index.kind,
@@ -1423,7 +1450,7 @@ def add(where: Index, codes: CodesFile, table: TableFile = '', as_json: Json = F
 
     found = read_codes(codes)
     columns = columns_of(found, codes, table)
-    _warn_unfinished(where)
+    _check_finished(where)
     with changing(where) as index:
         index.add(index.fit(found), index.read_columns(columns))
     _answer(_described(index), as_json)
@@ -1442,14 +1469,9 @@ def delete(
     dcwh index delete photos.index \\
       holiday/1.jpg holiday/2.jpg
     """
-    from dcwh.parts import is_unfinished
-    from dcwh.search import changing, in_lance
+    from dcwh.search import changing
 
-    if in_lance(where) and is_unfinished(where):
-        raise ValueError(
-            f'{where} is unfinished, and images that are deleted now could come back; '
-            'the same `dcwh encode` finishes it'
-        )
+    _check_finished(where)
     with changing(where) as index:
         index.delete(index.read_ids(ids))
     _answer(_described(index), as_json)

@@ -212,13 +212,13 @@ def disjoint(
     """As `sampled`, but training images are not searched.
 
     Raises ValueError if this leaves no image of a class."""
-    drawn = sampled(labels, split, rng)
-    if drawn.name != 'sampled':
+    least = class_sizes(labels).min()
+    if least <= 600:
         raise ValueError(
-            'disjoint needs more than 600 images in every class, and the smallest has '
-            f'{class_sizes(labels).min()}: the database would be empty; '
-            'use sampled or full'
+            f'disjoint needs more than 600 images in every class, and the smallest has {least}: '
+            'the database would be empty; use full, or sampled, which needs 150'
         )
+    drawn = sampled(labels, split, rng)
     database = np.setdiff1d(drawn.database, drawn.train)
     return replace(drawn, database=database, name='disjoint')
 

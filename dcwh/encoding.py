@@ -835,6 +835,11 @@ class LanceDataset(Dataset):
             blank = self.codes(self.rows[:0], np.zeros((0, -(-plan.bits // 8)), np.uint8))
             self.index = INDEX_KINDS['lance'](*blank, 'lance', plan.root, {'path': to} | options)
         _check_same(plan, self.index.bits, self.index.model, to)
+        if self.index.root != plan.root:
+            raise ValueError(
+                f'{to} is of images in {self.index.root or "no folder"}, and its plan is of those '
+                f'in {plan.root}; give another place'
+            )
 
     def there(self) -> set[int]:
         "See `Dataset.there`. Where an image of a part is there, all of it is."

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Stamp', 'STATE', 'UNFINISHED', 'FINISHED', 'PART', 'Namer', 'SAMPLE', 'arrow_library', 'files_at', 'in_words',
-           'Folder', 'folder_of', 'plan_of', 'state_of', 'is_unfinished', 'warn_unfinished', 'numbers_of', 'Form',
+           'Folder', 'folder_of', 'plan_of', 'state_of', 'state_at', 'warn_unfinished', 'numbers_of', 'Form',
            'distinct_names', 'codes_in', 'Piece', 'ArrowPiece', 'ParquetPiece', 'LancePiece', 'NpzPiece', 'CodeParts',
            'Sample', 'Seen', 'Tally', 'tally', 'check_address', 'ray_library', 'ray_cluster']
 
@@ -229,23 +229,23 @@ def state_of(
         return b''
 
 
-def is_unfinished(
+def state_at(
     place: str,  # of a dataset of codes
     settings: Mapping[str, Any] | None = None,  # of an object store
-) -> bool:
-    "Whether `dcwh encode` has not done all parts of a dataset. False where no plan can be read."
+) -> bytes:  # as `state_of`; empty, too, where no plan can be read
+    "What the plan of a dataset says."
     try:
-        return state_of(plan_of(place, settings)) == UNFINISHED
+        return state_of(plan_of(place, settings))
     except (OSError, ValueError):
-        return False
+        return b''
 
 
 def warn_unfinished(
     place: str,  # of a dataset of codes
     settings: Mapping[str, Any] | None = None,  # of an object store
 ) -> None:
-    "Warn where `is_unfinished`."
-    if is_unfinished(place, settings):
+    "Warn where `dcwh encode` has not done all parts of a dataset."
+    if state_at(place, settings) == UNFINISHED:
         dataset = place.rstrip('/')
         warnings.warn(
             f'{dataset} is unfinished: images are missing; the same `dcwh encode` goes on',

@@ -455,8 +455,9 @@ def test_whoever_opens_an_unfinished_dataset_is_warned(home, tmp_path, monkeypat
         told = CliRunner().invoke(app, ['index', 'show', str(tmp_path / name), '--json'])
         assert json.loads(told.stdout)['columns'] == ['label']
         image = CodeIndex.load(tmp_path / name).ids[0]
-        kept = CliRunner().invoke(app, ['index', 'delete', str(tmp_path / name), image])
-        assert kept.exit_code == 2 and 'could come back; the same `dcwh encode`' in kept.stderr
+        for words in (['delete', image], ['add', str(home / 'one.npz')]):
+            kept = CliRunner().invoke(app, ['index', words[0], str(tmp_path / name), words[1]])
+            assert kept.exit_code == 2 and 'the same `dcwh encode` goes on; add and' in kept.stderr
         assert len(CodeIndex.load(tmp_path / name)) == 16
     monkeypatch.setitem(ENGINES, 'here', _here)
     assert call(batch_size=8, engine='here').images == IMAGES
@@ -479,6 +480,26 @@ def test_images_that_were_deleted_stay_deleted(home, tmp_path):
         assert len(CodeParts.open(place)) == IMAGES - 16  # which is not unfinished
     shutil.rmtree(place)
     assert call(engine='here') == made and {*CodeIndex.load(place).ids} == {*ids}
+
+
+def test_an_index_at_the_place_of_a_dataset_is_no_part_of_it(home, tmp_path):
+    "One of other images, where a dataset was before."
+    place, codes = tmp_path / 'codes.lance', str(home / 'one.npz')
+    call = partial(encode_dataset, home / 'model', home / 'photos', place, engine='here')
+    call()
+    shutil.rmtree(place)
+    others = shutil.copytree(home / 'photos', tmp_path / 'photos')
+    build = ['index', 'build', str(place), codes, '--kind', 'lance']
+    refused = CliRunner().invoke(app, build)
+    assert refused.exit_code == 2 and 'codes.lance.plan is there, the plan of' in refused.stderr
+    assert not place.exists()
+    CodeIndex.build(read_codes(codes), kind='lance', root=str(others), path=str(place))
+    with pytest.raises(ValueError, match=f'of images in {others}, and its plan is of those in /'):
+        call()
+    assert len(CodeIndex.load(place)) == IMAGES
+    shutil.rmtree(f'{place}.plan')
+    shutil.rmtree(place)
+    assert CliRunner().invoke(app, build).exit_code == 0
 
 
 def test_a_source_that_was_made_anew_is_another(home, tmp_path, monkeypatch):

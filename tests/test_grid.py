@@ -312,6 +312,8 @@ def test_a_comparison_is_made_where_there_is_something_to_compare(tmp_path):
         assert done.returncode == 0 and said in done.stderr, done.stderr[-3000:]
     assert [row['study'] for row in rows(tmp_path).values()] == ['mine']
     assert not comparison.exists()
+    other = snakemake(tmp_path, grid, study='ablation')
+    assert '1 of the runs are recorded with study mine, not ablation, and stay so' in other.stderr
     more = snakemake(tmp_path, [{**QUICK, 'epochs': 1, 'bits': 8}])
     assert more.returncode == 0, more.stderr[-3000:]
     assert 'not shown, runs of other studies: mine 1' in comparison.read_text()
