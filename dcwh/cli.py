@@ -307,7 +307,8 @@ Study = Annotated[
     str,
     typer.Option(
         help='what rows are for: comparison, tuning, ablation or a name of yours; '
-        'empty: comparison, or tuning where validation images were evaluated on'
+        'empty: as the row is that there is; for a new one comparison, or tuning where '
+        'validation images were evaluated on'
     ),
 ]
 Modified = Annotated[
@@ -1409,7 +1410,7 @@ def _check_finished(where: str) -> None:
 
     if in_lance(where) and state_at(where) == UNFINISHED:
         raise ValueError(
-            f'{where} is unfinished, and the same `dcwh encode` goes on; '
+            f'{where} is unfinished: the same `dcwh encode` goes on, or says why it cannot; '
             'add and delete images when it is done'
         )
 
@@ -1420,10 +1421,7 @@ def _check_no_plan(where: str, settings: dict[str, str] | None) -> None:
 
     if state_at(where, settings):
         plan = plan_of(where, settings).place
-        raise FileExistsError(
-            f'{plan} is there, the plan of a `dcwh encode` to {where}; '
-            'remove it, or give another name'
-        )
+        raise FileExistsError(f'{plan} is the plan of an encoding to {where}; give another name')
 
 
 def _described(index: 'CodeIndex') -> dict[str, Any]:

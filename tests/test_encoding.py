@@ -457,7 +457,7 @@ def test_whoever_opens_an_unfinished_dataset_is_warned(home, tmp_path, monkeypat
         image = CodeIndex.load(tmp_path / name).ids[0]
         for words in (['delete', image], ['add', str(home / 'one.npz')]):
             kept = CliRunner().invoke(app, ['index', words[0], str(tmp_path / name), words[1]])
-            assert kept.exit_code == 2 and 'the same `dcwh encode` goes on; add and' in kept.stderr
+            assert kept.exit_code == 2 and 'or says why it cannot; add and' in kept.stderr
         assert len(CodeIndex.load(tmp_path / name)) == 16
     monkeypatch.setitem(ENGINES, 'here', _here)
     assert call(batch_size=8, engine='here').images == IMAGES
@@ -491,7 +491,7 @@ def test_an_index_at_the_place_of_a_dataset_is_no_part_of_it(home, tmp_path):
     others = shutil.copytree(home / 'photos', tmp_path / 'photos')
     build = ['index', 'build', str(place), codes, '--kind', 'lance']
     refused = CliRunner().invoke(app, build)
-    assert refused.exit_code == 2 and 'codes.lance.plan is there, the plan of' in refused.stderr
+    assert refused.exit_code == 2 and 'codes.lance.plan is the plan of an' in refused.stderr
     assert not place.exists()
     CodeIndex.build(read_codes(codes), kind='lance', root=str(others), path=str(place))
     with pytest.raises(ValueError, match=f'of images in {others}, and its plan is of those in /'):
