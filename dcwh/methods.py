@@ -10,6 +10,7 @@ __all__ = ['Builder', 'GIVEN', 'SHORTEST', 'METHODS', 'BUILT_IN', 'LIBRARIES', '
 # %% ../nbs/09_methods.ipynb #9e740004
 import hashlib
 import importlib
+import logging
 import os
 import re
 import sys
@@ -365,6 +366,7 @@ def two_step(
 
 # %% ../nbs/09_methods.ipynb #ca892195
 SHORTEST = 16.0  # bits, unless a configuration says otherwise
+_log = logging.getLogger(__name__)
 
 
 def lengths_up_to(
@@ -397,7 +399,11 @@ def nested(
     "Several lengths from one training: the paper's loss of each beginning of the outputs."
     criteria: list[Criterion] = []
     start: Tensor | None = None  # of the centres of the shorter length
-    for bits in lengths_up_to(config.bits, shortest):
+    lengths = lengths_up_to(config.bits, shortest)
+    if len(lengths) == 1:
+        said = 'dcwh-nested trains as dcwh: below %d bits there is no length from %g'
+        _log.warning(said, config.bits, shortest)
+    for bits in lengths:
         spread = config.sigma * (bits / config.bits) ** 0.5
         own = vars(config) | {'bits': bits, 'sigma': spread, 'method_settings': {}}
         made = two_step(SimpleNamespace(**own), num_classes, 0, generator)

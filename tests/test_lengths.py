@@ -10,6 +10,7 @@ from dcwh.codes import Codes
 from dcwh.config import resolve
 from dcwh.data import load
 from dcwh.evaluation import evaluate
+from dcwh.methods import nested
 from dcwh.model import HashModel
 from dcwh.training import train
 
@@ -142,3 +143,9 @@ def test_lengths_of_several_trainings_stand_apart(tmp_path):
     assert all(
         name in results.as_html(results.comparison(results.summary(frame))) for name in nested
     )
+
+
+@pytest.mark.parametrize(('bits', 'said'), [(16, True), (24, False)])
+def test_codes_too_short_for_a_shorter_length_are_told_of(bits, said, caplog):
+    nested(resolve(method='dcwh-nested', bits=bits), 10, torch.Generator())
+    assert ('dcwh-nested trains as dcwh: below 16 bits' in caplog.text) == said
