@@ -6,11 +6,11 @@
 __all__ = ['COLUMN_TYPES', 'LONGEST_TEXT', 'SEVERAL', 'OPTIONS', 'MOST_KEYS', 'Answers', 'Ids', 'MOST_BYTES', 'STRUCTURES',
            'IN_ONE_GO', 'INDEX_KINDS', 'FORMAT', 'HEADER', 'NO_WHOLE', 'LISTED', 'as_column', 'check_width',
            'read_value', 'typed_value', 'checked_table', 'table_at', 'check_name', 'check_columns', 'conditions',
-           'check_column', 'labels_of', 'texts_with', 'Option', 'option_lines', 'check_options', 'IndexContract',
-           'CodeIndex', 'in_lance', 'check_file', 'faiss_library', 'structure_of', 'one_thread', 'searched',
-           'nearest_rows', 'ImageRows', 'MappedFile', 'FaissIndex', 'write_index', 'alone', 'read_index', 'changing',
-           'in_one_line', 'lance_table', 'stamp_of', 'values_at', 'as_arrow', 'types_of', 'header_of', 'sql',
-           'LanceTable', 'LanceIndex', 'append_codes']
+           'check_column', 'spellings', 'labels_of', 'texts_with', 'Option', 'option_lines', 'check_options',
+           'IndexContract', 'CodeIndex', 'in_lance', 'check_file', 'faiss_library', 'structure_of', 'one_thread',
+           'searched', 'nearest_rows', 'ImageRows', 'MappedFile', 'FaissIndex', 'write_index', 'alone', 'read_index',
+           'changing', 'in_one_line', 'lance_table', 'stamp_of', 'values_at', 'as_arrow', 'types_of', 'header_of',
+           'sql', 'LanceTable', 'LanceIndex', 'append_codes']
 
 # %% ../nbs/18_search.ipynb #51e31f9a
 import json
@@ -24,7 +24,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
-from functools import cached_property
+from functools import cached_property, partial
+from itertools import chain
 from math import comb, isfinite, isqrt, prod
 from pathlib import Path
 from struct import unpack as unpack_struct
@@ -331,10 +332,7 @@ def conditions(
     where: object,  # a dict: a value, or a list of values, for each column; or None
     types: dict[str, str],  # of the columns
 ) -> dict[str, list]:  # allowed values by column
-    """The values that each column may have, in its type. A text is meant in each of its Unicode
-    forms: é is one character, or e and an accent.
-
-    Raises ValueError naming a column or a value that does not fit."""
+    "The values that each column may have, in its type. Raises ValueError where one does not fit."
     if not isinstance(where, Mapping | None):
         raise ValueError(
             f'where is {shown(where)}; give columns and their values, '
@@ -347,16 +345,8 @@ def conditions(
             values = values.tolist()
         if not isinstance(values, (list, tuple, set, frozenset)):
             values = [values]
-        typed = [typed_value(v, types[name], f'column {name!r}') for v in values]
-        found[name] = list(dict.fromkeys(form for value in typed for form in _forms(value)))
+        found[name] = [typed_value(v, types[name], f'column {name!r}') for v in values]
     return found
-
-
-def _forms(value: str | int | float | bool) -> list:
-    "A value, and the other Unicode forms of a text."
-    if not isinstance(value, str) or value.isascii():
-        return [value]
-    return [value, *(unicodedata.normalize(form, value) for form in ('NFC', 'NFD'))]
 
 
 def check_column(
@@ -369,13 +359,35 @@ def check_column(
         there = f'there are {", ".join(known)}' if known else 'the index was built without a table'
         raise ValueError(f'no column {name}; {there}')
 
+# %% ../nbs/18_search.ipynb #a91c0e58
+_WITH_FORMS = re.compile(r'[^\x00-\x7f]|[;K`]')  # Unicode has a second ;, K and `, and no other
+
+
+def spellings(
+    asked: Iterable[str],  # texts, in any Unicode form
+    texts: Callable[[], Iterable[str]],  # those of a column, asked for where a text has other forms
+) -> dict[str, list[str]]:  # by text in NFC: itself, and its other forms among `texts`
+    "Texts in all their Unicode forms."
+    found = {form: [form] for form in (unicodedata.normalize('NFC', text) for text in asked)}
+    if any(map(_WITH_FORMS.search, found)):
+        for text in dict.fromkeys(texts()):
+            form = unicodedata.normalize('NFC', text)
+            if form in found and form != text:
+                found[form].append(text)
+    return found
+
 # %% ../nbs/18_search.ipynb #12c06c56
 SEVERAL = 'labels'  # the column in which semicolons separate the labels of an image
 
 
 def labels_of(text: str) -> frozenset[str]:
-    "The labels of an image, or those that a condition asks for."
-    return frozenset(unicodedata.normalize('NFC', label.strip()) for label in text.split(';'))
+    "The labels of an image, or those that a condition asks for, in NFC."
+    return frozenset(unicodedata.normalize('NFC', label) for label in _separate(text))
+
+
+def _separate(text: str) -> list[str]:
+    "The labels of an image, as they are written."
+    return [label.strip() for label in text.split(';')]
 
 
 def texts_with(
@@ -1233,9 +1245,12 @@ def _allowed(rows: ImageRows, where: dict | str | None) -> np.ndarray | None:
         return None
     allowed = ~rows.gone
     for name, values in found.items():
+        column = rows.columns[name]
         if name == SEVERAL and types[name] == 'text':
-            values = texts_with(values, rows.columns[name].tolist())
-        allowed &= np.isin(rows.columns[name], np.array(values, _DTYPES[types[name]]))
+            values = texts_with(values, column.tolist())
+        elif types[name] == 'text':
+            values = list(chain(*spellings(values, column.tolist).values()))
+        allowed &= np.isin(column, np.array(values, _DTYPES[types[name]]))
     return allowed
 
 
@@ -2050,26 +2065,26 @@ def header_of(schema: Any, path: str | Path) -> dict[str, Any]:
 def sql(
     where: dict | str | None,  # columns and values, or SQL as it is
     types: dict[str, str],  # of the columns
+    texts: Callable[[str], Iterable[str]] = lambda column: (),  # that are in a column
 ) -> str | None:  # None: no filter
     "A filter as SQL. Raises ValueError as `conditions` does."
     if isinstance(where, str):
         return f'({where}\n)' if where else None  # what follows the expression is an error, too
-    return ' AND '.join(_one_of(*each) for each in conditions(where, types).items()) or None
+    found = []
+    for name, values in conditions(where, types).items():
+        there = partial(texts, name)
+        if types[name] != 'text':
+            found.append(_one_of(name, values))
+        elif name == SEVERAL:
+            found.append(_with_labels(values, there))
+        else:
+            found.append(_one_of(name, [*chain(*spellings(values, there).values())]))
+    return ' AND '.join(found) or None
 
 
 def _one_of(name: str, values: list) -> str:
     "The condition in SQL that a column has one of some values."
-    if name == SEVERAL and all(isinstance(value, str) for value in values):
-        return f'({" OR ".join(map(_with_labels, values)) or "false"})'
     return f'`{name}` IN ({", ".join(map(_literal, values))})' if values else 'false'
-
-
-def _with_labels(text: str) -> str:
-    "The condition in SQL that the column of labels has all those of a text."
-    around = r'[\s\x1c-\x1f]*'  # what `strip` takes off
-    forms = ('|'.join(map(re.escape, _forms(label))) for label in sorted(labels_of(text)))
-    found = (f'(^|;){around}({form}){around}(;|$)' for form in forms)
-    return ' AND '.join(f'regexp_like(`{SEVERAL}`, {_literal(pattern)})' for pattern in found)
 
 
 def _literal(value: str | int | float | bool) -> str:
@@ -2081,6 +2096,21 @@ def _literal(value: str | int | float | bool) -> str:
     if value == -(2**63):
         return f"CAST('{value}' AS BIGINT)"  # its digits alone are too many
     return repr(value)
+
+# %% ../nbs/18_search.ipynb #a91c0e5b
+def _with_labels(values: list[str], texts: Callable[[], Iterable[str]]) -> str:
+    "The condition in SQL that the column of labels has all those of one value."
+    asked = [sorted(labels_of(value)) for value in values]
+    forms = spellings(chain(*asked), lambda: chain(*map(_separate, texts())))
+    all_of = (' AND '.join(_with_label(forms[label]) for label in labels) for labels in asked)
+    return f'({" OR ".join(all_of) or "false"})'
+
+
+def _with_label(forms: list[str]) -> str:
+    "The condition in SQL that the column of labels has one label, in any of its Unicode forms."
+    around = r'[\s\x1c-\x1f]*'  # what `strip` takes off
+    pattern = f'(^|;){around}({"|".join(map(re.escape, forms))}){around}(;|$)'
+    return f'regexp_like(`{SEVERAL}`, {_literal(pattern)})'
 
 # %% ../nbs/18_search.ipynb #770e2e2a
 class LanceTable:
@@ -2112,6 +2142,10 @@ class LanceTable:
         with in_one_line(self.path):
             return self.lance.search().select([name]).to_arrow()[name]
 
+    def different(self, name: str) -> list:
+        "The different values of a column."
+        return self.column(name).unique().drop_null().to_pylist()
+
     def rows(self, columns: Sequence[str], start: int, number: int) -> Any:
         "So many rows from `start` on, in the order of this version, as a table of arrow."
         with in_one_line(self.path):
@@ -2129,8 +2163,7 @@ class LanceTable:
             only = _one_of('id', ids[n : n + 1000])
             with in_one_line(self.path):
                 asked = self.lance.search().where(only).select(['id', *columns])
-                rows = asked.limit(1000).to_arrow()
-            found |= {row['id']: row for row in rows.to_pylist()}
+                found |= {row['id']: row for row in asked.limit(1000).to_list()}
         return found
 
     def nearest(
@@ -2209,7 +2242,7 @@ class LanceIndex(CodeIndex):
     def values(self, column: str) -> list:
         "The different values of a column, sorted. Raises ValueError if there is no such column."
         check_column(column, self.types)
-        return _different(column, set(self.table.column(column).unique().drop_null().to_pylist()))
+        return _different(column, set(self.table.different(column)))
 
     def versions(self) -> list[int]:
         "Numbers of the versions that can be opened."
@@ -2251,7 +2284,7 @@ def _search_table(index: LanceIndex, codes: Codes, k: int, where: dict | str | N
     _check_count('k', k)
     index.check(codes)
     _check_same_table(index)
-    only = sql(where, index.types)
+    only = sql(where, index.types, index.table.different)
     k = min(int(k), len(index))
     _check_answers(len(codes), k, 64)
     distances = np.full((len(codes), k), -1, np.int32)

@@ -5,6 +5,7 @@ proxy on the way to servers of the tests. Programs and kernels are those of test
 import os
 import shutil
 from multiprocessing import get_context
+from urllib.request import Request, urlopen
 
 import programs
 import pytest
@@ -99,6 +100,8 @@ def bucket():
     server = ThreadedMotoServer('127.0.0.1', 0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
+    reset = Request(f'http://{host}:{port}/moto-api/reset', method='POST')
+    urlopen(reset).close()  # servers of one process share their buckets
     keys = {'aws_access_key_id': 'a', 'aws_secret_access_key': 'b', 'region_name': 'us-east-1'}
     boto3.client('s3', endpoint_url=f'http://{host}:{port}', **keys).create_bucket(Bucket='photos')
     yield (

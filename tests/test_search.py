@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 import tracemalloc
+import unicodedata
 import zipfile
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -55,34 +56,30 @@ from dcwh.search import CodeIndex
 def test_killed_while_saving(tmp_path, kind):
     "Whenever the kill comes, the file is that of before or that of after."
     path = tmp_path / 'photos.index'
-    CodeIndex.build(codes(50_000), kind, **({'lists': 20} if kind == 'ivf' else {})).save(path)
+    options = {'lists': 20} if kind == 'ivf' else {}
+    CodeIndex.build(codes(50_000), kind, **options).save(path)
     program = """
 index = CodeIndex.load(sys.argv[1])
 index.add(codes(200_000, 50_000))
 print('saving', flush=True)
 while True: index.save(sys.argv[1])
 """
-    sizes, torn = set(), 0
-    for delay in np.linspace(0.001, 0.2, 5):
+    sizes, torn, delays = set(), 0, np.linspace(0.001, 0.2, 5)
+    for attempt in range(50):  # five, and more where none of them hit a write
+        if attempt >= len(delays) and torn:
+            break
         writer = Python(PARTS + program, path)
         assert writer.stdout.readline().strip() == 'saving'
-        time.sleep(delay)
+        time.sleep(delays[attempt % len(delays)])
         writer.kill()
         writer.end()
         sizes.add(len(index := CodeIndex.load(path)))
         assert index.search(codes(1), 1)[1].tolist() == [['0.jpg']]
-        torn += len(
-            [
-                f
-                for f in tmp_path.iterdir()
-                if f.name.startswith('.photos.index.') and f.suffix != '.lock'
-            ]
-        )
+        left = (f for f in tmp_path.glob('.photos.index.*') if f.suffix != '.lock')
+        torn += len(list(left))
         if len(index) > 50_000:  # the next one starts from the smaller state again
             path.unlink()
-            CodeIndex.build(codes(50_000), kind, **({'lists': 20} if kind == 'ivf' else {})).save(
-                path
-            )
+            CodeIndex.build(codes(50_000), kind, **options).save(path)
     assert sizes <= {50_000, 250_000} and torn, 'no kill hit a write; the test shows nothing'
 
 
@@ -437,13 +434,30 @@ def test_a_condition_on_labels_asks_for_a_label(tmp_path, kind):
 
 def test_a_condition_on_labels_means_the_same_everywhere(tmp_path):
     "Each label in its own Unicode form, and what counts as space around it."
-    forms, spaces = '\xe9;u\u0308', '\x1ca\x1f ; b\x85'
-    made = codes(3), {'labels': np.array([forms, spaces, 'x'])}
+    forms, spaces, third = '\xe9;u\u0308', '\x1ca\x1f ; b\x85', '\u09dc\u09be; 5 \u212a'
+    made = codes(4), {'labels': np.array([forms, spaces, 'x', third])}
     for kind, options in (('flat', {}), ('lance', {'path': tmp_path / 'a.lance'})):
         index = CodeIndex.build(made[0], kind, made[1], **options)
-        for wanted, place in ((forms, 0), ('\xe9;\xfc', 0), ('e\u0301;u\u0308', 0), ('a;b', 1)):
-            distances, ids = index.search(made[0][:1], 3, {'labels': wanted})
+        asked = [(forms, 0), ('\xe9;\xfc', 0), ('e\u0301;u\u0308', 0), ('a;b', 1)]
+        asked += [(third, 3), ('5 K;\u09a1\u09bc\u09be', 3), ('\u09dc\u09be', 3), ('5 \u212a', 3)]
+        for wanted, place in asked:
+            distances, ids = index.search(made[0][:1], 4, {'labels': wanted})
             assert ids[distances >= 0].tolist() == [f'{place}.jpg'], (kind, wanted)
+        for label in index.values('labels'):
+            assert (index.search(made[0][:1], 4, {'labels': label})[0] >= 0).sum() == 1, label
+
+
+def test_a_text_is_found_in_each_of_its_unicode_forms(tmp_path):
+    "Composed, in parts, partly composed, and as characters that NFC replaces."
+    texts = ['\xe9', 'e\u0302', '\xea\u0323', '\ufa19', '\u212b', 'K', 'e']
+    made = codes(len(texts)), {'name': np.array(texts)}
+    for kind, options in (('flat', {}), ('lance', {'path': tmp_path / 'a.lance'})):
+        index = CodeIndex.build(made[0], kind, made[1], **options)
+        for place, text in enumerate(texts):
+            forms = {text, *(unicodedata.normalize(form, text) for form in ('NFC', 'NFD'))}
+            for form in forms | ({'\u212a'} if text == 'K' else set()):
+                distances, ids = index.search(made[0][:1], 7, {'name': [form, 'none']})
+                assert ids[distances >= 0].tolist() == [f'{place}.jpg'], (kind, form)
 
 
 @pytest.mark.parametrize('bits', (64, 16))
