@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['MANY', 'DECIMAL', 'Number', 'Share', 'Count', 'Pixels', 'Text', 'Name', 'MethodName', 'CodeHash', 'Compile', 'Recipe',
-           'RECIPES', 'TEXTS', 'Task', 'Config', 'recipe_of', 'recipe_parts', 'explain', 'resolve', 'described']
+           'RECIPES', 'TEXTS', 'LEFT_TO_RECIPE', 'Task', 'Config', 'recipe_of', 'recipe_parts', 'explain', 'resolve',
+           'described']
 
 # %% ../nbs/13_config.ipynb #c0f10004
 import hashlib
@@ -163,15 +164,21 @@ def _sections(name: str) -> dict[str, dict[str, Any]]:
     return yaml.load(file.read_text(encoding='utf-8'), loader) if file.is_file() else {}
 
 # %% ../nbs/13_config.ipynb #c2af2a78
+# parameters of the template run.ipynb that say 0 or nothing where the recipe's value is meant
+LEFT_TO_RECIPE = {
+    *('protocol', 'data_dir', 'train_per_class', 'train_images', 'unseen', 'evaluate_on'),
+    *('backbone', 'weights', 'image_size', 'epochs', 'batch_size', 'lr', 'precision', 'workers'),
+}
+
+
 def _given(settings: Any, flat: dict[str, Any]) -> dict[str, Any]:
     "The settings that were given, with known set, method and recipe. Raises ValueError otherwise."
     if not isinstance(settings, dict) or not all(isinstance(name, str) for name in settings):
         raise ValueError(
             f'settings is {reprlib.repr(settings)}; give a dictionary of names and values'
         )
-    always = ('seed', 'bits')  # also where 0
     settings, flat = ({n: _plain(v) for n, v in part.items()} for part in (settings, flat))
-    meant = {name: value for name, value in flat.items() if name in always or _is_said(value)}
+    meant = {name: value for name, value in flat.items() if _is_said(name, value)}
     twice = sorted(meant.keys() & settings.keys())
     if twice:
         raise ValueError(f'{", ".join(twice)} given twice, as a parameter and in settings')
@@ -185,10 +192,10 @@ def _plain(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else value
 
 
-def _is_said(value: Any) -> bool:
-    "Whether a flat parameter was given: 0 and the empty text mean the recipe's value."
+def _is_said(name: str, value: Any) -> bool:
+    "Whether a flat parameter was given, or is left to the recipe."
     plain = isinstance(value, int | float | str) and not isinstance(value, bool)
-    return not plain or value not in (0, '')
+    return name not in LEFT_TO_RECIPE or not plain or value not in (0, '')
 
 
 def _check_names(given: dict[str, Any]) -> None:
@@ -265,7 +272,7 @@ def _is_by_settings(config: Config, method: str) -> bool:
 # %% ../nbs/13_config.ipynb #bf59f628
 def resolve(
     settings: dict[str, Any] | None = None,  # any field of Config, taken as it is
-    **flat: Any,  # any field of Config, where 0 and '' mean the recipe's
+    **flat: Any,  # any field of Config; 0 and '' mean the recipe's in those of LEFT_TO_RECIPE
 ) -> Config:
     "The whole configuration of a run. Raises ValueError naming every unknown name and wrong value."
     given = _given({} if settings is None else settings, flat)

@@ -26,7 +26,7 @@ from typer.testing import CliRunner
 
 from dcwh.cli import _known, app
 from dcwh.codes import Codes
-from dcwh.config import resolve
+from dcwh.config import LEFT_TO_RECIPE, Config, resolve
 from dcwh.evaluation import evaluate
 from dcwh.experiment import (
     _MADE,
@@ -106,6 +106,12 @@ def same(a, b):
 
 
 # the template and its runner
+
+
+def test_what_the_template_leaves_to_the_recipe():
+    known = template_parameters(TEMPLATE)
+    empty = {n for n, value in known.items() if n in Config.model_fields and value in (0, '')}
+    assert empty == LEFT_TO_RECIPE | {'seed'}
 
 
 def test_papermill_from_the_repository_root(tmp_path):
