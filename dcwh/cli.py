@@ -419,7 +419,7 @@ def _meant(
         if getattr(context.get_parameter_source(name), 'name', '') != 'DEFAULT'
     }
     if more:
-        given |= {name: type(known[name])() for name in more if known.get(name)}
+        given |= {name: None for name in more if name in known}
         own = known.get('settings')
         given['settings'] = {**own, **more} if isinstance(own, dict) else more
     return experiment.checked(given, known)[0], given

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MANY', 'DECIMAL', 'Number', 'Share', 'Count', 'Pixels', 'Text', 'Name', 'MethodName', 'CodeHash', 'Compile', 'Recipe',
-           'RECIPES', 'TEXTS', 'LEFT_TO_RECIPE', 'Task', 'Config', 'recipe_of', 'recipe_parts', 'explain', 'resolve',
-           'described']
+           'RECIPES', 'TEXTS', 'LEFT_TO_RECIPE', 'ALWAYS_SAID', 'Task', 'Config', 'recipe_of', 'recipe_parts',
+           'explain', 'resolve', 'described']
 
 # %% ../nbs/13_config.ipynb #c0f10004
 import hashlib
@@ -164,11 +164,11 @@ def _sections(name: str) -> dict[str, dict[str, Any]]:
     return yaml.load(file.read_text(encoding='utf-8'), loader) if file.is_file() else {}
 
 # %% ../nbs/13_config.ipynb #c2af2a78
-# parameters of the template run.ipynb that say 0 or nothing where the recipe's value is meant
-LEFT_TO_RECIPE = {
-    *('protocol', 'data_dir', 'train_per_class', 'train_images', 'unseen', 'evaluate_on'),
-    *('backbone', 'weights', 'image_size', 'epochs', 'batch_size', 'lr', 'precision', 'workers'),
+LEFT_TO_RECIPE = {  # by a 0 in the template run.ipynb
+    *('image_size', 'epochs', 'batch_size', 'lr', 'workers'),
+    *('train_per_class', 'train_images', 'unseen'),
 }
+ALWAYS_SAID = {'dataset', 'method', 'recipe', 'bits', 'seed'}
 
 
 def _given(settings: Any, flat: dict[str, Any]) -> dict[str, Any]:
@@ -178,7 +178,7 @@ def _given(settings: Any, flat: dict[str, Any]) -> dict[str, Any]:
             f'settings is {reprlib.repr(settings)}; give a dictionary of names and values'
         )
     settings, flat = ({n: _plain(v) for n, v in part.items()} for part in (settings, flat))
-    meant = {name: value for name, value in flat.items() if _is_said(name, value)}
+    meant = {n: v for n, v in flat.items() if n in ALWAYS_SAID or _is_said(n, v, settings)}
     twice = sorted(meant.keys() & settings.keys())
     if twice:
         raise ValueError(f'{", ".join(twice)} given twice, as a parameter and in settings')
@@ -192,10 +192,16 @@ def _plain(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else value
 
 
-def _is_said(name: str, value: Any) -> bool:
-    "Whether a flat parameter was given, or is left to the recipe."
-    plain = isinstance(value, int | float | str) and not isinstance(value, bool)
-    return name not in LEFT_TO_RECIPE or not plain or value not in (0, '')
+def _is_said(name: str, value: Any, settings: dict[str, Any]) -> bool:
+    "Whether a flat parameter was given, or is left to the recipe or to `settings`."
+    if _is_zero(value):
+        return name not in LEFT_TO_RECIPE and name not in settings
+    return value is not None and not (isinstance(value, str) and value == '')
+
+
+def _is_zero(value: Any) -> bool:
+    "Whether a value is the number 0."
+    return isinstance(value, int | float) and not isinstance(value, bool) and value == 0
 
 
 def _check_names(given: dict[str, Any]) -> None:
@@ -272,29 +278,52 @@ def _is_by_settings(config: Config, method: str) -> bool:
 # %% ../nbs/13_config.ipynb #bf59f628
 def resolve(
     settings: dict[str, Any] | None = None,  # any field of Config, taken as it is
-    **flat: Any,  # any field of Config; 0 and '' mean the recipe's in those of LEFT_TO_RECIPE
+    **flat: Any,  # any field of Config; None, '' and a 0 in LEFT_TO_RECIPE mean the recipe's
 ) -> Config:
     "The whole configuration of a run. Raises ValueError naming every unknown name and wrong value."
-    given = _given({} if settings is None else settings, flat)
+    settings = {} if settings is None else settings
+    given = _given(settings, flat)
     method = method_of(given['method'])
-    recipe = recipe_of(given['dataset'], given['recipe'], given['method'])
-    config = _checked(_fitted(recipe, given) | given)
+    recipe = _fitted(recipe_of(given['dataset'], given['recipe'], given['method']), given)
+    _check_zeros(given, settings, recipe)
+    config = _checked(recipe | given)
     _check_method(config, method)
     check_backbone(config.backbone)
+    _check_sizes(config)
+    _check_normaliser(config)
+    check_lists(config.dataset, config.lists_dir, config.missing)
+    following = {
+        'sigma': config.sigma or config.bits**0.5 / 2,
+        'resize': config.resize or config.image_size,
+        'method_settings': method.defaults | config.method_settings,
+        'method_code': method.code,
+    }
+    return config.model_copy(update=following)
+
+
+def _check_zeros(given: dict[str, Any], settings: dict[str, Any], recipe: dict[str, Any]) -> None:
+    "Raises ValueError for a parameter of 0 that could mean 0 or the recipe's value."
+    for name in given.keys() - settings.keys() - ALWAYS_SAID:
+        other = recipe.get(name)
+        if other and _is_zero(given[name]) and isinstance(other, int | float):
+            raise ValueError(
+                f"{name} is 0 as a parameter, which could mean the recipe's {other}, too; "
+                f"give settings={{{name!r}: 0}} for 0, or None for the recipe's"
+            )
+
+
+def _check_sizes(config: Config) -> None:
+    "Raises ValueError where images would be cut from nothing, or a border reflected from nothing."
     if config.padding >= config.image_size:
         raise ValueError(
             f'padding is {config.padding}; the border is reflected, and has to be '
             f'smaller than image_size, {config.image_size}'
         )
-    _check_normaliser(config)
-    check_lists(config.dataset, config.lists_dir, config.missing)
-    following = {
-        'sigma': config.sigma or config.bits**0.5 / 2,
-        'resize': max(config.resize, config.image_size),
-        'method_settings': method.defaults | config.method_settings,
-        'method_code': method.code,
-    }
-    return config.model_copy(update=following)
+    if 0 < config.resize < config.image_size:
+        raise ValueError(
+            f'resize is {config.resize}, and image_size {config.image_size} is cut from it; '
+            'give at least as much, or 0 for the same'
+        )
 
 
 def _check_normaliser(config: Config) -> None:

@@ -194,14 +194,17 @@ def write_whole(
 ) -> None:
     """Write a file so that nobody ever sees half of it.
 
-    It is written beside its place, flushed to disk, then renamed into it. Its mode follows the
-    umask. Raises OSError, naming path and reason, where it cannot be written."""
+    It is written beside its place, flushed to disk, then renamed into it. A new file has the mode
+    of the umask, another that of the file it replaces. Raises OSError, naming path and reason,
+    where it cannot be written."""
     place = writable(path)
     place.parent.mkdir(parents=True, exist_ok=True)
     remove_leftovers(place)
     disk = _beside(place)
     try:
         with io.BufferedWriter(disk) as file:
+            with suppress(OSError):  # there is no file yet, or modes are not known there
+                os.fchmod(file.fileno(), stat.S_IMODE(place.stat().st_mode))
             write(file)
             file.flush()
             os.fsync(file.fileno())

@@ -360,7 +360,7 @@ def check_column(
         raise ValueError(f'no column {name}; {there}')
 
 # %% ../nbs/18_search.ipynb #a91c0e58
-_WITH_FORMS = re.compile(r'[^\x00-\x7f]|[;K`]')  # Unicode has a second ;, K and `, and no other
+_WITH_FORMS = re.compile(r'[^\x00-\x7f]|[K`]')  # Unicode has a second K and ` of the same NFC
 
 
 def spellings(
@@ -368,13 +368,18 @@ def spellings(
     texts: Callable[[], Iterable[str]],  # those of a column, asked for where a text has other forms
 ) -> dict[str, list[str]]:  # by text in NFC: itself, and its other forms among `texts`
     "Texts in all their Unicode forms."
-    found = {form: [form] for form in (unicodedata.normalize('NFC', text) for text in asked)}
+    found = {form: [form] for form in map(_composed, asked)}
     if any(map(_WITH_FORMS.search, found)):
         for text in dict.fromkeys(texts()):
-            form = unicodedata.normalize('NFC', text)
+            form = _composed(text)
             if form in found and form != text:
                 found[form].append(text)
     return found
+
+
+def _composed(text: str) -> str:
+    "NFC of a text. A Greek question mark stays, or it would be the semicolon between labels."
+    return '\u037e'.join(unicodedata.normalize('NFC', part) for part in text.split('\u037e'))
 
 # %% ../nbs/18_search.ipynb #12c06c56
 SEVERAL = 'labels'  # the column in which semicolons separate the labels of an image
@@ -382,7 +387,7 @@ SEVERAL = 'labels'  # the column in which semicolons separate the labels of an i
 
 def labels_of(text: str) -> frozenset[str]:
     "The labels of an image, or those that a condition asks for, in NFC."
-    return frozenset(unicodedata.normalize('NFC', label) for label in _separate(text))
+    return frozenset(map(_composed, _separate(text)))
 
 
 def _separate(text: str) -> list[str]:

@@ -317,6 +317,7 @@ def test_from_a_shell(number, photos, tmp_path):
         b'mine\r\n--x--\r\n'
     )
     words = [DCWH, 'serve', 'photos.index', '--model', 'model', '--port', str(port)]
+    before = signal.signal(number, signal.SIG_DFL)  # else it is ignored where these tests ignore it
     with subprocess.Popen(
         words,
         cwd=photos,
@@ -325,6 +326,7 @@ def test_from_a_shell(number, photos, tmp_path):
         text=True,
         env=of_its_own(tmp_path),
     ) as page:
+        signal.signal(number, before)
         try:
             said = answered(page, port)  # the signal comes while it is still opening
             assert '30 images' in said and '16 bits' in said

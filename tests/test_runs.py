@@ -26,7 +26,7 @@ from typer.testing import CliRunner
 
 from dcwh.cli import _known, app
 from dcwh.codes import Codes
-from dcwh.config import LEFT_TO_RECIPE, Config, resolve
+from dcwh.config import LEFT_TO_RECIPE, resolve
 from dcwh.evaluation import evaluate
 from dcwh.experiment import (
     _MADE,
@@ -110,8 +110,8 @@ def same(a, b):
 
 def test_what_the_template_leaves_to_the_recipe():
     known = template_parameters(TEMPLATE)
-    empty = {n for n, value in known.items() if n in Config.model_fields and value in (0, '')}
-    assert empty == LEFT_TO_RECIPE | {'seed'}
+    numbers = {n for n, value in known.items() if type(value) in (int, float) and value == 0}
+    assert numbers == LEFT_TO_RECIPE | {'seed'}
 
 
 def test_papermill_from_the_repository_root(tmp_path):
@@ -1152,6 +1152,41 @@ def test_run_report_row_and_folder_of_an_own_template_are_of_one_configuration(
     assert done.exit_code == 0, done.output
     (config,), reports = held(tmp_path / 'alone')
     assert (config['bits'], config['epochs'], config['sigma']) == (16, 2, 2) and not reports
+
+
+def with_parameters(path, **own):
+    "The run template with parameters of its own, which it hands on."
+    notebook = json.loads(own_template(path, recipe='quick').read_text())
+    for cell in notebook['cells']:
+        source = ''.join(cell['source'])
+        if cell['metadata'].get('tags') == ['parameters']:
+            source += ''.join(f'\n{name} = {default!r}' for name, default in own.items())
+        last = '    evaluate_on=evaluate_on,\n'
+        handed = ''.join(f'    {name}={name},\n' for name in own)
+        cell['source'] = source.replace(last, last + handed)
+    path.write_text(json.dumps(notebook))
+
+
+def test_parameters_of_an_own_template_can_be_set(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    own = {'head_lr': 0.03, 'sigma': 0.0, 'flip': True, 'optimizer': '', 'map_top_k': 100}
+    with_parameters(tmp_path / 'mine.ipynb', **own)
+    meant = {'head_lr': 0.1, 'sigma': 3, 'flip': False, 'optimizer': 'sgd', 'epochs': 1}
+    words = [word for name, value in meant.items() for word in ('--set', f'{name}={value}'.lower())]
+    words = ['run', '--template', 'mine.ipynb', '--detail', 'brief', *words]
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 0, done.output
+    (config,), _ = held(tmp_path)
+    assert meant | {'map_top_k': 100} == {name: config[name] for name in (*meant, 'map_top_k')}
+    with_parameters(tmp_path / 'mine.ipynb', head_lr=0.0)
+    done = CliRunner().invoke(app, ['run', '--template', 'mine.ipynb', '--runs', 'none'])
+    said = "head_lr is 0 as a parameter, which could mean the recipe's 1, too"
+    assert done.exit_code == 2 and said in done.output and not Path('none').exists()
+    done = CliRunner().invoke(
+        app, [*words[:3], '--detail', 'none', '--set', 'head_lr=0', *words[-2:]]
+    )
+    assert done.exit_code == 0, done.output
+    assert {config['head_lr'] for config in held(tmp_path)[0]} == {0.1, 0}
 
 
 def note(report):

@@ -434,7 +434,11 @@ def test_a_condition_on_labels_asks_for_a_label(tmp_path, kind):
 
 def test_a_condition_on_labels_means_the_same_everywhere(tmp_path):
     "Each label in its own Unicode form, and what counts as space around it."
-    forms, spaces, third = '\xe9;u\u0308', '\x1ca\x1f ; b\x85', '\u09dc\u09be; 5 \u212a'
+    forms, spaces, third = (
+        '\xe9;u\u0308',
+        '\x1ca\x1f ; b\x85',
+        '\u09dc\u09be; 5 \u212a;\u03b1\u037e',
+    )
     made = codes(4), {'labels': np.array([forms, spaces, 'x', third])}
     for kind, options in (('flat', {}), ('lance', {'path': tmp_path / 'a.lance'})):
         index = CodeIndex.build(made[0], kind, made[1], **options)
