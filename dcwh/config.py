@@ -301,6 +301,26 @@ def resolve(
     return config.model_copy(update=following)
 
 
+def _fitted(recipe: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    "A recipe, fitted to the backbone and the image size that are given."
+    fitted = dict(recipe)
+    if given.get('backbone') == 'small':
+        fitted['weights'] = 'none'  # it has no others
+    side = given.get('image_size')
+    if type(side) is int and 0 < side <= SIDE:  # other lengths keep their proportion to it
+        for name in ('resize', 'padding'):
+            fitted[name] = round(recipe[name] * side / recipe['image_size'])
+    return fitted
+
+
+def _checked(values: dict[str, Any]) -> Config:
+    "The configuration of these values. Raises ValueError naming every one that is wrong."
+    try:
+        return Config(**values)
+    except ValidationError as e:
+        raise ValueError('; '.join(explain(error) for error in e.errors())) from e
+
+# %% ../nbs/13_config.ipynb #13c0a002
 def _check_zeros(given: dict[str, Any], settings: dict[str, Any], recipe: dict[str, Any]) -> None:
     "Raises ValueError for a parameter of 0 that could mean 0 or the recipe's value."
     for name in given.keys() - settings.keys() - ALWAYS_SAID:
@@ -335,26 +355,6 @@ def _check_normaliser(config: Config) -> None:
             f'map_normaliser is {config.map_normaliser!r}, and the whole database is ranked: '
             'give map_top_k, too, or leave it out'
         )
-
-
-def _fitted(recipe: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
-    "A recipe, fitted to the backbone and the image size that are given."
-    fitted = dict(recipe)
-    if given.get('backbone') == 'small':
-        fitted['weights'] = 'none'  # it has no others
-    side = given.get('image_size')
-    if type(side) is int and 0 < side <= SIDE:  # other lengths keep their proportion to it
-        for name in ('resize', 'padding'):
-            fitted[name] = round(recipe[name] * side / recipe['image_size'])
-    return fitted
-
-
-def _checked(values: dict[str, Any]) -> Config:
-    "The configuration of these values. Raises ValueError naming every one that is wrong."
-    try:
-        return Config(**values)
-    except ValidationError as e:
-        raise ValueError('; '.join(explain(error) for error in e.errors())) from e
 
 # %% ../nbs/13_config.ipynb #48e3102e
 def described(
