@@ -403,11 +403,11 @@ def _meant(
 ) -> tuple['Config', dict[str, Any]]:  # and the parameters of the template that give it
     "What a template says of itself, completed by what stands on the command line."
     from dcwh import experiment
-    from dcwh.config import TEXTS, resolve
+    from dcwh.config import TEXTS, Config, is_said, resolve
 
     _check_meant(context.params)
     more = assignments(pairs, TEXTS)
-    for name in more.keys() & task.keys():
+    for name in more.keys() & {*task, 'detail', 'runs', 'reports'}:
         option = f'--{name} {more[name]}'
         raise ValueError(f'{name} has an option of its own; give {option}, without --set')
     if not template:
@@ -418,10 +418,15 @@ def _meant(
         for name, value in task.items()
         if getattr(context.get_parameter_source(name), 'name', '') != 'DEFAULT'
     }
-    if more:
-        given |= {name: None for name in more if name in known}
-        own = known.get('settings')
-        given['settings'] = {**own, **more} if isinstance(own, dict) else more
+    given |= {name: value for name, value in more.items() if name in known}
+    rest = {
+        name: value
+        for name, value in more.items()
+        if name not in known or name in Config.model_fields and not is_said(name, value, more)
+    }
+    if rest:
+        own = given.get('settings', known.get('settings'))
+        given['settings'] = {**own, **rest} if isinstance(own, dict) else rest
     return experiment.checked(given, known)[0], given
 
 # %% ../nbs/23_cli.ipynb #070c2343

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['MANY', 'DECIMAL', 'Number', 'Share', 'Count', 'Pixels', 'Text', 'Name', 'MethodName', 'CodeHash', 'Compile', 'Recipe',
            'RECIPES', 'TEXTS', 'LEFT_TO_RECIPE', 'ALWAYS_SAID', 'Task', 'Config', 'recipe_of', 'recipe_parts',
-           'explain', 'resolve', 'described']
+           'is_said', 'explain', 'resolve', 'described']
 
 # %% ../nbs/13_config.ipynb #c0f10004
 import hashlib
 import json
 import re
 import reprlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from inspect import getsource
 from typing import Annotated, Any, Literal, get_args, get_origin
 
@@ -34,8 +34,9 @@ DECIMAL = r'[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?'
 
 
 def _number(value: Any) -> Any:
-    "A text that is a decimal number becomes a float. Anything else stays as it is."
-    return float(value) if isinstance(value, str) and re.fullmatch(DECIMAL, value) else value
+    "A text that is a decimal number becomes a float, and -0.0 becomes 0.0. The rest stays."
+    value = float(value) if isinstance(value, str) and re.fullmatch(DECIMAL, value) else value
+    return value + 0.0 if isinstance(value, float) else value
 
 
 def _off(value: Any) -> Any:
@@ -178,7 +179,7 @@ def _given(settings: Any, flat: dict[str, Any]) -> dict[str, Any]:
             f'settings is {reprlib.repr(settings)}; give a dictionary of names and values'
         )
     settings, flat = ({n: _plain(v) for n, v in part.items()} for part in (settings, flat))
-    meant = {n: v for n, v in flat.items() if n in ALWAYS_SAID or _is_said(n, v, settings)}
+    meant = {name: value for name, value in flat.items() if is_said(name, value, settings)}
     twice = sorted(meant.keys() & settings.keys())
     if twice:
         raise ValueError(f'{", ".join(twice)} given twice, as a parameter and in settings')
@@ -192,16 +193,23 @@ def _plain(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else value
 
 
-def _is_said(name: str, value: Any, settings: dict[str, Any]) -> bool:
-    "Whether a flat parameter was given, or is left to the recipe or to `settings`."
-    if _is_zero(value):
+def is_said(
+    name: str,  # of a parameter
+    value: Any,
+    settings: Collection[str],  # names of what is given otherwise
+) -> bool:
+    "Whether a parameter is given, or left to the recipe or to `settings`."
+    if name in ALWAYS_SAID:
+        return True
+    if _is_zero(name, value):
         return name not in LEFT_TO_RECIPE and name not in settings
     return value is not None and not (isinstance(value, str) and value == '')
 
 
-def _is_zero(value: Any) -> bool:
-    "Whether a value is the number 0."
-    return isinstance(value, int | float) and not isinstance(value, bool) and value == 0
+def _is_zero(name: str, value: Any) -> bool:
+    "Whether a setting is the number 0."
+    number = value if name in TEXTS else _number(value)
+    return isinstance(number, int | float) and not isinstance(number, bool) and number == 0
 
 
 def _check_names(given: dict[str, Any]) -> None:
@@ -280,13 +288,13 @@ def resolve(
     settings: dict[str, Any] | None = None,  # any field of Config, taken as it is
     **flat: Any,  # any field of Config; None, '' and a 0 in LEFT_TO_RECIPE mean the recipe's
 ) -> Config:
-    "The whole configuration of a run. Raises ValueError naming every unknown name and wrong value."
+    "The whole configuration of a run. Raises ValueError naming what is unknown or wrong."
     settings = {} if settings is None else settings
     given = _given(settings, flat)
     method = method_of(given['method'])
     recipe = _fitted(recipe_of(given['dataset'], given['recipe'], given['method']), given)
-    _check_zeros(given, settings, recipe)
     config = _checked(recipe | given)
+    _check_zeros(given, settings, recipe)
     _check_method(config, method)
     check_backbone(config.backbone)
     _check_sizes(config)
@@ -295,6 +303,7 @@ def resolve(
     following = {
         'sigma': config.sigma or config.bits**0.5 / 2,
         'resize': config.resize or config.image_size,
+        'map_normaliser': config.map_normaliser.removeprefix('found'),  # the usual one
         'method_settings': method.defaults | config.method_settings,
         'method_code': method.code,
     }
@@ -325,7 +334,7 @@ def _check_zeros(given: dict[str, Any], settings: dict[str, Any], recipe: dict[s
     "Raises ValueError for a parameter of 0 that could mean 0 or the recipe's value."
     for name in given.keys() - settings.keys() - ALWAYS_SAID:
         other = recipe.get(name)
-        if other and _is_zero(given[name]) and isinstance(other, int | float):
+        if _is_zero(name, given[name]) and other:
             raise ValueError(
                 f"{name} is 0 as a parameter, which could mean the recipe's {other}, too; "
                 f"give settings={{{name!r}: 0}} for 0, or None for the recipe's"
@@ -342,7 +351,7 @@ def _check_sizes(config: Config) -> None:
     if 0 < config.resize < config.image_size:
         raise ValueError(
             f'resize is {config.resize}, and image_size {config.image_size} is cut from it; '
-            'give at least as much, or 0 for the same'
+            f'give at least {config.image_size}'
         )
 
 

@@ -96,7 +96,7 @@ def test_a_notebook_that_is_opened_in_a_folder_of_its_own_finds_where_it_was_mad
     monkeypatch.chdir(run)
     run.joinpath('reports/digits').mkdir(parents=True)  # and the other is not
     assert start_folder(places[1]) == run and start_folder(*places) == tmp_path
-    monkeypatch.setenv('DCWH_EXECUTED', '1')
+    monkeypatch.setenv('DCWH_EXECUTED', '{}')
     assert start_folder(*places) == run
 
 

@@ -1154,39 +1154,66 @@ def test_run_report_row_and_folder_of_an_own_template_are_of_one_configuration(
     assert (config['bits'], config['epochs'], config['sigma']) == (16, 2, 2) and not reports
 
 
-def with_parameters(path, **own):
-    "The run template with parameters of its own, which it hands on."
+def with_parameters(path, cell='', forgotten=(), **own):
+    "The run template with parameters and a cell of its own. What is not forgotten is handed on."
     notebook = json.loads(own_template(path, recipe='quick').read_text())
-    for cell in notebook['cells']:
-        source = ''.join(cell['source'])
-        if cell['metadata'].get('tags') == ['parameters']:
+    for one in notebook['cells']:
+        source = ''.join(one['source'])
+        if one['metadata'].get('tags') == ['parameters']:
             source += ''.join(f'\n{name} = {default!r}' for name, default in own.items())
         last = '    evaluate_on=evaluate_on,\n'
-        handed = ''.join(f'    {name}={name},\n' for name in own)
-        cell['source'] = source.replace(last, last + handed)
+        handed = ''.join(f'    {name}={name},\n' for name in own if name not in forgotten)
+        one['source'] = source.replace(last, last + handed)
+    notebook['cells'][-1]['source'] = cell
     path.write_text(json.dumps(notebook))
 
 
+def of_template(*words):
+    return CliRunner().invoke(app, ['run', '--template', 'mine.ipynb', *words])
+
+
 def test_parameters_of_an_own_template_can_be_set(tmp_path, monkeypatch):
+    "The kernel has the values, too, also of parameters that are no settings."
     monkeypatch.chdir(tmp_path)
     own = {'head_lr': 0.03, 'sigma': 0.0, 'flip': True, 'optimizer': '', 'map_top_k': 100}
-    with_parameters(tmp_path / 'mine.ipynb', **own)
+    cell = "print(f'{head_lr:.1f}, {epochs:d}, {top:d}')"
+    with_parameters(tmp_path / 'mine.ipynb', cell, ('top',), **own, top=10)
     meant = {'head_lr': 0.1, 'sigma': 3, 'flip': False, 'optimizer': 'sgd', 'epochs': 1}
-    words = [word for name, value in meant.items() for word in ('--set', f'{name}={value}'.lower())]
-    words = ['run', '--template', 'mine.ipynb', '--detail', 'brief', *words]
-    done = CliRunner().invoke(app, words)
+    given = {**meant, 'top': 20}
+    words = [word for name, value in given.items() for word in ('--set', f'{name}={value}'.lower())]
+    done = of_template('--detail', 'brief', *words)
     assert done.exit_code == 0, done.output
-    (config,), _ = held(tmp_path)
+    (config,), (folder,) = held(tmp_path)
     assert meant | {'map_top_k': 100} == {name: config[name] for name in (*meant, 'map_top_k')}
+    assert '0.1, 1, 20' in (folder / 'report.ipynb').read_text()
+    for name in ('detail', 'runs'):
+        done = of_template('--set', f'{name}=brief')
+        assert done.exit_code == 2 and f'give --{name} brief, without --set' in done.output
+    assert "top is 'x'; it should be int, such as 10" in of_template('--set', 'top=x').output
+
+
+def test_a_zero_of_an_own_template_is_the_recipes_or_asked_for(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     with_parameters(tmp_path / 'mine.ipynb', head_lr=0.0)
-    done = CliRunner().invoke(app, ['run', '--template', 'mine.ipynb', '--runs', 'none'])
+    done = of_template()
     said = "head_lr is 0 as a parameter, which could mean the recipe's 1, too"
-    assert done.exit_code == 2 and said in done.output and not Path('none').exists()
-    done = CliRunner().invoke(
-        app, [*words[:3], '--detail', 'none', '--set', 'head_lr=0', *words[-2:]]
-    )
+    assert done.exit_code == 2 and said in done.output and not Path('runs').exists()
+    done = of_template('--detail', 'brief', '--set', 'head_lr=0', '--set', 'epochs=1')
     assert done.exit_code == 0, done.output
-    assert {config['head_lr'] for config in held(tmp_path)[0]} == {0.1, 0}
+    assert [config['head_lr'] for config in held(tmp_path)[0]] == [0]
+
+
+def test_a_report_shows_the_run_that_it_is_made_for(tmp_path, monkeypatch):
+    "Not the one of a template that forgets a parameter. That one is not begun."
+    monkeypatch.chdir(tmp_path)
+    with_parameters(tmp_path / 'mine.ipynb', '', ('momentum',), momentum=0.5)
+    done = of_template('--detail', 'brief', '--set', 'epochs=1')
+    said = (
+        'the template runs momentum=0.9, and its parameters say momentum=0.5; hand all of them on'
+    )
+    assert done.exit_code == 2 and said in done.output, done.output
+    assert [config['momentum'] for config in held(tmp_path)[0]] == [0.5]
+    assert len(list(tmp_path.glob('runs/*/dcwh-*'))) == 1
 
 
 def note(report):
