@@ -362,7 +362,7 @@ def run(
     folder = Path(runs) / results.run_name(config)
     place = _report_place(report, folder, detail)
     wanted = detail != 'none' and (bool(report) or (folder / 'query.npz').is_file())
-    shown = place if wanted else None, template or None, detail
+    shown = place if wanted else None, template or None, detail, asked
     known = None if force else experiment.recorded(config, reports, runs, *shown)
     if not known:
         if record:
@@ -406,13 +406,16 @@ def _meant(
     from dcwh.config import TEXTS, Config, is_said, resolve
 
     _check_meant(context.params)
-    more = assignments(pairs, TEXTS)
+    known = experiment.template_parameters(template) if template else {}
+    own_texts = {n for n, v in known.items() if isinstance(v, str)} - Config.model_fields.keys()
+    more = assignments(pairs, TEXTS | own_texts)
+    if 'resume' in more:
+        raise ValueError('resume is no setting; a run is made anew by --force')
     for name in more.keys() & {*task, 'detail', 'runs', 'reports'}:
         option = f'--{name} {more[name]}'
         raise ValueError(f'{name} has an option of its own; give {option}, without --set')
     if not template:
         return resolve(more, **task), {**task, 'settings': more}
-    known = experiment.template_parameters(template)
     given = {
         name: value
         for name, value in task.items()

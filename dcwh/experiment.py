@@ -23,7 +23,7 @@ import subprocess
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from importlib.metadata import version
@@ -306,9 +306,10 @@ def recorded(
     report: str | Path | None = None,  # a report that must exist, too
     template: str | Path | None = None,  # of the report, as for `report`
     detail: str = '',  # of the report; empty: any
+    options: Mapping[str, Any] | None = None,  # other parameters of a template of one's own
 ) -> tuple[dict, Path] | None:  # the result and the file it is in; None: run it
-    """The result of this configuration on these images, if nothing is left to do. Template and
-    detail are compared only if the codes are there: then a new report needs no new run.
+    """The result of this configuration on these images, if nothing is left to do. Template, detail
+    and options are compared only if the codes are there: then a new report needs no new run.
 
     Warns of a report that somebody has changed: it is kept. Raises ValueError, naming the file, if
     a result is damaged or of other images, and as `retrieval_set` does."""
@@ -329,7 +330,8 @@ def recorded(
             raise  # a row is read without its images, too
     if report and not reported(report, config):
         return None
-    if report and whole and detail and not _shows(report, result, template, detail):
+    meant = {**(options or {}), 'detail': detail}
+    if report and whole and detail and not _shows(report, result, template, meant):
         if not is_changed(report):
             return None
         warnings.warn(
@@ -393,22 +395,33 @@ def _cells_hash(cells: list[tuple[str, list[str]]]) -> str:
     return digest(json.dumps(cells).encode())
 
 
-def _shows(report: str | Path, result: dict, template: str | Path | None, detail: str) -> bool:
-    "Whether a report is of the model of a result, by this template and in this detail."
-    return not tells_of_another(report, result) and _is_of(report, template, detail)
+def _shows(report: str | Path, result: dict, template: str | Path | None, meant: dict) -> bool:
+    "Whether a report is of the model of a result, by this template with these parameters."
+    return not tells_of_another(report, result) and _is_of(report, template, meant)
 
 
-def _is_of(report: str | Path, template: str | Path | None, detail: str) -> bool:
-    "Whether a report has the cells of a template, in this detail."
+def _is_of(report: str | Path, template: str | Path | None, meant: dict) -> bool:
+    "Whether a report has the cells of a template and its parameters, but for those of the run."
     try:
         cells = _cells(report)
-    except (ValueError, KeyError):
+        given = _injected(''.join(text for text, tags in cells if 'injected-parameters' in tags))
+    except (ValueError, KeyError, SyntaxError):
         return False  # damaged
-    given = ''.join(text for text, tags in cells if 'injected-parameters' in tags)
-    left_out = {'injected-parameters', *['full'] * (detail == 'brief')}
+    left_out = {'injected-parameters', *['full'] * (meant['detail'] == 'brief')}
     sides = cells, _cells(template or shipped('templates', 'run.ipynb'))
     made, wanted = ([text for text, tags in side if not left_out & {*tags}] for side in sides)
-    return made == wanted and f'detail = "{detail}"' in given
+    if made != wanted:
+        return False
+    known = template_parameters(template) if template else {'detail': ''}
+    own = known.keys() - Config.model_fields.keys() - {'settings', 'resume', 'runs', 'reports'}
+    shown, wished = {**known, **given}, {**known, **meant}
+    return all(shown[name] == wished[name] for name in own)
+
+
+def _injected(source: str) -> dict[str, Any]:
+    "Names and values of a cell of papermill's. Raises ValueError or SyntaxError if it is none."
+    lines = [line for line in ast.parse(source).body if isinstance(line, ast.Assign)]
+    return {ast.unparse(line.targets[0]): ast.literal_eval(line.value) for line in lines}
 
 
 def _cells(notebook: str | Path) -> list[tuple[str, list[str]]]:
@@ -913,6 +926,11 @@ def _check_names(given: dict, known: dict) -> None:
     if lacking:
         raise ValueError(
             f'the template has no parameter {", ".join(lacking)}; take the one that comes with dcwh'
+        )
+    for name in sorted(known.keys() & {'template', 'path', 'force', 'tracker'}):
+        raise ValueError(
+            f'the template has a parameter {name}, as `report` has one of its own; '
+            'give it another name'
         )
     for name in sorted(given.keys() - known.keys()):
         raise ValueError(unknown('parameter', name, known))

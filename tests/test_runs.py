@@ -1190,6 +1190,29 @@ def test_parameters_of_an_own_template_can_be_set(tmp_path, monkeypatch):
         done = of_template('--set', f'{name}=brief')
         assert done.exit_code == 2 and f'give --{name} brief, without --set' in done.output
     assert "top is 'x'; it should be int, such as 10" in of_template('--set', 'top=x').output
+    assert 'made anew by --force' in of_template('--set', 'resume=false').output
+
+
+def test_another_value_of_an_own_parameter_is_another_report(tmp_path, monkeypatch):
+    "The run is not made again. Without the option, the default is meant."
+    monkeypatch.chdir(tmp_path)
+    with_parameters(
+        tmp_path / 'mine.ipynb', "print('shown', top, tag)", ('top', 'tag'), top=10, tag='a'
+    )
+    words = ['--detail', 'brief', '--set', 'epochs=1']
+    for more, said, again in (
+        (['--set', 'top=20', '--set', 'tag=2026'], 'shown 20 2026', False),
+        (['--set', 'top=20', '--set', 'tag=2026'], 'shown 20 2026', True),
+        (['--set', 'top=30'], 'shown 30 a', False),
+        ([], 'shown 10 a', False),
+        ([], 'shown 10 a', True),
+    ):
+        done = of_template(*words, *more)
+        assert done.exit_code == 0 and ('finished' in done.output) == again, done.output
+        (result,) = results(tmp_path)
+        assert said in result.with_name('report.ipynb').read_text()
+    with_parameters(tmp_path / 'mine.ipynb', '', ('tracker',), tracker='')
+    assert 'has a parameter tracker, as `report` has one' in of_template().output
 
 
 def test_a_zero_of_an_own_template_is_the_recipes_or_asked_for(tmp_path, monkeypatch):
