@@ -668,7 +668,7 @@ def _check_shown(config: Config) -> None:
     said = os.environ.get(EXECUTED, '{}')
     if said == '{}':
         return
-    meant = Config.model_validate_json(said)
+    config, meant = map(Config.model_validate_json, (config.model_dump_json(), said))
     if config.hash != meant.hash:
         names = [n for n in Config.model_fields if getattr(config, n) != getattr(meant, n)]
         runs, says = (
